@@ -1,0 +1,961 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import struct
+import threading
+import time
+import tracemalloc
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vpcodec import tokenfile
+from vpcodec.tokenfile import (
+    AUDIO,
+    CODINGS,
+    MAX_BLOCKS,
+    RAW,
+    TokenFileError,
+    TokenHeader,
+    TokenReader,
+    TokenWriter,
+    raw_bytes,
+    read_tokens,
+    verify,
+    write_tokens,
+)
+
+ROOT = Path(__file__).parent
+VECTORS = json.loads((ROOT / "resources/tok/vectors.json").read_text(encoding="utf-8"))
+
+
+class Pipe(io.RawIOBase):
+    """A stream that cannot seek, gives a few bytes at a time and remembers what was asked."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position, self.asked = data, 0, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        assert size > 0
+        self.asked = max(self.asked, self.position + size)
+        chunk = self.data[self.position : self.position + min(size, 7)]
+        self.position += len(chunk)
+        return chunk
+
+
+def make_header(**fields) -> TokenHeader:
+    values = dict(
+        kind=AUDIO, model="speech-3k", fingerprint=bytes(range(16)), sample_rate=16000,
+        original_rate=16000, channels=1, n_samples=960, hop_length=96, codebook_size=117649,
+        block_frames=4,
+    )  # fmt: skip
+    return TokenHeader(**values | fields)
+
+
+def make_tokens(header: TokenHeader, n_frames: int | None = None, seed: int = 0) -> np.ndarray:
+    shape = (header.channels, header.n_frames if n_frames is None else n_frames)
+    return np.random.default_rng(seed).integers(0, header.codebook_size, shape)
+
+
+def dump(tokens: np.ndarray, header: TokenHeader, n_samples: int | None = None) -> bytes:
+    stream = io.BytesIO()
+    writer = TokenWriter(stream, header)
+    writer.write(tokens)
+    writer.close(n_samples)
+    return stream.getvalue()
+
+
+def load(data: bytes, **options) -> tuple[np.ndarray, TokenHeader]:
+    return read_tokens(io.BytesIO(data), **options)
+
+
+def header_bytes(header: TokenHeader) -> int:
+    return 59 + len(header.model.encode())
+
+
+def block_spans(data: bytes, header: TokenHeader) -> list[tuple[int, int]]:
+    """(start, end) of each block, read off the block headers."""
+    spans, start = [], header_bytes(header)
+    while data[start] != 255:
+        end = start + 10 + int.from_bytes(data[start + 1 : start + 4], "little")
+        spans.append((start, end))
+        start = end
+    return spans
+
+
+def mono() -> tuple[bytes, np.ndarray, TokenHeader]:
+    header = make_header()
+    tokens = make_tokens(header)
+    return dump(tokens, header), tokens, header
+
+
+def stereo() -> tuple[bytes, np.ndarray, TokenHeader]:
+    header = make_header(
+        channels=2, n_samples=None, original_rate=44100, codebook_size=1000, block_frames=5
+    )
+    tokens = make_tokens(header, 13)
+    return dump(tokens, header, 44100 * 13 * 96 // 16000), tokens, replace(header, n_samples=3439)
+
+
+SAMPLES = pytest.mark.parametrize("sample", [mono, stereo])
+
+
+def assert_nothing_wrong(found: np.ndarray, tokens: np.ndarray) -> None:
+    """Each frame is right and in its place, or marked as lost."""
+    n = min(found.shape[1], tokens.shape[1])
+    kept = (found[:, :n] >= 0).all(axis=0)
+    assert (found[:, :n][:, kept] == tokens[:, :n][:, kept]).all()
+    assert (found[:, n:] == -1).all()
+
+
+# ------------------------------------------------------------------------------------ round trips
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_round_trip(data):
+    block_frames = data.draw(st.sampled_from([1, 2, 3, 7, 64]))
+    n_frames = data.draw(
+        st.sampled_from([0, 1, block_frames - 1, block_frames, block_frames + 1])
+        | st.integers(0, 200)
+    )
+    known = data.draw(st.booleans())
+    hop = data.draw(st.integers(1, 500))
+    n_samples = max(0, n_frames * hop - data.draw(st.integers(0, hop - 1)))
+    header = make_header(
+        channels=data.draw(st.integers(1, 6)),
+        codebook_size=data.draw(st.integers(2, 2**32) | st.sampled_from([2, 3, 2**16, 2**32])),
+        hop_length=hop,
+        block_frames=block_frames,
+        n_samples=n_samples if known else None,
+    )
+    tokens = make_tokens(header, n_frames, seed=data.draw(st.integers(0, 99)))
+    if data.draw(st.booleans()):
+        tokens[:] = header.codebook_size - 1
+    whole = dump(tokens, header, n_samples)
+    for source in (io.BytesIO(whole), Pipe(whole)):
+        found, full = read_tokens(source)
+        assert found.dtype == np.int64 and found.shape == tokens.shape
+        assert (found == tokens).all()
+        assert full == replace(header, n_samples=n_samples)
+
+    stream = io.BytesIO()
+    writer = TokenWriter(stream, header)
+    cuts = sorted(data.draw(st.lists(st.integers(0, n_frames), max_size=4)))
+    for part in np.split(tokens, cuts, axis=1):
+        writer.write(part)
+    writer.close(n_samples)
+    assert stream.getvalue() == whole, "the bytes depend on how the tokens came"
+
+
+@given(
+    st.integers(0, 10**8), st.integers(1, 2**18), st.integers(1, 2**18), st.integers(1000, 2**20)
+)
+def test_frame_counts_are_exact(n_samples, sample_rate, original_rate, hop):
+    header = make_header(
+        n_samples=n_samples, sample_rate=sample_rate, original_rate=original_rate, hop_length=hop,
+        block_frames=2**16 - 1,
+    )  # fmt: skip
+    samples, frames = header.model_samples, header.n_frames
+    assert (samples - 1) * original_rate < n_samples * sample_rate <= samples * original_rate
+    assert (frames - 1) * hop < samples <= frames * hop
+
+
+def test_header_rates():
+    header = make_header(channels=2)
+    assert header.frame_rate == pytest.approx(166.667, abs=1e-3)
+    assert header.bits_per_token == pytest.approx(16.844, abs=1e-3)
+    assert header.nominal_bitrate == pytest.approx(2 * 2807.4, abs=0.2)
+    assert make_header(
+        n_samples=np.int64(2**48), hop_length=2**20, block_frames=2**15
+    ) == make_header(n_samples=2**48, hop_length=2**20, block_frames=2**15)
+    unknown = make_header(n_samples=None)
+    assert unknown.model_samples is None and unknown.n_frames is None
+
+
+@pytest.mark.parametrize("codebook_size", [2, 3, 5, 1000, 16384, 117649, 2**32 - 1, 2**32])
+def test_raw_payload_is_the_least_that_holds_every_block(codebook_size):
+    for n in (1, 2, 3, 31, 64, 65, 513):
+        size = raw_bytes(codebook_size, n)
+        assert 256 ** (size - 1) < codebook_size**n <= 256**size
+        header = make_header(codebook_size=codebook_size, n_samples=96 * n, block_frames=n)
+        start, end = block_spans(dump(make_tokens(header), header), header)[0]
+        assert end - start == 10 + size
+
+
+def test_overhead_of_ten_seconds():
+    header = make_header(n_samples=160_000, block_frames=512)
+    data = dump(make_tokens(header), header)
+    result = verify(io.BytesIO(data))
+    assert (result.frames, result.blocks) == (1667, 4)
+    assert result.total_bytes == len(data)
+    assert len(data) - result.payload_bytes <= 100 + 12 * result.blocks
+    assert len(data) <= 100 + 12 * 4 + 4 + 1667 * header.bits_per_token / 8
+
+
+# ------------------------------------------------------------------------------ the format itself
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_golden_vectors(name):
+    fields = dict(VECTORS[name])
+    tokens = np.array(fields.pop("tokens"), np.int64)
+    fields["fingerprint"] = bytes.fromhex(fields["fingerprint"])
+    known, n_samples = fields.pop("known"), fields.pop("n_samples")
+    header = TokenHeader(kind=AUDIO, n_samples=n_samples if known else None, **fields)
+    path = ROOT / f"resources/tok/{name}.tok"
+    assert dump(tokens, header, n_samples) == path.read_bytes()
+    found, full = read_tokens(path)
+    assert (found == tokens).all() and found.shape == tokens.shape
+    assert full == replace(header, n_samples=n_samples)
+
+
+def test_the_documentation_shows_the_vectors():
+    text = (ROOT.parent / "docs/token-format.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^```tok (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    assert set(shown) == {"mono", "stereo-piped"}
+    for name, lines in shown.items():
+        data = b"".join(bytes.fromhex(line[:27]) for line in lines.splitlines())
+        assert data == (ROOT / f"resources/tok/{name}.tok").read_bytes()
+
+
+def test_a_shorter_coding_is_used_and_an_unknown_one_named(monkeypatch):
+    def pack(tokens, header):
+        return zlib.compress(tokens.astype("<u4").tobytes())
+
+    def unpack(payload, n_frames, header):
+        tokens = np.frombuffer(zlib.decompress(payload), "<u4").astype(np.int64)
+        return tokens.reshape(n_frames, header.channels)
+
+    header = make_header(channels=2, n_samples=96 * 200, block_frames=100)
+    tokens = make_tokens(header)
+    tokens[:, 100:] = 7
+    with monkeypatch.context() as patch:
+        patch.setitem(CODINGS, 1, (pack, unpack))
+        data = dump(tokens, header)
+        assert [data[start] for start, _ in block_spans(data, header)] == [RAW, 1]
+        assert (load(data)[0] == tokens).all()
+    with pytest.raises(TokenFileError, match="block 1: unknown coding id 1"):
+        load(data)
+
+
+def test_a_number_too_large_for_its_block_is_damage():
+    header = make_header(codebook_size=3, n_samples=96 * 5, block_frames=5)
+    data = bytearray(dump(np.full((1, 5), 2), header))
+    start, end = block_spans(data, header)[0]
+    assert data[end - 1] == 3**5 - 1
+    data[end - 1] = 3**5
+    check = zlib.crc32(data[start : start + 6] + data[end - 1 : end])
+    data[start + 6 : start + 10] = struct.pack("<I", check)
+    with pytest.raises(TokenFileError, match="block 0"):
+        load(bytes(data))
+
+
+# --------------------------------------------------------------------------------------- misuse
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(kind=0), dict(kind=2), dict(model=""), dict(model="x" * 65), dict(model="é" * 33),
+        dict(model="a\nb"), dict(model=None), dict(fingerprint=bytes(15)),
+        dict(fingerprint="0" * 16),
+        dict(sample_rate=0), dict(sample_rate=16000.0), dict(sample_rate=2**24 + 1),
+        dict(original_rate=0), dict(channels=0), dict(channels=256), dict(n_samples=-1),
+        dict(n_samples=2**48 + 1), dict(n_samples=96 * 4 * MAX_BLOCKS + 1), dict(hop_length=0),
+        dict(hop_length=2**20 + 1), dict(codebook_size=1), dict(codebook_size=2**32 + 1),
+        dict(block_frames=0), dict(block_frames=2**16), dict(channels=255, block_frames=515),
+    ],
+)  # fmt: skip
+def test_wrong_header_fields_are_refused(fields):
+    with pytest.raises(TokenFileError) as caught:
+        make_header(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.array([[0, 117649]]), "token 117649 "),
+        (np.array([[-3, 0]]), "token -3 "),
+        (np.zeros((1, 3), np.int32), "int32"),
+        (np.zeros((1, 3)), "float64"),
+        ([[1, 2]], "list"),
+        (np.zeros(3, np.int64), r"\(3,\)"),
+        (np.zeros((2, 3), np.int64), r"\(2, 3\)"),
+    ],
+)
+def test_wrong_tokens_are_refused(tokens, message):
+    stream = io.BytesIO()
+    writer = TokenWriter(stream, make_header())
+    with pytest.raises(ValueError, match=message):
+        writer.write(tokens)
+    writer.write(make_tokens(make_header()))
+    writer.close()
+    assert verify(io.BytesIO(stream.getvalue())).ok, "a refused write left something behind"
+
+
+def test_the_length_must_be_said_once_and_fit_the_frames():
+    for header, frames, n_samples in (
+        (make_header(), 9, None),
+        (make_header(), 11, None),
+        (make_header(), 10, 961),
+        (make_header(n_samples=None), 10, None),
+        (make_header(n_samples=None), 10, 961),
+        (make_header(n_samples=None), 0, 2**60),
+    ):
+        with pytest.raises(TokenFileError):
+            dump(make_tokens(header, frames), header, n_samples)
+    header = make_header()
+    assert dump(make_tokens(header), header, 960) == dump(make_tokens(header), header)
+
+
+def test_a_closed_writer_refuses_more():
+    writer = TokenWriter(io.BytesIO(), make_header(n_samples=0))
+    writer.close()
+    with pytest.raises(ValueError):
+        writer.close()
+    with pytest.raises(ValueError):
+        writer.write(np.zeros((1, 1), np.int64))
+
+
+# --------------------------------------------------------------------------- damage, strict reading
+
+
+def seekable_tokens(data: bytes) -> None:
+    reader = TokenReader(io.BytesIO(data))
+    reader.read_trailer()
+    list(reader)
+
+
+READERS = (load, lambda data: read_tokens(Pipe(data)), seekable_tokens)
+
+
+@SAMPLES
+def test_every_flipped_bit_is_noticed(sample):
+    data, _, _ = sample()
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        for read in READERS:
+            with pytest.raises(TokenFileError):
+                read(bytes(changed))
+        result = verify(io.BytesIO(changed))
+        assert not result.ok and result.error
+
+
+@SAMPLES
+def test_every_truncation_is_noticed(sample):
+    data, _, _ = sample()
+    for size in range(len(data)):
+        for read in READERS:
+            with pytest.raises(TokenFileError):
+                read(data[:size])
+        assert not verify(Pipe(data[:size])).ok
+
+
+@SAMPLES
+def test_data_behind_the_end_is_noticed_but_not_read(sample):
+    data, tokens, _ = sample()
+    for more in (b"\0", b"\xff", b"\n", data):
+        for read in READERS:
+            with pytest.raises(TokenFileError):
+                read(data + more)
+    pipe = Pipe(data + data)
+    result = verify(pipe)
+    assert not result.ok and "after the end" in result.error and not result.damaged
+    assert pipe.asked == len(data) + 1
+    assert result.total_bytes == len(data)
+    assert (load(data + data, recover=True)[0] == tokens).all()
+
+
+@SAMPLES
+def test_damage_names_its_block(sample):
+    data, _, header = sample()
+    for number, (start, end) in enumerate(block_spans(data, header)):
+        for place in (start, start + 2, start + 4, start + 7, start + 10, end - 1):
+            changed = bytearray(data)
+            changed[place] ^= 16
+            with pytest.raises(TokenFileError, match=f"^block {number}: "):
+                load(bytes(changed))
+
+
+def test_swapped_doubled_and_missing_blocks_are_noticed():
+    header = make_header(n_samples=None)
+    data = dump(make_tokens(header, 12), header, 12 * 96)
+    (a, b), (_, c), (_, d) = block_spans(data, header)
+    head, first, second, third, tail = data[:a], data[a:b], data[b:c], data[c:d], data[d:]
+    for blocks in (second + first + third, first + first + third, first + third, first + second,
+                   first + second + third + third):  # fmt: skip
+        with pytest.raises(TokenFileError):
+            load(head + blocks + tail)
+    found, _ = load(head + first + third + tail, recover=True)
+    assert (found[0] == -1).tolist() == [False] * 4 + [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"RIFF" + bytes(99), "not a token file$"),
+        (b"\x89TO", "ends inside its header"),
+        (mono()[0].replace(b"\r\n", b"\n"), "transfer as text"),
+        (mono()[0].replace(b"\n", b"\r\n"), "transfer as text"),
+        (bytes(byte & 127 for byte in mono()[0]), "not a token file$"),
+    ],
+)
+def test_what_is_no_token_file(data, message):
+    with pytest.raises(TokenFileError, match=message):
+        load(data)
+    assert not verify(io.BytesIO(data)).ok
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "message"),
+    [
+        (9, b"\2", "format version 2"),
+        (10, b"\2", "kind 2"),
+        (10, b"\0", "kind 0"),
+        (11, b"\0", "channels"),
+        (12, bytes(4), "sample_rate"),
+        (16, b"\xff" * 4, "original_rate"),
+        (20, b"\xfe" + b"\xff" * 7, "n_samples"),
+        (20, struct.pack("<Q", 2**48), "n_samples"),
+        (28, b"\xff" * 4, "hop_length"),
+        (32, bytes(4), "codebook_size"),
+        (36, bytes(2), "block_frames"),
+        (11, b"\xff", "tokens"),
+        (54, b"\xff", "model name"),
+        (54, b"\0", "damaged"),
+        (55, b"\xff", "UTF-8"),
+        (55, b"\x1b", "printable"),
+    ],
+)
+def test_absurd_headers_are_refused_before_anything_is_allocated(offset, field, message):
+    header = make_header(n_samples=0, block_frames=2**16 - 1)
+    data = bytearray(dump(make_tokens(header), header))
+    data[offset : offset + len(field)] = field
+    data[64:68] = struct.pack("<I", zlib.crc32(data[:64]))
+    tracemalloc.start()
+    with pytest.raises(TokenFileError, match=message):
+        load(bytes(data), recover=True)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_absurd_blocks_and_trailers_are_refused_before_anything_is_allocated():
+    header = make_header(n_samples=None, channels=255, codebook_size=2**32, block_frames=512)
+    start = dump(make_tokens(header, 0), header, 0)[: header_bytes(header)]
+    for record in (
+        struct.pack("<IHI", 0 | 0xFFFFFF << 8, 512, 0),
+        struct.pack("<IHI", 0 | 1021 << 8, 1, 0),
+        struct.pack("<IHI", 0 | 100 << 8, 0, 0),
+        struct.pack("<IHI", 0 | 100 << 8, 513, 0),
+        struct.pack("<IQQ", 255 | 0xFFFFFF << 8, 2**60, 2**60),
+        struct.pack("<IQQ", 255 | 3 << 8, 2**60, 2**60) + bytes(9),
+    ):
+        pipe = Pipe(start + record)
+        tracemalloc.start()
+        with pytest.raises(TokenFileError):
+            read_tokens(pipe)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+        tracemalloc.stop()
+        assert pipe.asked <= len(start) + 31
+
+
+def test_a_file_that_lost_more_than_memory_is_not_filled_in():
+    header = make_header(n_samples=96 * 2**32, block_frames=2**16 - 1)
+    data = dump(np.zeros((1, 0), np.int64), replace(header, n_samples=None), 0)
+    data = data[:20] + struct.pack("<Q", header.n_samples) + data[28:64]
+    data += struct.pack("<I", zlib.crc32(data))
+    with pytest.raises(TokenFileError, match="tokens are lost"):
+        load(data, recover=True)
+    result = verify(io.BytesIO(data))
+    assert result.frames == 2**32 and len(result.damaged) == result.blocks == 65538
+
+
+# ------------------------------------------------------------------------------------- recovering
+
+
+@SAMPLES
+@pytest.mark.parametrize("as_pipe", [False, True])
+def test_one_flipped_bit_costs_one_block_at_most(sample, as_pipe):
+    data, tokens, header = sample()
+    spans = block_spans(data, header)
+    for bit in range(8 * header_bytes(header), 8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        reader = TokenReader((Pipe if as_pipe else io.BytesIO)(bytes(changed)), recover=True)
+        found = [
+            np.full((header.channels, block.n_frames), -1) if block.tokens is None else block.tokens
+            for block in reader
+        ]
+        found = np.concatenate(found, axis=1)
+        hit = [i for i, (start, end) in enumerate(spans) if start <= bit // 8 < end]
+        assert reader.damaged == hit and reader.error
+        assert found.shape == tokens.shape
+        assert_nothing_wrong(found, tokens)
+        assert (found == -1).sum() <= header.channels * header.block_frames
+        assert reader.n_frames == header.n_frames
+        if hit or sample is mono:
+            assert reader.n_samples == header.n_samples
+        else:  # the trailer is lost, and with it the length
+            assert reader.n_samples == 13 * 96 * 44100 // 16000
+
+
+def test_recovering_from_truncation_keeps_the_length_if_the_header_has_it():
+    data, tokens, header = mono()
+    spans = block_spans(data, header)
+    for size in range(header_bytes(header), len(data)):
+        found, full = load(data[:size], recover=True)
+        whole = sum(end <= size for _, end in spans)
+        assert full == header and found.shape == tokens.shape
+        assert (found[:, : 4 * whole] == tokens[:, : 4 * whole]).all()
+        assert (found[:, 4 * whole :] == -1).all()
+
+
+def test_recovering_a_piped_file_that_was_cut_off_keeps_the_whole_blocks():
+    data, tokens, header = stereo()
+    spans = block_spans(data, header)
+    for size in range(header_bytes(header), len(data)):
+        found, full = load(data[:size], recover=True)
+        frames = min(13, 5 * sum(end <= size for _, end in spans))
+        assert found.shape == (2, frames) and (found == tokens[:, :frames]).all()
+        assert full.n_samples == frames * 96 * 44100 // 16000 and full.n_frames == frames
+
+
+@SAMPLES
+def test_garbage_between_any_two_bytes_costs_one_block_at_most(sample):
+    data, tokens, header = sample()
+    random = np.random.default_rng(1).bytes
+    for place in range(header_bytes(header), len(data)):
+        for garbage in (b"\0" * 9, b"\xff" * 40, random(1), random(3000)):
+            found, _ = load(data[:place] + garbage + data[place:], recover=True)
+            assert found.shape == tokens.shape
+            assert_nothing_wrong(found, tokens)
+            inside = any(start < place < end for start, end in block_spans(data, header))
+            assert (found[0] == -1).sum() <= (header.block_frames if inside else 0)
+
+
+@pytest.mark.parametrize("lost", [[0], [2], [5], [0, 5], [1, 2, 3], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("filler", ["zeros", "ones", "random", "cut"])
+@pytest.mark.parametrize("known", [True, False])
+def test_lost_blocks_keep_the_time_of_the_others(lost, filler, known):
+    header = make_header(n_samples=96 * 350 if known else None, block_frames=64, channels=2)
+    tokens = make_tokens(header, 350)
+    data = dump(tokens, header, 96 * 350)
+    changed = bytearray(data)
+    for number in reversed(lost):
+        start, end = block_spans(data, header)[number]
+        fill = {
+            "zeros": bytes(end - start),
+            "ones": b"\xff" * (end - start),
+            "random": np.random.default_rng(number).bytes(end - start),
+            "cut": b"",
+        }
+        changed[start:end] = fill[filler]
+    result = verify(io.BytesIO(changed))
+    assert not result.ok and (result.frames, result.n_samples) == (350, 96 * 350)
+    assert result.blocks == 6
+    found, full = load(bytes(changed), recover=True)
+    assert found.shape == tokens.shape and full.n_samples == 96 * 350
+    assert_nothing_wrong(found, tokens)
+    assert set(lost) <= set(result.damaged)
+    if filler != "cut" or len(lost) == 1:
+        assert result.damaged == tuple(lost)
+
+
+def test_a_search_sees_over_the_edges_of_its_window():
+    header = make_header()
+    tokens = make_tokens(header)
+    data = dump(tokens, header)
+    start = block_spans(data, header)[1][0]
+    for size in range(2**16 - 24, 2**16 + 2):
+        found, _ = load(data[:start] + b"\x01" * size + data[start:], recover=True)
+        assert (found == tokens).all()
+
+
+def test_much_garbage_loses_nothing_behind_it():
+    data, tokens, header = stereo()
+    start = block_spans(data, header)[1][0]
+    garbage = np.random.default_rng(3).bytes(4_000_000)
+    found, _ = load(data[:start] + garbage + data[start:], recover=True)
+    assert (found == tokens).all()
+
+
+def test_a_block_that_claims_a_far_place_is_not_believed():
+    data = craft(UNKNOWN, [(5, 4), (50_000, 4), (1, 4)], 12, 1152)
+    reader = TokenReader(io.BytesIO(data), recover=True)
+    assert [block.index for block in reader if block.tokens is not None] == [1]
+    assert (reader.n_frames, reader.damaged) == (12, [0, 2])
+
+
+def test_the_first_damage_is_the_one_reported():
+    data, _, header = mono()
+    changed = bytearray(data)
+    for number in (0, 2):
+        changed[block_spans(data, header)[number][0] + 12] ^= 1
+    result = verify(io.BytesIO(changed))
+    assert result.damaged == (0, 2) and result.error.startswith("block 0: ")
+
+
+def test_flipped_bits_in_a_check_do_not_make_a_block_of_another_number():
+    header = make_header(n_samples=96 * 200, block_frames=2, codebook_size=2)
+    tokens = make_tokens(header)
+    data = dump(tokens, header)
+    place = block_spans(data, header)[0][0] + 6
+    check = struct.unpack_from("<I", data, place)[0]
+    for one in range(32):
+        for two in range(one + 1):
+            changed = bytearray(data)
+            struct.pack_into("<I", changed, place, check ^ (1 << one | 1 << two))
+            found, _ = load(bytes(changed), recover=True)
+            assert (found[0] == -1).tolist() == [True] * 2 + [False] * 198
+            assert_nothing_wrong(found, tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_damage_shifts_a_frame(data):
+    header = make_header(channels=2, codebook_size=5000, block_frames=16, n_samples=None)
+    tokens = make_tokens(header, 200)
+    changed = bytearray(dump(tokens, header, 200 * 96))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(header_bytes(header), len(changed)))
+        size = data.draw(st.integers(0, 300))
+        changed[start : start + size] = data.draw(st.binary(max_size=300))
+    found, _ = load(bytes(changed), recover=True)
+    assert_nothing_wrong(found, tokens)
+
+
+def craft(header: TokenHeader, blocks, n_frames: int, n_samples: int, index: bytes | None = None):
+    """A file with right checksums and (number, frames) of each block and totals as told."""
+    data = dump(make_tokens(header, 0), replace(header, n_samples=None), 0)[: header_bytes(header)]
+    if header.n_samples is not None:
+        data = data[:20] + struct.pack("<Q", header.n_samples) + data[28:-4]
+        data += struct.pack("<I", zlib.crc32(data))
+    sizes = []
+    for number, frames in blocks:
+        payload = bytes(raw_bytes(header.codebook_size, frames * header.channels))
+        head = struct.pack("<IH", RAW | len(payload) << 8, frames)
+        check = zlib.crc32(head + payload) ^ number * 0x9E3779B1 % 2**32
+        data += head + struct.pack("<I", check) + payload
+        sizes.append(10 + len(payload))
+    index = bytes(sizes) if index is None else index
+    word = struct.pack("<I", 255 | len(index) << 8)
+    trailer = word + struct.pack("<QQ", n_frames, n_samples) + index + word
+    return data + trailer + struct.pack("<I", zlib.crc32(trailer))
+
+
+KNOWN, UNKNOWN = make_header(n_samples=600), make_header(n_samples=None)  # 7 frames, blocks of 4
+
+
+@pytest.mark.parametrize("header", [KNOWN, UNKNOWN])
+def test_what_agrees_is_read(header):
+    found, full = load(craft(header, [(0, 4), (1, 3)], 7, 600))
+    assert found.tolist() == [[0] * 7] and full.n_samples == 600
+
+
+@pytest.mark.parametrize("header", [KNOWN, UNKNOWN])
+@pytest.mark.parametrize(
+    ("blocks", "n_frames", "n_samples", "index"),
+    [
+        ([(0, 4), (1, 3)], 7, 500, None),
+        ([(0, 4), (1, 3)], 6, 600, None),
+        ([(0, 4), (1, 3)], 6, 500, None),
+        ([(0, 4), (1, 3)], 8, 700, None),
+        ([(0, 4), (1, 4)], 7, 600, None),
+        ([(0, 4), (1, 2)], 7, 600, None),
+        ([(0, 4)], 7, 600, None),
+        ([(0, 4)], 7, 600, b"\x13\x13"),
+        ([(0, 3), (1, 4)], 7, 600, None),
+        ([(0, 4), (1, 3), (2, 1)], 7, 600, None),
+        ([(0, 4), (1, 3), (2, 1)], 9, 864, None),
+        ([(0, 4), (1, 3)], 7, 600, b"\x13"),
+        ([(0, 4), (1, 3)], 7, 600, b"\x13\x13"),
+        ([(0, 4), (1, 3)], 7, 600, b"\x13\x11\x00"),
+        ([(0, 4), (1, 3)], 7, 600, b"\x13\x91\x00"),
+        ([(0, 4), (1, 3)], 7, 600, b"\x13\x91"),
+        ([(1, 3), (0, 4)], 7, 600, None),
+        ([], 7, 600, None),
+        ([], 0, 600, None),
+    ],
+)
+def test_what_disagrees_is_damage_though_every_checksum_is_right(
+    header, blocks, n_frames, n_samples, index
+):
+    data = craft(header, blocks, n_frames, n_samples, index)
+    for read in READERS:
+        with pytest.raises(TokenFileError):
+            read(data)
+    assert not verify(io.BytesIO(data)).ok
+
+
+def test_the_header_decides_how_many_frames_are_due():
+    with pytest.raises(TokenFileError, match="header"):
+        load(craft(KNOWN, [(0, 4), (1, 3)], 7, 599))
+    data = craft(KNOWN, [(0, 3), (1, 3)], 7, 600)
+    with pytest.raises(TokenFileError, match=r"^block 0: 3 frames where 4 are due"):
+        load(data)
+    assert load(data, recover=True)[0].tolist() == [[-1] * 4 + [0] * 3]
+
+
+@pytest.mark.parametrize("index", [b"\x13\x91", b"\x93\x80\x80\0\x11", b"\x13\x11\x80"])
+def test_seeking_refuses_an_index_that_is_none(index):
+    reader = TokenReader(io.BytesIO(craft(UNKNOWN, [(0, 4), (1, 3)], 7, 600, index)))
+    with pytest.raises(TokenFileError):
+        reader.seek_frame(4)
+
+
+def test_the_number_of_blocks_is_bounded(monkeypatch):
+    data = craft(UNKNOWN, [(0, 4), (1, 4), (2, 4)], 12, 1152)
+    assert verify(io.BytesIO(data)).ok
+    monkeypatch.setattr(tokenfile, "MAX_BLOCKS", 2)
+    with pytest.raises(TokenFileError, match="block 2"):
+        load(data)
+    with pytest.raises(TokenFileError, match="larger block_frames"):
+        TokenWriter(io.BytesIO(), UNKNOWN).write(make_tokens(UNKNOWN, 12))
+    monkeypatch.setattr(tokenfile, "MAX_BLOCKS", 3)
+    monkeypatch.setattr(tokenfile, "MAX_INDEX_BYTES", 2)
+    with pytest.raises(TokenFileError, match="trailer"):
+        load(data)
+
+
+def test_the_end_of_another_file_is_noticed():
+    header = make_header(n_samples=None)
+    short = dump(make_tokens(header, 4), header, 4 * 96)
+    long = dump(make_tokens(header, 9), header, 9 * 96)
+    with pytest.raises(TokenFileError, match="trailer"):
+        load(long[: block_spans(long, header)[1][1]] + short[block_spans(short, header)[0][1] :])
+
+
+# ------------------------------------------------------------------------------------------ fuzz
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.binary(max_size=400)
+    | st.lists(st.sampled_from([b"\0", b"\xff", b"\1", b"\4", b"\n\0\0\4\0"]), max_size=200).map(
+        b"".join
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_bytes_behind_a_header_are_an_error_or_lost(garbage, known, as_pipe):
+    header = make_header(n_samples=960 if known else None)
+    data = dump(make_tokens(header, 10), header, 960)[: header_bytes(header)] + garbage
+    source = Pipe if as_pipe else io.BytesIO
+    with pytest.raises(TokenFileError):
+        read_tokens(source(data))
+    found, _ = read_tokens(source(data), recover=True)
+    assert found.shape == (1, 10 if known else 0) and (found == -1).all()
+
+
+@pytest.mark.parametrize("record", [bytes.fromhex("0000f0070002"), b"\xff\0\0\x2f", b"\0", b"\xff"])
+def test_a_file_made_to_be_slow_is_not(record):
+    header = make_header(channels=255, codebook_size=2**32, block_frames=512, n_samples=None)
+    start = dump(make_tokens(header, 0), header, 0)[: header_bytes(header)]
+    data = start + record * (4_000_000 // len(record))
+    tracemalloc.start()
+    begin = time.process_time()
+    assert not verify(io.BytesIO(data)).ok
+    assert time.process_time() - begin < 5
+    assert tracemalloc.get_traced_memory()[1] < 16e6
+    tracemalloc.stop()
+
+
+# ---------------------------------------------------------------------------- streaming and seeking
+
+
+def test_a_pipe_gives_each_block_as_soon_as_it_is_written():
+    header = make_header(n_samples=None, channels=2)
+    tokens = make_tokens(header, 11)
+    read_end, write_end = os.pipe()
+    seen = threading.Semaphore(0)
+
+    def write() -> None:
+        with open(write_end, "wb", buffering=0) as stream:
+            writer = TokenWriter(stream, header)
+            for start in (0, 4, 8):
+                writer.write(tokens[:, start : start + 4])
+                if start < 8:
+                    assert seen.acquire(timeout=10), "the block did not come through"
+            writer.close(11 * 96 - 5)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with open(read_end, "rb") as stream:
+        reader = TokenReader(stream)
+        assert reader.n_samples is None and reader.n_frames is None
+        blocks = []
+        for block in reader:
+            blocks.append(block)
+            seen.release()
+    thread.join()
+    places = [(block.index, block.start_frame, block.n_frames) for block in blocks]
+    assert places == [(0, 0, 4), (1, 4, 4), (2, 8, 3)]
+    assert (np.concatenate([b.tokens for b in blocks], axis=1) == tokens).all()
+    assert (reader.n_samples, reader.n_frames, reader.damaged) == (11 * 96 - 5, 11, [])
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    header = make_header(n_samples=None, codebook_size=4096, block_frames=512)
+    chunk = make_tokens(header, 10_000)
+    n_chunks = 60  # one hour
+    writer = TokenWriter(io.BytesIO(), header)
+    tracemalloc.start()
+    writer.write(np.tile(chunk, 20))
+    assert tracemalloc.get_traced_memory()[0] < 1e6, "the writer keeps more than a block"
+    tracemalloc.reset_peak()
+    with open(tmp_path / "long.tok", "wb") as stream:
+        writer = TokenWriter(stream, header)
+        for _ in range(n_chunks):
+            writer.write(chunk)
+        writer.close(n_chunks * 10_000 * 96)
+    for recover in (False, True):
+        with open(tmp_path / "long.tok", "rb") as stream:
+            reader = TokenReader(stream, recover=recover)
+            assert sum(block.n_frames for block in reader) == n_chunks * 10_000
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@SAMPLES
+def test_seeking(sample):
+    data, tokens, header = sample()
+    for recover in (False, True):
+        for frame in range(header.n_frames + 1):
+            reader = TokenReader(skipped(b"before" + data, 6), recover=recover)
+            reader.seek_frame(frame)
+            blocks = list(reader)
+            assert reader.damaged == [] and reader.error is None
+            if frame < header.n_frames:
+                assert blocks[0].start_frame <= frame < blocks[0].start_frame + blocks[0].n_frames
+            for block in blocks:
+                stop = block.start_frame + block.n_frames
+                assert (block.tokens == tokens[:, block.start_frame : stop]).all()
+            if blocks:
+                assert stop == header.n_frames
+            reader.seek_frame(0)
+            assert sum(block.n_frames for block in reader) == header.n_frames
+        for frame in (-1, header.n_frames + 1):
+            with pytest.raises(ValueError, match=str(frame)):
+                reader.seek_frame(frame)
+
+
+def skipped(data: bytes, start: int) -> io.BytesIO:
+    stream = io.BytesIO(data)
+    stream.seek(start)
+    return stream
+
+
+def test_the_trailer_tells_the_length_up_front():
+    data, tokens, header = stereo()
+    reader = TokenReader(io.BytesIO(data))
+    first = next(iter(reader))
+    assert reader.n_samples is None
+    assert reader.read_trailer() == reader.n_samples == header.n_samples
+    assert reader.n_frames == 13
+    rest = [block.tokens for block in reader]
+    assert (np.concatenate([first.tokens, *rest], axis=1) == tokens).all()
+
+
+def test_seeking_needs_a_whole_trailer_and_a_stream_that_seeks():
+    data, _, _ = mono()
+    with pytest.raises(TokenFileError, match="seek"):
+        TokenReader(Pipe(data)).seek_frame(0)
+    for broken in (data[:-1], data + b"\0", data[:68], data[:72], data[:80] + data[81:]):
+        reader = TokenReader(io.BytesIO(broken), recover=True)
+        with pytest.raises(TokenFileError):
+            reader.seek_frame(0)
+        assert sum(block.n_frames for block in reader) == 10, "the reading position was lost"
+
+
+def test_seeking_over_a_damaged_block():
+    data, tokens, header = mono()
+    changed = bytearray(data)
+    changed[block_spans(data, header)[1][0] + 12] ^= 1
+    reader = TokenReader(io.BytesIO(changed), recover=True)
+    assert [block.tokens is None for block in reader] == [False, True, False]
+    reader.seek_frame(8)
+    assert [block.index for block in reader] == [2] and reader.damaged == []
+    reader.seek_frame(4)
+    assert next(iter(reader)).tokens is None
+    reader.seek_frame(0)
+    assert [block.index for block in reader] == [0, 1, 2] and reader.damaged == [1]
+    reader = TokenReader(io.BytesIO(changed))
+    reader.seek_frame(8)
+    assert (next(iter(reader)).tokens == tokens[:, 8:]).all()
+    reader.seek_frame(4)
+    with pytest.raises(TokenFileError, match="block 1"):
+        next(iter(reader))
+
+
+# -------------------------------------------------------------------------------------- on disk
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    header = make_header()
+    tokens = make_tokens(header)
+    path = tmp_path / ("n" * 250 + ".tok")
+    write_tokens(str(path), tokens, header)
+    assert (read_tokens(path)[0] == tokens).all()
+    before = path.read_bytes()
+
+    def interrupt(self, n_samples=None):
+        raise KeyboardInterrupt
+
+    with pytest.raises(TokenFileError):
+        write_tokens(path, tokens[:, 1:], header)
+    with pytest.raises(ValueError):
+        write_tokens(path, -1 - tokens, header)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TokenWriter, "close", interrupt)
+        write_tokens(path, tokens, header)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    write_tokens(path, tokens[:, ::-1].copy(), header)
+    assert (read_tokens(path)[0] == tokens[:, ::-1]).all() and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    header = make_header()
+    (tmp_path / "target.tok").write_bytes(b"")
+    (tmp_path / "link.tok").symlink_to("target.tok")
+    write_tokens(tmp_path / "link.tok", make_tokens(header), header)
+    assert (tmp_path / "link.tok").is_symlink() and verify(tmp_path / "target.tok").ok
+    os.mkfifo(tmp_path / "fifo")
+    results = []
+    thread = threading.Thread(target=lambda: results.append(verify(tmp_path / "fifo")))
+    thread.start()
+    write_tokens(tmp_path / "fifo", make_tokens(header), header)
+    thread.join()
+    assert results[0].ok and (tmp_path / "fifo").is_fifo()
+
+
+def test_verify_reports(tmp_path):
+    data, _, header = mono()
+    path = tmp_path / "a.tok"
+    path.write_bytes(data)
+    result = verify(path)
+    assert result == verify(Pipe(data))
+    assert (result.ok, result.error, result.header) == (True, None, header)
+    assert (result.blocks, result.damaged, result.frames, result.n_samples) == (3, (), 10, 960)
+    assert result.total_bytes == len(data) and result.payload_bytes == 9 + 9 + 5
+    with pytest.raises(FileNotFoundError):
+        verify(tmp_path / "none.tok")
+
+
+def test_importing_needs_no_more_than_numpy():
+    text = Path(tokenfile.__file__).read_text(encoding="utf-8")
+    assert "vpcodec" not in "".join(re.findall(r"^\s*(?:import|from) .*$", text, re.MULTILINE))

@@ -1,0 +1,5 @@
+"""`python -m vpcodec`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""The default backend: ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import onnxruntime as ort
+
+from ..hub import WEIGHTS, ModelError, ModelFolder
+
+State = dict[str, np.ndarray]
+
+
+class OnnxBackend:
+    """Runs encoder.onnx and decoder.onnx; each is loaded when it is first needed.
+
+    Args:
+        model: the folder.
+        threads: intra-op threads; None lets ONNX Runtime choose.
+        device: "cpu", "cuda" (needs onnxruntime-gpu) or "auto" (cuda where it is available).
+    """
+
+    def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
+        self.model = model
+        self.threads = threads
+        available = ort.get_available_providers()
+        if device == "cuda" and "CUDAExecutionProvider" not in available:
+            raise ModelError("device cuda: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
+        use_cuda = device != "cpu" and "CUDAExecutionProvider" in available
+        self.providers = ["CUDAExecutionProvider"] if use_cuda else []
+        self.providers.append("CPUExecutionProvider")
+
+    def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        return self._encoder.run(samples, state)
+
+    def decode(self, tokens: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        return self._decoder.run(tokens, state)
+
+    @cached_property
+    def _encoder(self) -> _Graph:
+        return self._load("encoder.onnx")
+
+    @cached_property
+    def _decoder(self) -> _Graph:
+        return self._load("decoder.onnx")
+
+    def _load(self, name: str) -> _Graph:
+        path = self.model.file(name)
+        self.model.file(WEIGHTS)  # the graphs read their weights from it
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        try:
+            session = ort.InferenceSession(str(path), options, providers=self.providers)
+        except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many kinds
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from None
+        return _Graph(session)
+
+
+class _Graph:
+    """One session with named states: input `past.X` goes with output `next.X`."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self.session = session
+        self.input, *states = session.get_inputs()
+        self.shapes = {s.name.removeprefix("past."): s.shape[1:] for s in states}
+        self.outputs = [o.name for o in session.get_outputs()]
+
+    def run(self, x: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        if state is None:
+            state = {
+                name: np.zeros((len(x), *shape), np.float32) for name, shape in self.shapes.items()
+            }
+        feed = {self.input.name: x} | {f"past.{name}": value for name, value in state.items()}
+        y, *following = self.session.run(self.outputs, feed)
+        names = (name.removeprefix("next.") for name in self.outputs[1:])
+        return y, dict(zip(names, following))

@@ -1,0 +1,66 @@
+"""The torch backend: the same model from model.safetensors, on any device that torch knows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..hub import WEIGHTS, ModelError, ModelFolder
+from ..models import AudioAutoencoder
+from ..models.layers import State, zero_state
+
+
+class TorchBackend:
+    """Runs the torch model in float32.
+
+    Args:
+        model: the folder.
+        threads: torch threads (a setting of the whole process); None leaves it.
+        device: "cpu", "cuda", ... or "auto" (cuda where it is available).
+    """
+
+    def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            self.model = load_model(model).to(self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without this device
+            raise ModelError(f"device {device}: {str(error).splitlines()[0]}") from None
+
+    def encode(self, samples: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
+        return self._run(self.model.encode, self.model.encoder_state, samples, state)
+
+    def decode(self, tokens: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
+        return self._run(self.model.decode, self.model.decoder_state, tokens, state)
+
+    @torch.inference_mode()
+    def _run(self, function, shapes, x: np.ndarray, past: dict | None) -> tuple[np.ndarray, dict]:
+        if past is None:
+            past = {k: v.to(self.device) for k, v in zero_state(shapes, len(x)).items()}
+        state = State(past)
+        y = function(torch.from_numpy(np.ascontiguousarray(x)).to(self.device), state)
+        return y.cpu().numpy(), state.next
+
+
+def load_model(folder: ModelFolder) -> AudioAutoencoder:
+    """The torch model of a folder, in eval mode, float32.
+
+    Raises:
+        ModelError: weights missing, damaged or of another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder.file(WEIGHTS)
+    model = AudioAutoencoder(folder.config).eval()
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{path}: weights do not fit the configuration ({reason})") from None
+    return model

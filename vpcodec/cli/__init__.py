@@ -1,0 +1,59 @@
+"""The command line: one thin module per command."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from . import decode, encode, export, info, models, train
+
+app = typer.Typer(
+    name="vpcodec",
+    help="A neural speech codec: audio to tokens and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("encode")(encode.encode)
+app.command("decode")(decode.decode)
+app.command("info")(info.info)
+app.command("models")(models.models)
+app.command("train")(train.train)
+app.command("export")(export.export)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from .. import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    from .common import USER_ERRORS, explain
+
+    try:
+        app()
+    except USER_ERRORS as error:
+        print(f"vpcodec: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("vpcodec: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,370 @@
+"""What the commands share: naming outputs, running many items, progress, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..audio import AudioError
+from ..config import ConfigError
+from ..hub import ModelError
+from ..tokenfile import TokenFileError
+
+
+class UsageError(ValueError):
+    """A command line that asks for something that cannot be done."""
+
+
+class MissingExtra(ImportError):
+    """A command whose optional packages are not installed."""
+
+
+USER_ERRORS = (
+    AudioError,
+    ConfigError,
+    ModelError,
+    TokenFileError,
+    UsageError,
+    MissingExtra,
+    OSError,
+)
+
+SHOW_AFTER = 2.0  # seconds before a progress bar appears
+
+
+def explain(error: BaseException) -> str:
+    """One line for a user."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    return " ".join(text.split())
+
+
+def need_extra(extra: str, *packages: str) -> None:
+    """Refuse in one line when the packages of an extra are missing."""
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"this command needs {', '.join(missing)}; install it with: "
+            f"pip install 'vpcodec[{extra}]'"
+        )
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file to process; "-" is a pipe."""
+
+    source: str
+    target: str
+
+
+def plan(
+    inputs: list[str],
+    output: str | None,
+    *,
+    find: Callable[[Path], Iterable[str]],
+    input_suffixes: Collection[str],
+    suffix: str,
+    output_suffixes: Collection[str],
+    force: bool,
+) -> tuple[list[Item], list[Item]]:
+    """Pair every input with its output: items to do, items that exist already.
+
+    The last of several inputs is the output when it is "-", has an output suffix, or is a folder
+    or looks like one. Without an output, results stand beside their inputs. A result whose name
+    the user gave is replaced; a name that was derived is kept unless `force`.
+
+    Raises:
+        UsageError: missing input, two inputs for one output, output equal to input.
+    """
+    if (
+        output is None
+        and len(inputs) > 1
+        and _is_output(inputs[-1], input_suffixes, output_suffixes)
+    ):
+        *inputs, output = inputs
+    single = len(inputs) == 1 and not os.path.isdir(inputs[0])
+    if single and inputs[0] == "-" and output is None:
+        output = "-"
+    if single and output is not None and not _is_folder(output):
+        if output != "-" and Path(output).suffix.lower() not in output_suffixes:
+            known = " ".join(sorted(output_suffixes))
+            raise UsageError(f"{output}: the suffix of the output must be one of {known}")
+        items = [Item(inputs[0], output)]
+        derived = False
+    else:
+        if output == "-":
+            raise UsageError("several files cannot go to one pipe")
+        if output is not None and os.path.exists(output) and not os.path.isdir(output):
+            raise UsageError(f"{output}: several inputs need a folder to go to")
+        items = list(_derive(inputs, output, find, suffix))
+        derived = True
+    _check(items)
+    if not derived or force:
+        return items, []
+    kept = [item for item in items if os.path.exists(item.target)]
+    return [item for item in items if item not in kept], kept
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) or path.endswith(os.sep)
+
+
+def _is_output(
+    last: str, input_suffixes: Collection[str], output_suffixes: Collection[str]
+) -> bool:
+    suffix = Path(last).suffix.lower()
+    if last == "-" or _is_folder(last) or suffix in output_suffixes:
+        return True
+    return not os.path.exists(last) and suffix not in input_suffixes
+
+
+def _derive(
+    inputs: list[str], output: str | None, find: Callable[[Path], Iterable[str]], suffix: str
+) -> Iterable[Item]:
+    relative = []  # (source, folder of the result, name relative to it)
+    for name in inputs:
+        if name == "-":
+            raise UsageError("a pipe cannot be one of several inputs, nor go to a folder")
+        path = Path(name)
+        if path.is_dir():
+            base = Path(output) if output is not None else path
+            relative += [(path / found, base, Path(found)) for found in find(path)]
+        else:
+            base = Path(output) if output is not None else path.parent
+            relative.append((path, base, Path(path.name)))
+    wanted = [base / name.with_suffix(suffix) for _, base, name in relative]
+    for (source, base, name), target in zip(relative, wanted):
+        if wanted.count(target) > 1 if len(wanted) < 1000 else _repeats(wanted)[target]:
+            target = base / f"{name}{suffix}"  # a.wav and a.flac: a.wav.tok and a.flac.tok
+        yield Item(str(source), str(target))
+
+
+def _repeats(paths: list[Path]) -> dict[Path, bool]:
+    from collections import Counter
+
+    return {path: count > 1 for path, count in Counter(paths).items()}
+
+
+def _check(items: list[Item]) -> None:
+    seen: dict[str, str] = {}
+    for item in items:
+        if "-" in (item.source, item.target):
+            continue
+        if os.path.realpath(item.source) == os.path.realpath(item.target):
+            raise UsageError(f"{item.source}: input and output are the same file")
+        other = seen.setdefault(os.path.realpath(item.target), item.source)
+        if other != item.source:
+            raise UsageError(f"{item.target}: both {other} and {item.source} would go there")
+
+
+class Progress:
+    """Samples done of all running items, on stderr when it is a terminal and takes a while."""
+
+    def __init__(self, label: str, n_items: int) -> None:
+        self._label = label
+        self._n_items = n_items
+        self._began = time.monotonic()
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+        self._items_done = 0
+        self._share: dict[str, float] = {}
+
+    def report(self, name: str, done: int, total: int | None) -> None:
+        """Item `name` has done `done` of `total` samples."""
+        with self._lock:
+            self._share[name] = done / total if total else 0.0
+            self._show()
+
+    def finish(self, name: str) -> None:
+        """Item `name` is done."""
+        with self._lock:
+            self._share.pop(name, None)
+            self._items_done += 1
+            self._show()
+
+    def _show(self) -> None:
+        if not sys.stderr.isatty() or time.monotonic() - self._began < SHOW_AFTER:
+            return
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._n_items)
+        self._bar.update(self._task, completed=self._items_done + sum(self._share.values()))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def run(
+    items: list[Item],
+    kept: list[Item],
+    work: Callable[[Item, Callable[[int, int | None], None]], dict[str, Any]],
+    *,
+    label: str,
+    jobs: int,
+    fail_fast: bool,
+    as_json: bool,
+) -> None:
+    """Process items, `jobs` at a time; print a line or, with `as_json`, a document of results.
+
+    Exits with 1 when some of several items failed (each is named on stderr); the failure of a
+    single item is raised.
+    """
+    results: list[dict[str, Any]] = []
+    failures: list[str] = []
+    progress = Progress(label, len(items))
+    single = len(items) == 1 and not kept
+
+    def one(item: Item) -> dict[str, Any]:
+        name = item.source
+        began = time.perf_counter()
+        made = _make_parent(item.target)
+        try:
+            row = work(item, lambda done, total: progress.report(name, done, total))
+        except BaseException:
+            for folder in made:  # leave no empty folders behind a failure
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break
+            raise
+        row["elapsed_seconds"] = round(time.perf_counter() - began, 3)
+        return {"source": item.source, "target": item.target} | row
+
+    try:
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            waiting = list(reversed(items))
+            running: dict[Future, Item] = {}
+            try:
+                while waiting or running:
+                    while waiting and len(running) < max(1, jobs):
+                        item = waiting.pop()
+                        running[pool.submit(one, item)] = item
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        item = running.pop(future)
+                        try:
+                            results.append(future.result())
+                        except BrokenPipeError:
+                            raise
+                        except (*USER_ERRORS, ValueError) as error:
+                            text = explain(error)
+                            if item.source not in text:
+                                text = f"{item.source}: {text}"
+                            if single:
+                                raise UsageError(text) from None
+                            failures.append(text)
+                            if fail_fast:
+                                waiting.clear()
+                        progress.finish(item.source)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    finally:
+        progress.close()
+    for item in kept:
+        print(f"vpcodec: {item.target}: exists, kept (--force replaces it)", file=sys.stderr)
+    for text in failures:
+        print(f"vpcodec: {text}", file=sys.stderr)
+    if as_json:
+        document = {
+            "results": results,
+            "kept": [item.target for item in kept],
+            "failed": failures,
+        }
+        out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
+        print(json.dumps(document, indent=2), file=out)
+    if failures:
+        print(f"vpcodec: {len(failures)} of {len(items)} failed", file=sys.stderr)
+        raise typer.Exit(1)
+    if not items and not kept:
+        raise UsageError("nothing to do: no files found")
+
+
+def _make_parent(target: str) -> list[Path]:
+    """Create the folders above a derived target; returns those created, deepest first."""
+    made: list[Path] = []
+    if target == "-":
+        return made
+    folder = Path(target).parent
+    while not folder.exists():
+        made.append(folder)
+        folder = folder.parent
+    if made:
+        made[0].mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def pipe_in() -> Any:
+    """Binary stdin; a terminal is refused."""
+    if sys.stdin.isatty():
+        raise UsageError("stdin is a terminal, not audio or tokens")
+    return sys.stdin.buffer
+
+
+def pipe_out() -> Any:
+    """Binary stdout; a terminal is refused."""
+    if sys.stdout.isatty():
+        raise UsageError("stdout is a terminal: binary output needs a file or a pipe")
+    return sys.stdout.buffer
+
+
+def load_codec(model: str, backend: str, device: str, threads: int | None, jobs: int) -> Any:
+    """The codec of a command; with several jobs, each file runs on one thread unless told."""
+    from ..backends import BACKENDS
+    from ..codec import Codec
+
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r} (one of {', '.join(BACKENDS)})")
+    if backend == "torch":
+        need_extra("train", "torch", "safetensors")
+    if threads is None and jobs > 1:
+        threads = 1
+    return Codec.from_pretrained(model, backend=backend, device=device, threads=threads)
+
+
+class CodecCache:
+    """Codecs by model name, each loaded once."""
+
+    def __init__(self, backend: str, device: str, threads: int | None, jobs: int) -> None:
+        self._settings = (backend, device, threads, jobs)
+        self._codecs: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def get(self, model: str) -> Any:
+        with self._lock:
+            if model not in self._codecs:
+                self._codecs[model] = load_codec(model, *self._settings)
+            return self._codecs[model]
+
+
+def describe(stats: Any) -> dict[str, Any]:
+    """FileStats as a row of the JSON document."""
+    return {
+        "seconds": round(stats.seconds, 6),
+        "sample_rate": stats.sample_rate,
+        "channels": stats.channels,
+        "tokens": stats.n_frames * stats.channels,
+        "bytes": stats.n_bytes,
+        "bitrate": round(stats.bitrate, 1),
+        "damaged_blocks": stats.damaged,
+    }

@@ -1,0 +1,29 @@
+"""vpcodec export: a training run to a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from . import options
+
+
+def export(
+    run: Path = typer.Argument(..., help="Run folder of `vpcodec train`."),
+    output: Path = typer.Option(..., "--output", "-o", help="Model folder to make."),
+    force: bool = options.FORCE,
+) -> None:
+    """Export a run to ONNX, safetensors and config.json, checked against torch first."""
+    from . import common
+
+    common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")
+    from ..export import ExportError, export_run
+    from ..training.checkpoints import CheckpointError
+
+    try:
+        export_run(run, output, force=force)
+    except (CheckpointError, ExportError, FileExistsError) as error:
+        raise common.UsageError(str(error)) from None
+    size = sum(path.stat().st_size for path in output.iterdir())
+    typer.echo(f"{output}: {size / 2**20:.1f} MiB; try: vpcodec encode in.wav -m {output}")

@@ -1,0 +1,121 @@
+"""vpcodec info: what a token file or a model is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from . import options
+
+
+def info(
+    target: str = typer.Argument(..., metavar="FILE|MODEL", help="A .tok file, - or a model."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Describe a token file (and check it wholly) or a model."""
+    from . import common
+
+    if target == "-" or os.path.isfile(target) or target.endswith(".tok"):
+        facts, error = _token_facts(target)
+    else:
+        facts, error = _model_facts(target), None
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        width = max(len(name) for name in facts)
+        for name, value in facts.items():
+            typer.echo(f"{name.replace('_', ' '):<{width}}  {_show(value)}")
+    if error is not None:
+        raise common.UsageError(f"{target}: {error}")
+
+
+def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
+    from ..tokenfile import TokenFileError, verify
+    from . import common
+
+    found = verify(common.pipe_in() if target == "-" else target)
+    header = found.header
+    if header is None:
+        raise TokenFileError(f"{target}: {found.error}")
+    seconds = found.n_samples / header.original_rate
+    tokens = found.frames * header.channels
+    return {
+        "file": target,
+        "model": header.model,
+        "fingerprint": header.fingerprint.hex(),
+        "duration_seconds": round(seconds, 6),
+        "original_rate": header.original_rate,
+        "model_rate": header.sample_rate,
+        "channels": header.channels,
+        "samples": found.n_samples,
+        "tokens": tokens,
+        "tokens_per_second": round(header.frame_rate * header.channels, 3),
+        "codebook_size": header.codebook_size,
+        "nominal_bitrate": round(header.nominal_bitrate, 1),
+        "real_bitrate": round(8 * found.total_bytes / seconds, 1) if seconds else None,
+        "bytes": found.total_bytes,
+        "blocks": found.blocks,
+        "damaged_blocks": list(found.damaged),
+        "checksums": "ok" if found.ok else found.error,
+    }, found.error
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    from ..hub import WEIGHTS, open_model
+
+    model = open_model(name)
+    config = model.config
+    for file in model.files:
+        model.file(file)
+    return {
+        "model": config.name,
+        "description": config.description,
+        "license": config.license,
+        "path": str(model.path),
+        "fingerprint": model.fingerprint.hex(),
+        "sample_rate": config.sample_rate,
+        "hop_length": config.hop_length,
+        "tokens_per_second": round(config.frame_rate, 3),
+        "codebook_size": config.codebook_size,
+        "quantizer": f"{config.quantizer.type} {list(config.quantizer.levels)}",
+        "nominal_bitrate": round(config.bitrate, 1),
+        "latency_ms": round(config.latency * 1000, 1),
+        "parameters": _count_parameters(model.path / WEIGHTS),
+        "encoder": _stages(config.encoder_dims, config.encoder_depths, config.strides),
+        "decoder": _stages(config.decoder_dims, config.decoder_depths, config.strides[::-1]),
+        "transformer": (
+            f"{config.encoder_layers} + {config.decoder_layers} layers of "
+            f"{config.encoder_dims[-1]}, window {config.attention_window} tokens"
+        ),
+        "bytes": sum((model.path / file).stat().st_size for file in model.files),
+        "checksums": "ok",
+    }
+
+
+def _count_parameters(path: Path) -> int:
+    """Numbers in a safetensors file, from its header (the file's hash has been checked)."""
+    import math
+
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError("not a safetensors file")
+        table = json.loads(file.read(size))
+    table.pop("__metadata__", None)
+    return sum(math.prod(entry["shape"]) for entry in table.values())
+
+
+def _stages(dims: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]) -> str:
+    return ", ".join(f"{d}x{n} (stride {s})" for d, n, s in zip(dims, depths, strides))
+
+
+def _show(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

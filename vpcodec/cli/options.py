@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import typer
+
+from ..hub import DEFAULT_MODEL
+
+OUTPUT = typer.Option(None, "--output", "-o", help="Result: a file, a folder or -.")
+MODEL = typer.Option(
+    DEFAULT_MODEL, "--model", "-m", help="Model: bundled name, folder, or owner/name[@revision]."
+)
+BACKEND = typer.Option("onnx", help="What runs the model: onnx or torch.")
+DEVICE = typer.Option("auto", help="cpu, cuda or auto.")
+THREADS = typer.Option(None, min=1, help="CPU threads per file; default: the backend's choice.")
+JOBS = typer.Option(1, "--jobs", "-j", min=1, help="Files at the same time.")
+FORCE = typer.Option(False, "--force", "-f", help="Replace existing results.")
+FAIL_FAST = typer.Option(
+    False, "--fail-fast/--keep-going", help="Stop at the first file that fails."
+)
+JSON = typer.Option(False, "--json", help="Print a JSON document of the results.")

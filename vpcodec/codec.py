@@ -1,0 +1,446 @@
+"""Codec: what a user holds. Audio to tokens and back, as arrays, streams or files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .audio import AudioReader, AudioWriter, RawFormat, Resampler, resample
+from .backends import Backend, load_backend
+from .files import atomic_output
+from .hub import DEFAULT_MODEL, ModelFolder, open_model
+from .tokenfile import AUDIO, TokenFileError, TokenHeader, TokenReader, TokenWriter
+
+Source = str | os.PathLike[str] | BinaryIO
+Report = Callable[[int, int | None], None]  # samples done, samples in all if known
+
+CHUNK_SECONDS = 1.0  # audio that goes through the graphs at once; bounds memory
+
+
+class Codec:
+    """A model ready to encode and decode.
+
+    Args:
+        model: the folder, from `vpcodec.hub.open_model`.
+        backend: what runs it, from `vpcodec.backends.load_backend`.
+    """
+
+    def __init__(self, model: ModelFolder, backend: Backend) -> None:
+        self.model = model
+        self.config = model.config
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        *,
+        backend: str = "onnx",
+        threads: int | None = None,
+        device: str = "auto",
+    ) -> Codec:
+        """Load a bundled model, a folder, or `owner/name[@revision]` from the Hub.
+
+        Args:
+            name: which model.
+            backend: "onnx" (no torch needed) or "torch".
+            threads: CPU threads; None leaves the choice to the backend.
+            device: "cpu", "cuda" or "auto".
+
+        Raises:
+            ModelError: unknown or damaged model.
+            ValueError: unknown backend.
+        """
+        model = open_model(name)
+        return cls(model, load_backend(backend, model, threads=threads, device=device))
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that identify weights and configuration."""
+        return self.model.fingerprint
+
+    @property
+    def sample_rate(self) -> int:
+        """Audio rate of the model, Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token."""
+        return self.config.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def frame_rate(self) -> float:
+        """Tokens per second and channel."""
+        return self.config.frame_rate
+
+    @property
+    def bitrate(self) -> float:
+        """Nominal bit/s per channel."""
+        return self.config.bitrate
+
+    @property
+    def latency(self) -> float:
+        """Algorithmic latency of streaming, seconds."""
+        return self.config.latency
+
+    def encode(self, samples: np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+        """Audio to tokens.
+
+        Args:
+            samples: (T,) or (C, T) float, nominally in [-1, 1]; each channel is coded alone.
+            sample_rate: its rate, Hz; None: the model's. Other rates are resampled.
+
+        Returns:
+            (C, N) int64 tokens, N = ceil(T' / hop_length), T' the length at the model's rate.
+
+        Raises:
+            ValueError: wrong shape or dtype, NaN or infinite samples.
+        """
+        samples = _check_samples(samples)
+        if sample_rate is not None and sample_rate != self.sample_rate:
+            samples = resample(samples, sample_rate, self.sample_rate)
+        stream = self.encoder_stream(len(samples))
+        return np.concatenate([stream.push(samples), stream.flush()], 1)
+
+    def decode(self, tokens: np.ndarray, n_samples: int | None = None) -> np.ndarray:
+        """Tokens to audio.
+
+        Args:
+            tokens: (N,) or (C, N) integers in [0, codebook_size).
+            n_samples: length to cut to, at the model's rate; None: N * hop_length.
+
+        Returns:
+            (C, n_samples) float32 in [-1, 1] at the model's rate.
+
+        Raises:
+            ValueError: wrong shape or dtype, a token out of range, n_samples beyond the tokens.
+        """
+        tokens = self._check_tokens(tokens)
+        length = tokens.shape[1] * self.hop_length
+        if n_samples is not None and not 0 <= n_samples <= length:
+            raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
+        stream = self.decoder_stream(len(tokens))
+        samples = np.concatenate([stream.push(tokens), stream.flush()], 1)
+        return samples[:, :n_samples]
+
+    def encode_file(
+        self,
+        source: Source,
+        target: Source,
+        *,
+        raw: RawFormat | None = None,
+        report: Report | None = None,
+    ) -> FileStats:
+        """Audio file (or binary stream) to token file (or stream), in constant memory.
+
+        Args:
+            source: a path to any audio that libsndfile reads, or a stream (WAV, or `raw`).
+            target: path of the token file, which appears whole or not at all, or a stream.
+            raw: layout of headerless PCM.
+            report: called with the samples done so far and in all.
+
+        Raises:
+            AudioError, OSError: source or target cannot be used.
+        """
+        with ExitStack() as stack:
+            reader = stack.enter_context(AudioReader(source, raw=raw))
+            header = TokenHeader(
+                kind=AUDIO,
+                model=self.name,
+                fingerprint=self.fingerprint,
+                sample_rate=self.sample_rate,
+                original_rate=reader.sample_rate,
+                channels=reader.channels,
+                n_samples=reader.n_samples,
+                hop_length=self.hop_length,
+                codebook_size=self.codebook_size,
+            )
+            resampler = Resampler(reader.sample_rate, self.sample_rate, reader.channels)
+            stream = self.encoder_stream(reader.channels)
+            file = _open_target(target, stack)
+            counter = _Counter(file)
+            writer = TokenWriter(counter, header)
+            n_samples = 0
+            for block in reader.blocks(max(1, round(CHUNK_SECONDS * reader.sample_rate))):
+                n_samples += block.shape[1]
+                writer.write(stream.push(resampler.process(block)))
+                if report:
+                    report(n_samples, reader.n_samples)
+            writer.write(stream.push(resampler.flush()))
+            writer.write(stream.flush())
+            writer.close(n_samples)
+            return FileStats(
+                n_samples, reader.sample_rate, reader.channels, writer.n_frames, counter.bytes
+            )
+
+    def decode_file(
+        self,
+        source: Source | TokenReader,
+        target: Source,
+        *,
+        rate: int | None = None,
+        subtype: str | None = None,
+        raw: str | None = None,
+        recover: bool = False,
+        force: bool = False,
+        report: Report | None = None,
+    ) -> FileStats:
+        """Token file (or binary stream) to audio file (or stream), in constant memory.
+
+        Args:
+            source: path of a token file, a stream, or a reader that is at its first block.
+            target: path of the audio file, which appears whole or not at all, or a stream.
+            rate: sample rate of the output, Hz; None: that of the original audio.
+            subtype: libsndfile's name of the sample format; None: 16 bits or the format's own.
+            raw: write headerless PCM of this encoding (s16, s24, s32, f32).
+            recover: put silence where blocks are damaged instead of stopping there (a reader has
+                its own setting).
+            force: decode although the tokens are another model's.
+            report: called with the samples done so far (at the model's rate) and in all.
+
+        Raises:
+            TokenFileError: damaged file, or tokens of another model.
+            AudioError, OSError: source or target cannot be used.
+        """
+        with ExitStack() as stack:
+            tokens = source
+            if not isinstance(source, TokenReader):
+                named = not hasattr(source, "read")
+                file = stack.enter_context(open(source, "rb")) if named else source
+                tokens = TokenReader(file, recover=recover)
+            header = tokens.header
+            self._check_model(header, force=force)
+            rate = rate or header.original_rate
+            resampler = Resampler(self.sample_rate, rate, header.channels)
+            writer = stack.enter_context(
+                AudioWriter(
+                    target, sample_rate=rate, channels=header.channels, subtype=subtype, raw=raw
+                )
+            )
+            stream = self.decoder_stream(header.channels)
+            done = 0  # samples at the model's rate
+
+            def put(samples: np.ndarray, end: int | None = None) -> None:
+                nonlocal done
+                samples = samples[:, : None if end is None else max(0, end - done)]
+                done += samples.shape[1]
+                writer.write(resampler.process(samples))
+                if report:
+                    report(done, header.model_samples)
+
+            for block in tokens:
+                if block.tokens is not None:
+                    put(stream.push(block.tokens))
+                    continue
+                put(stream.flush())
+                for start in range(0, block.n_frames, self.chunk_frames):
+                    frames = min(self.chunk_frames, block.n_frames - start)
+                    put(np.zeros((header.channels, frames * self.hop_length), np.float32))
+            n_samples = tokens.n_samples
+            put(stream.flush(), -(-n_samples * self.sample_rate // header.original_rate))
+            writer.write(resampler.flush(-(-n_samples * rate // header.original_rate)))
+            return FileStats(
+                n_samples,
+                header.original_rate,
+                header.channels,
+                tokens.n_frames,
+                tokens.total_bytes,
+                len(tokens.damaged),
+            )
+
+    def _check_model(self, header: TokenHeader, *, force: bool) -> None:
+        same = header.sample_rate == self.sample_rate and header.hop_length == self.hop_length
+        if header.codebook_size != self.codebook_size or not same:
+            raise TokenFileError(
+                f"made by the model {header.model!r}, whose tokens {self.name!r} cannot decode"
+            )
+        if header.fingerprint != self.fingerprint and not force:
+            raise TokenFileError(
+                f"made by other weights (model {header.model!r}, fingerprint "
+                f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
+                f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
+            )
+
+    def encoder_stream(self, channels: int = 1) -> EncoderStream:
+        """A stream that takes audio at the model's rate, piece by piece."""
+        return EncoderStream(self, channels)
+
+    def decoder_stream(self, channels: int = 1) -> DecoderStream:
+        """A stream that takes tokens piece by piece."""
+        return DecoderStream(self, channels)
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames that go through a graph at once."""
+        return max(1, round(CHUNK_SECONDS * self.frame_rate))
+
+    def _run(
+        self,
+        graph: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+        x: np.ndarray,
+        column: int,
+        state: Any,
+        empty: np.ndarray,
+    ) -> tuple[np.ndarray, Any]:
+        """Run x (C, N * column) through a stateful graph, few frames at a time."""
+        step = column * max(1, self.chunk_frames // len(x))
+        parts = [empty]
+        for start in range(0, x.shape[1], step):
+            part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
+            parts.append(part)
+        return np.concatenate(parts, 1), state
+
+    def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
+        tokens = np.atleast_2d(np.asarray(tokens))
+        if tokens.ndim != 2 or (tokens.size and tokens.dtype.kind not in "iu"):
+            raise ValueError(
+                f"tokens must be (C, N) integers, got {tokens.dtype} of shape {tokens.shape}"
+            )
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
+            bad = tokens.min() if tokens.min() < 0 else tokens.max()
+            raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
+        return tokens.astype(np.int64, copy=False)
+
+
+@dataclass(frozen=True)
+class FileStats:
+    """What went through `encode_file` or `decode_file`.
+
+    Attributes:
+        n_samples: per channel, at the original rate.
+        sample_rate: the original rate, Hz.
+        channels: of the audio.
+        n_frames: tokens per channel.
+        n_bytes: size of the token file.
+        damaged: blocks replaced by silence.
+    """
+
+    n_samples: int
+    sample_rate: int
+    channels: int
+    n_frames: int
+    n_bytes: int
+    damaged: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.n_samples / self.sample_rate
+
+    @property
+    def bitrate(self) -> float:
+        """Real bit/s of all channels, file overhead included; 0 for empty audio."""
+        return 8 * self.n_bytes / self.seconds if self.n_samples else 0.0
+
+
+class EncoderStream:
+    """Audio in pieces of any length to tokens; the same tokens as `Codec.encode` of the whole."""
+
+    def __init__(self, codec: Codec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._rest = np.zeros((self._channels, 0), np.float32)
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
+        samples = _check_samples(samples)
+        if len(samples) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
+        samples = np.concatenate([self._rest, samples], 1)
+        hop = self._codec.hop_length
+        whole = samples.shape[1] // hop * hop
+        self._rest = samples[:, whole:]
+        empty = np.zeros((self._channels, 0), np.int64)
+        tokens, self._state = self._codec._run(
+            self._codec.backend.encode, samples[:, :whole], hop, self._state, empty
+        )
+        return tokens
+
+    def flush(self) -> np.ndarray:
+        """The token of the last, incomplete frame, if any: (C, 0 or 1). Starts anew afterwards."""
+        missing = -self._rest.shape[1] % self._codec.hop_length
+        tokens = self.push(np.zeros((self._channels, missing), np.float32))
+        self._reset()
+        return tokens
+
+
+class DecoderStream:
+    """Tokens in pieces of any length to audio; the same samples as `Codec.decode` of the whole."""
+
+    def __init__(self, codec: Codec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._late = self._codec.config.decoder_delay * self._codec.hop_length
+        self._last = np.zeros((self._channels, 0), np.int64)
+
+    def push(self, tokens: np.ndarray) -> np.ndarray:
+        """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
+        tokens = self._codec._check_tokens(tokens)
+        if len(tokens) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
+        empty = np.zeros((self._channels, 0), np.float32)
+        samples, self._state = self._codec._run(
+            self._codec.backend.decode, tokens, 1, self._state, empty
+        )
+        if tokens.shape[1]:
+            self._last = tokens[:, -1:]
+        late = min(self._late, samples.shape[1])
+        self._late -= late
+        return samples[:, late:]
+
+    def flush(self) -> np.ndarray:
+        """The samples still held back, (C, n): the last token is repeated. Starts anew."""
+        samples = self.push(np.repeat(self._last, self._codec.config.decoder_delay, 1))
+        self._reset()
+        return samples
+
+
+class _Counter:
+    """A binary output that counts its bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        self.bytes += len(data)
+
+
+def _open_target(target: Source, stack: ExitStack) -> BinaryIO:
+    return target if hasattr(target, "write") else stack.enter_context(atomic_output(target))
+
+
+def _check_samples(samples: np.ndarray) -> np.ndarray:
+    samples = np.asarray(samples)
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+        raise ValueError(
+            f"samples must be float, (T,) or (C, T), got {samples.dtype} of shape {samples.shape}"
+        )
+    samples = np.atleast_2d(samples).astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError("samples hold NaN or infinite values")
+    return samples

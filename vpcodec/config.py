@@ -1,0 +1,266 @@
+"""What a model is (`ModelConfig`, saved as config.json) and how it is trained (`Recipe`, a YAML file).
+
+Every field is documented here and nowhere else; unknown keys and wrong types are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A model or recipe description that cannot be used; the message names the field."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FSPConfig(_Strict):
+    """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
+
+    type: Literal["fsp"] = "fsp"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (9, 9, 9, 7, 7, 7),
+        description="Levels per latent dimension; their product is the codebook.",
+    )
+    activation: Literal["tanh", "normal"] = Field(
+        "tanh", description="Squashing to [0, 1]: tanh (target variance 0.8225) or normal CDF (1)."
+    )
+    quantize_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of training tokens that are quantized, not perturbed."
+    )
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+
+class ModelConfig(_Strict):
+    """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+
+    name: str = Field(
+        min_length=1, max_length=64, description="Model name, written into token files."
+    )
+    kind: Literal["audio"] = "audio"
+    description: str = Field("", description="One line for `vpcodec models`.")
+    license: str = Field("unknown", description="Licence of the weights.")
+    sample_rate: Positive = Field(16_000, description="Audio rate of the model, Hz.")
+    strides: tuple[Positive, ...] = Field(
+        (8, 4, 3), description="Decimation of each encoder stage; their product is the hop."
+    )
+    encoder_dims: tuple[Positive, ...] = Field((32, 96, 192), description="Channels per stage.")
+    encoder_depths: tuple[int, ...] = Field((1, 2, 2), description="ConvUnits per encoder stage.")
+    decoder_dims: tuple[Positive, ...] = Field(
+        (256, 128, 48), description="Channels per decoder stage, lowest rate first."
+    )
+    decoder_depths: tuple[int, ...] = Field((2, 1, 1), description="ConvUnits per decoder stage.")
+    kernel_size: Positive = Field(7, description="Taps of the depthwise convolutions.")
+    expansion: Positive = Field(4, description="Hidden width of a ConvUnit over its width.")
+    tconv_kernels: tuple[Positive, ...] = Field(
+        (1, 5, 11, 21, 45), description="TPooling windows of the first block, samples."
+    )
+    tconv_channels: Positive = Field(64, description="Hidden width of the first block.")
+    tconv_taps: Positive = Field(32, description="Taps of the first block's strided convolution.")
+    attention_window: Positive = Field(128, description="Tokens that each token attends to.")
+    attention_heads: Positive = Field(4, description="Attention heads.")
+    encoder_layers: int = Field(1, ge=0, description="Transformer layers before the quantizer.")
+    decoder_layers: int = Field(2, ge=0, description="Transformer layers after the quantizer.")
+    enhance_kernels: tuple[Positive, ...] = Field(
+        (1, 3, 5, 9), description="TPooling windows of the enhance blocks."
+    )
+    enhance_dilations: tuple[Positive, ...] = Field((1, 2, 3, 5), description="One per window.")
+    enhance_channels: Positive = Field(2, description="Channels of each enhance branch.")
+    last_dim: Positive = Field(32, description="Channels of the dilated last unit.")
+    last_dilations: tuple[Positive, ...] = Field((1, 3, 9), description="Its dilations.")
+    synthesis_taps: Positive = Field(
+        8, description="Window of the synthesis filterbank, in frames of the last stage."
+    )
+    decoder_delay: int = Field(
+        2, ge=1, description="Frames that the decoder waits for before it speaks (look-ahead)."
+    )
+    quantizer: FSPConfig = Field(default_factory=FSPConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        n = len(self.strides)
+        for name in ("encoder_dims", "encoder_depths", "decoder_dims", "decoder_depths"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{name} needs {n} entries, one per stride")
+        if len(self.enhance_dilations) != len(self.enhance_kernels):
+            raise ValueError("enhance_dilations needs one entry per enhance kernel")
+        if self.encoder_dims[-1] % self.attention_heads:
+            raise ValueError("encoder_dims[-1] must be a multiple of attention_heads")
+        if self.tconv_taps < self.strides[0]:
+            raise ValueError("tconv_taps must be at least strides[0]")
+        return self
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token."""
+        return math.prod(self.strides)
+
+    @property
+    def frame_rate(self) -> float:
+        """Tokens per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        return self.quantizer.codebook_size
+
+    @property
+    def bitrate(self) -> float:
+        """Nominal bit/s of one channel: tokens per second times log2 of the codebook size."""
+        return self.frame_rate * math.log2(self.codebook_size)
+
+    @property
+    def latency(self) -> float:
+        """Algorithmic latency in seconds: one hop to fill a token and the decoder's delay."""
+        return (1 + self.decoder_delay) * self.hop_length / self.sample_rate
+
+
+class DataConfig(_Strict):
+    """Where training audio comes from."""
+
+    train: str | None = Field(
+        None,
+        description="Folder of audio files (any format, searched recursively); none: generated.",
+    )
+    crop_seconds: float = Field(1.536, gt=0, description="Length of a training crop.")
+    batch_size: Positive = Field(8, description="Crops per step.")
+    gain_db: tuple[float, float] = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
+    cache_mb: int = Field(
+        2048,
+        ge=0,
+        description="Memory for decoded files of up to a minute; longer ones are sought.",
+    )
+
+
+class LossConfig(_Strict):
+    """Weights of the loss terms."""
+
+    wave: float = Field(1.0, ge=0, description="L1 on the waveform over the mean of |target|.")
+    stft: float = Field(
+        1.0, ge=0, description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10."
+    )
+    mel: float = Field(2.0, ge=0, description="Multi-resolution mel: L1 of log10.")
+    quantizer: float = Field(
+        1.0, ge=0, description="The quantizer's own loss (moments of latents)."
+    )
+    fft_sizes: tuple[Positive, ...] = Field((64, 128, 256, 512, 1024, 2048))
+    mel_bands: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel at that size."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if len(self.fft_sizes) != len(self.mel_bands):
+            raise ValueError("mel_bands needs one entry per FFT size")
+        return self
+
+
+class OptimConfig(_Strict):
+    """AdamW, alone or with Muon for the matrices; linear warm-up and cosine decay."""
+
+    name: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: Muon for weights of linear layers, AdamW for all others."
+    )
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    final_lr: float = Field(1e-5, ge=0, description="Learning rate of the last step.")
+    warmup_steps: int = Field(200, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights that ship.")
+
+
+class TrainConfig(_Strict):
+    """How long, how precise, what is written."""
+
+    steps: Positive = 1000
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocast; auto: where the machine multiplies bf16 faster."
+    )
+    log_every: Positive = 20
+    save_every: Positive = 500
+    audio_every: Positive = Field(1000, description="Steps between audio samples in TensorBoard.")
+
+
+class Recipe(_Strict):
+    """One training: model, data, losses, optimiser and schedule."""
+
+    model: ModelConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def parse_model(data: Any) -> ModelConfig:
+    """ModelConfig from a plain dict, ignoring the `files` table of a model folder's config.json.
+
+    Raises:
+        ConfigError: naming the first field that is wrong.
+    """
+    try:
+        return ModelConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe file and apply overrides such as `optim.lr=3e-4` (values are YAML).
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type; the message names file and field.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections")
+    for item in overrides or []:
+        key, eq, value = item.partition("=")
+        if not eq:
+            raise ConfigError(f"override {item!r} is not of the form section.field=value")
+        *parents, leaf = key.split(".")
+        node = data
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {item!r}: {part} is not a section")
+        value = yaml.safe_load(value)
+        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        node[leaf] = value
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from None

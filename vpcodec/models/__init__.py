@@ -1,0 +1,5 @@
+"""The native models, in torch."""
+
+from .audio import AudioAutoencoder
+
+__all__ = ["AudioAutoencoder"]

@@ -1,0 +1,170 @@
+"""The native audio autoencoder: causal encoder, quantizer, causal decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..config import ModelConfig
+from ..quantizers import FSP, Quantized, Quantizer
+from .layers import (
+    CausalConv1d,
+    ConvUnit,
+    DilatedUnit,
+    DownLayer,
+    State,
+    SynthesisFilterbank,
+    UpLayer,
+    linear,
+    name_states,
+)
+from .local_attention import LocalTransformer
+from .tconv import EnhanceBlock, TConv
+
+
+class Encoder(nn.Module):
+    """Samples to latents: TConv, ConvUnits and down layers, local Transformer, projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dims, strides = config.encoder_dims, config.strides
+        self.first = TConv(
+            config.tconv_kernels,
+            config.tconv_channels,
+            dims[0],
+            stride=strides[0],
+            taps=config.tconv_taps,
+        )
+        self.stages = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        for i, (dim, depth) in enumerate(zip(dims, config.encoder_depths)):
+            self.stages.append(_units(dim, depth, config))
+            if i + 1 < len(dims):
+                self.downs.append(DownLayer(dim, dims[i + 1], strides[i + 1]))
+        self.transformer = LocalTransformer(
+            dims[-1],
+            layers=config.encoder_layers,
+            heads=config.attention_heads,
+            window=config.attention_window,
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        # a unit normal times 0.9069 has the variance pi^2 / 12 that FSP with tanh asks for
+        self.project = linear(dims[-1], config.quantizer.dim, gain=0.9069)
+
+    def forward(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, T) samples, T a multiple of the hop -> (B, T / hop, D) latents."""
+        x = self.first(samples.unsqueeze(1), state)
+        for i, stage in enumerate(self.stages):
+            for unit in stage:
+                x = unit(x, state)
+            if i < len(self.downs):
+                x = self.downs[i](x, state)
+        x = self.transformer(x, state)
+        return self.project(self.norm(x.transpose(1, 2)))
+
+
+class Decoder(nn.Module):
+    """Latents to samples, `decoder_delay` frames late: Transformer, stages with EnhanceBlock and
+    up layer, dilated last unit, synthesis filterbank."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dims, strides = config.decoder_dims, config.strides[::-1]
+        width = config.encoder_dims[-1]
+        self.project = linear(config.quantizer.dim, width)
+        self.transformer = LocalTransformer(
+            width,
+            layers=config.decoder_layers,
+            heads=config.attention_heads,
+            window=config.attention_window,
+        )
+        self.first = CausalConv1d(width, dims[0], 3)
+        self.stages = nn.ModuleList()
+        self.enhances = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        for i, (dim, depth) in enumerate(zip(dims, config.decoder_depths)):
+            self.stages.append(_units(dim, depth, config))
+            self.enhances.append(
+                EnhanceBlock(
+                    dim,
+                    windows=config.enhance_kernels,
+                    dilations=config.enhance_dilations,
+                    branch_channels=config.enhance_channels,
+                    kernel_size=config.kernel_size,
+                )
+            )
+            if i + 1 < len(dims):
+                self.ups.append(UpLayer(dim, dims[i + 1], strides[i]))
+        self.narrow = nn.Conv1d(dims[-1], config.last_dim, 1)
+        self.last = DilatedUnit(
+            config.last_dim, kernel_size=config.kernel_size, dilations=config.last_dilations
+        )
+        self.synthesis = SynthesisFilterbank(
+            config.last_dim, strides[-1], taps=config.synthesis_taps
+        )
+
+    def forward(self, latents: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, N, D) latents -> (B, N * hop) samples in [-1, 1], `decoder_delay` frames late."""
+        x = self.transformer(self.project(latents).transpose(1, 2), state)
+        x = self.first(x, state)
+        for i, (stage, enhance) in enumerate(zip(self.stages, self.enhances)):
+            for unit in stage:
+                x = unit(x, state)
+            x = enhance(x, state)
+            if i < len(self.ups):
+                x = self.ups[i](x, state)
+        x = self.last(self.narrow(x), state)
+        return torch.tanh(self.synthesis(x, state).float())
+
+
+class AudioAutoencoder(nn.Module):
+    """Encoder, quantizer and decoder of one `ModelConfig`.
+
+    `encode` and `decode` take and return state, so they serve whole clips (`state=None`), streams
+    and ONNX alike.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = build_quantizer(config)
+        self.decoder = Decoder(config)
+        shapes = name_states(self)
+        self.encoder_state = {k: v for k, v in shapes.items() if k.startswith("encoder.")}
+        self.decoder_state = {k: v for k, v in shapes.items() if k.startswith("decoder.")}
+
+    def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
+        """One training pass: (B, T) samples -> ((B, T - delay) samples, Quantized).
+
+        The output is aligned with `samples[:, : T - delay]`; T is a multiple of the hop.
+        """
+        quantized = self.quantizer(self.encoder(samples))
+        out = self.decoder(quantized.latents)
+        return out[:, self.delay :], quantized
+
+    @property
+    def delay(self) -> int:
+        """Samples by which `decode` is late."""
+        return self.config.decoder_delay * self.config.hop_length
+
+    def encode(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, T) samples, T a multiple of the hop -> (B, T / hop) int64 tokens."""
+        return self.quantizer.encode(self.encoder(samples, state))
+
+    def decode(self, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, N) int64 tokens -> (B, N * hop) float32 samples, `delay` samples late."""
+        return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
+
+
+def build_quantizer(config: ModelConfig) -> Quantizer:
+    """The quantizer that a model's config names."""
+    q = config.quantizer
+    return FSP(q.levels, activation=q.activation, quantize_rate=q.quantize_rate)
+
+
+def _units(dim: int, depth: int, config: ModelConfig) -> nn.ModuleList:
+    return nn.ModuleList(
+        ConvUnit(dim, kernel_size=config.kernel_size, expansion=config.expansion)
+        for _ in range(depth)
+    )

@@ -1,0 +1,210 @@
+"""Causal building blocks. Each takes its history from a `State` and gives it back.
+
+Tensors are (B, C, T) unless said otherwise. With `state=None` a layer starts from silence (zeros),
+as it does at the beginning of a stream: offline and streaming are the same function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class State:
+    """The history of every causal layer by name: read from `past`, written to `next`."""
+
+    def __init__(self, past: dict[str, torch.Tensor]) -> None:
+        self.past = past
+        self.next: dict[str, torch.Tensor] = {}
+
+
+class Causal(nn.Module):
+    """A layer that looks back.
+
+    Attributes:
+        state_shape: shape of its history without the batch dimension.
+        state_name: its key in a `State`, set by `name_states`.
+    """
+
+    state_shape: tuple[int, int]
+    state_name: str = ""
+
+    def with_history(self, x: torch.Tensor, state: State | None, *, dim: int = -1) -> torch.Tensor:
+        """Put the history in front of x along the time dimension `dim` (-1, or 1 of (B, T, C))."""
+        n = self.state_shape[dim if dim < 0 else dim - 1]
+        if n == 0:
+            return x
+        if state is None:
+            return F.pad(x, (n, 0) if dim == -1 else (0, 0, n, 0))
+        x = torch.cat([state.past[self.state_name], x], dim)
+        state.next[self.state_name] = x.narrow(dim, x.shape[dim] - n, n)
+        return x
+
+
+def name_states(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Give every causal layer of a model its name; returns name -> shape of those with history."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Causal):
+            module.state_name = name
+            if min(module.state_shape) > 0:
+                shapes[name] = module.state_shape
+    return shapes
+
+
+def zero_state(shapes: dict[str, tuple[int, int]], batch: int) -> dict[str, torch.Tensor]:
+    """The state at the beginning of a stream: silence."""
+    return {name: torch.zeros(batch, *shape) for name, shape in shapes.items()}
+
+
+class CausalConv1d(Causal):
+    """Convolution whose output at step t ends with input step (t + 1) * stride - 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias
+        )
+        fan_in = in_channels // groups * kernel_size
+        nn.init.trunc_normal_(self.conv.weight, std=1 / math.sqrt(fan_in))
+        if bias:
+            nn.init.zeros_(self.conv.bias)
+        self.state_shape = (in_channels, (kernel_size - 1) * dilation + 1 - stride)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        return self.conv(self.with_history(x, state))
+
+
+def linear(in_features: int, out_features: int, *, bias: bool = True, gain: float = 1) -> nn.Linear:
+    """nn.Linear with fan-in scaled truncated normal weights and zero bias."""
+    layer = nn.Linear(in_features, out_features, bias)
+    nn.init.trunc_normal_(layer.weight, std=gain / math.sqrt(in_features))
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Snake(nn.Module):
+    """x + sin^2(alpha x) / alpha with a learned alpha per channel, for (B, T, C) or (B, C, T).
+
+    Written as x + (1 - cos(2 alpha x)) / (2 alpha): the same, one product less.
+    """
+
+    def __init__(self, channels: int, *, dim: int = -1) -> None:
+        super().__init__()
+        shape = (channels,) if dim == -1 else (channels, 1)
+        self.alpha = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        alpha = self.alpha + 1e-6
+        return x + (1 - torch.cos(2 * alpha * x)) * (0.5 / alpha)
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation of each frame over its channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvUnit(nn.Module):
+    """ConvNeXt-1D unit: depthwise convolution, norm, widen, Snake, narrow; residual."""
+
+    def __init__(self, channels: int, *, kernel_size: int, expansion: int) -> None:
+        super().__init__()
+        self.depthwise = CausalConv1d(channels, channels, kernel_size, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.widen = linear(channels, channels * expansion)
+        self.snake = Snake(channels * expansion)
+        self.narrow = linear(channels * expansion, channels, gain=0.3)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        y = self.norm(self.depthwise(x, state).transpose(1, 2))
+        return x + self.narrow(self.snake(self.widen(y))).transpose(1, 2)
+
+
+class DownLayer(nn.Module):
+    """Decimation by a convolution with kernel = stride, then channel norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = CausalConv1d(in_channels, out_channels, stride, stride=stride)
+        self.norm = ChannelNorm(out_channels)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        return self.norm(self.conv(x, state))
+
+
+class UpLayer(nn.Module):
+    """Upsampling: 1x1 convolution, repeat, causal smoothing (starts as a box), channel norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.project = nn.Conv1d(in_channels, out_channels, 1)
+        nn.init.trunc_normal_(self.project.weight, std=1 / math.sqrt(in_channels))
+        nn.init.zeros_(self.project.bias)
+        self.smooth = CausalConv1d(out_channels, out_channels, stride, groups=out_channels)
+        nn.init.constant_(self.smooth.conv.weight, 1 / stride)
+        self.norm = ChannelNorm(out_channels)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        x = self.project(x)
+        x = x.unsqueeze(-1).expand(-1, -1, -1, self.stride).flatten(2)
+        return self.norm(self.smooth(x, state))
+
+
+class DilatedUnit(nn.Module):
+    """Residual units (Snake, dilated convolution, Snake, 1x1), one per dilation, then Snake."""
+
+    def __init__(self, channels: int, *, kernel_size: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(Snake(channels, dim=1) for _ in dilations)
+        self.dilated = nn.ModuleList(
+            CausalConv1d(channels, channels, kernel_size, dilation=d) for d in dilations
+        )
+        self.second = nn.ModuleList(Snake(channels, dim=1) for _ in dilations)
+        self.mix = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in dilations)
+        for conv in self.mix:
+            nn.init.trunc_normal_(conv.weight, std=0.3 / math.sqrt(channels))
+            nn.init.zeros_(conv.bias)
+        self.last = Snake(channels, dim=1)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        for first, dilated, second, mix in zip(self.first, self.dilated, self.second, self.mix):
+            x = x + mix(second(dilated(first(x), state)))
+        return self.last(x)
+
+
+class SynthesisFilterbank(nn.Module):
+    """(B, C, T) -> (B, T * stride): overlapping learned windows added up, causally.
+
+    The same as a transposed convolution with stride `stride` and a window of `taps * stride`
+    samples, computed as a convolution that makes the `stride` samples of a frame at once.
+    """
+
+    def __init__(self, channels: int, stride: int, *, taps: int) -> None:
+        super().__init__()
+        self.conv = CausalConv1d(channels, stride, taps, bias=False)
+        nn.init.trunc_normal_(self.conv.conv.weight, std=0.1 / math.sqrt(channels * taps))
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        return self.conv(x, state).transpose(1, 2).flatten(1)

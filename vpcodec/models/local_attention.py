@@ -1,0 +1,83 @@
+"""Sliding-window local Transformer: each token sees itself and the `window - 1` before it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import Causal, State, linear
+
+
+class LocalAttention(Causal):
+    """Multi-head attention over an exact sliding window, with a learned bias per distance and head.
+
+    Keys, values and a "this token exists" flag are the state, so nothing grows with the file and
+    the beginning of a stream is masked, not invented.
+    """
+
+    def __init__(self, dim: int, *, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.window = window
+        self.qkv = linear(dim, 3 * dim, bias=False)
+        self.out = linear(dim, dim, bias=False, gain=0.3)
+        self.distance_bias = nn.Parameter(torch.zeros(window, heads))
+        self.state_shape = (window - 1, 2 * dim + 1)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        batch, steps, dim = x.shape
+        q, kv = self.qkv(x).split([dim, 2 * dim], -1)
+        kv = self.with_history(torch.cat([kv, torch.ones_like(kv[..., :1])], -1), state, dim=1)
+        k, v, exists = kv.split([dim, dim, 1], -1)
+
+        # Key j of the extended sequence stands window - 1 + i - j tokens before query i.
+        past = self.window - 1
+        i = torch.arange(steps, device=x.device)
+        j = torch.arange(steps + past, device=x.device)
+        distance = past + i[:, None] - j[None, :]
+        bias = F.embedding(distance.clamp(0, past), self.distance_bias).permute(2, 0, 1)
+        seen = (distance >= 0) & (distance <= past) & (exists.transpose(1, 2) > 0.5)
+        bias = torch.where(seen[:, None], bias, float("-inf"))
+
+        def split(y: torch.Tensor) -> torch.Tensor:
+            return y.unflatten(-1, (self.heads, dim // self.heads)).transpose(1, 2)
+
+        scores = split(q) @ split(k).transpose(2, 3) * (dim // self.heads) ** -0.5
+        weights = torch.softmax(scores.float() + bias, -1).to(v.dtype)
+        return self.out((weights @ split(v)).transpose(1, 2).flatten(2))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm local attention and GEGLU feed-forward, both residual; (B, T, D)."""
+
+    def __init__(self, dim: int, *, heads: int, window: int) -> None:
+        super().__init__()
+        hidden = (8 * dim // 3 + 31) // 32 * 32
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = LocalAttention(dim, heads=heads, window=window)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.gate = linear(dim, 2 * hidden, bias=False)
+        self.narrow = linear(hidden, dim, bias=False, gain=0.3)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), state)
+        value, gate = self.gate(self.feed_forward_norm(x)).chunk(2, -1)
+        return x + self.narrow(value * F.gelu(gate))
+
+
+class LocalTransformer(nn.Module):
+    """A stack of `TransformerLayer`; (B, D, T) like the convolutions around it."""
+
+    def __init__(self, dim: int, *, layers: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, heads=heads, window=window) for _ in range(layers)
+        )
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        x = x.transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x, state)
+        return x.transpose(1, 2)

@@ -1,0 +1,106 @@
+"""TPooling and the two blocks that it drives: TConv (first block) and EnhanceBlock (decoder)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layers import Causal, State, linear
+
+
+def tpool(x: torch.Tensor, window: int) -> torch.Tensor:
+    """TPooling (L3AC, section 3): AvgPool_K(MaxPool_K(|x|)), looking back only.
+
+    Args:
+        x: (B, C, T); the first 2 (K - 1) steps are history.
+        window: K; 1 is the identity (the signed signal).
+
+    Returns:
+        (B, C, T - 2 (K - 1)), an envelope at the time scale K.
+    """
+    if window == 1:
+        return x
+    # max_pool2d, because torch.export takes the length that max_pool1d sees for a constant
+    envelope = F.max_pool2d(x.abs().unsqueeze(2), (1, window), 1).squeeze(2)
+    return F.avg_pool1d(envelope, window, 1)
+
+
+class TConv(Causal):
+    """First block: envelopes of the wave at several time scales, read by one strided convolution.
+
+    The branches stay at one channel each; the convolution carries the first decimation, so that
+    nothing wide runs at the full rate.
+
+    Args:
+        windows: TPooling windows in samples; 1 gives the wave itself.
+        hidden: channels of the strided convolution.
+        out_channels: channels after the 1x1 mix.
+        stride: decimation.
+        taps: kernel of the strided convolution in samples.
+    """
+
+    def __init__(
+        self, windows: Sequence[int], hidden: int, out_channels: int, *, stride: int, taps: int
+    ) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+        self.conv = nn.Conv1d(len(windows), hidden, taps, stride)
+        nn.init.trunc_normal_(self.conv.weight, std=1 / math.sqrt(taps))
+        nn.init.zeros_(self.conv.bias)
+        self.mix = linear(hidden, out_channels)
+        self.norm = nn.LayerNorm(out_channels, eps=1e-6)
+        self._lookback = 2 * (max(windows) - 1)
+        self.state_shape = (1, self._lookback + taps - stride)
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, 1, T) samples, T a multiple of the stride -> (B, C, T / stride)."""
+        x = self.with_history(x, state)
+        branches = [tpool(x[..., self._lookback - 2 * (w - 1) :], w) for w in self.windows]
+        y = F.gelu(self.conv(torch.cat(branches, 1))).transpose(1, 2)
+        return self.norm(self.mix(y)).transpose(1, 2)
+
+
+class EnhanceBlock(Causal):
+    """Modulates a signal by its own envelopes: x + y x, y from TPooling branches.
+
+    A 1x1 projection feeds one group of channels to each branch (TPooling, then a dilated
+    convolution); the branches are normalised per frame, never over the clip.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        windows: Sequence[int],
+        dilations: Sequence[int],
+        branch_channels: int,
+        kernel_size: int,
+    ) -> None:
+        super().__init__()
+        self.windows = tuple(windows)
+        self.branch_channels = branch_channels
+        hidden = branch_channels * len(windows)
+        self.project = nn.Conv1d(channels, hidden, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(branch_channels, branch_channels, kernel_size, dilation=d) for d in dilations
+        )
+        self.norm = nn.LayerNorm(hidden, eps=1e-3)
+        self.gate = linear(hidden, channels, gain=0.1)
+        self._lookbacks = [2 * (w - 1) + (kernel_size - 1) * d for w, d in zip(windows, dilations)]
+        self.state_shape = (hidden, max(self._lookbacks))
+
+    def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        history = self.state_shape[1]
+        branches = self.with_history(self.project(x), state).split(self.branch_channels, 1)
+        y = [
+            conv(tpool(branch[..., history - lookback :], window))
+            for branch, conv, window, lookback in zip(
+                branches, self.convs, self.windows, self._lookbacks
+            )
+        ]
+        y = self.gate(self.norm(torch.cat(y, 1).transpose(1, 2))).transpose(1, 2)
+        return x + x * y

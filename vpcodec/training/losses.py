@@ -1,0 +1,68 @@
+"""Reconstruction losses: waveform, multi-resolution STFT and mel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import LossConfig
+
+FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
+
+
+class ReconstructionLoss(nn.Module):
+    """Distances between (B, T) signals, each of order 1 for unrelated speech.
+
+    wave: mean |x - y| / mean |x|. stft: per FFT size, mean | |X| - |Y| | / mean |X| plus
+    mean |log10 |X| - log10 |Y||, averaged over the sizes. mel: the log term on mel bands. The
+    magnitudes are computed once per size for both.
+    """
+
+    def __init__(self, config: LossConfig, sample_rate: int) -> None:
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        self.sizes = config.fft_sizes
+        self.bands = config.mel_bands
+        for size, bands in zip(self.sizes, self.bands):
+            self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
+            if bands:
+                bank = melscale_fbanks(
+                    size // 2 + 1, 0.0, sample_rate / 2, bands, sample_rate, None, "htk"
+                )
+                bank = bank / bank.sum(0).clamp(min=1e-6)
+                self.register_buffer(f"mel_{size}", bank, persistent=False)
+
+    def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, T) target and output -> {"wave", "stft", "mel"} scalars, float32, unweighted."""
+        with torch.autocast(target.device.type, enabled=False):
+            target, output = target.float(), output.float()
+            wave = F.l1_loss(output, target) / target.abs().mean().clamp(min=FLOOR)
+            stft, mel = [], []
+            for size, bands in zip(self.sizes, self.bands):
+                with torch.no_grad():
+                    x = self._magnitude(target, size)
+                y = self._magnitude(output, size)
+                relative = F.l1_loss(y, x) / x.mean().clamp(min=FLOOR / 10)
+                stft.append(relative + F.l1_loss(_log(y), _log(x)))
+                if bands:
+                    bank = getattr(self, f"mel_{size}")
+                    mel.append(F.l1_loss(_log(y @ bank), _log(x @ bank)))
+            zero = wave.new_zeros(())
+            return {
+                "wave": wave,
+                "stft": torch.stack(stft).mean(),
+                "mel": torch.stack(mel).mean() if mel else zero,
+            }
+
+    def _magnitude(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        """(B, T) -> (B, frames, bins); a full-scale sine has magnitude 1."""
+        window = getattr(self, f"window_{size}")
+        spectrum = torch.stft(x, size, size // 4, window=window, return_complex=True)
+        power = torch.view_as_real(spectrum).square().sum(-1).transpose(1, 2)
+        return (power + 1e-10).sqrt() * (4 / size)
+
+
+def _log(x: torch.Tensor) -> torch.Tensor:
+    return torch.log10(x + FLOOR)
