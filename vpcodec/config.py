@@ -50,7 +50,8 @@ class ModelConfig(_Strict):
     """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
 
     name: str = Field(
-        min_length=1, max_length=64, description="Model name, written into token files."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Model name, written into token files.",
     )
     kind: Literal["audio"] = "audio"
     description: str = Field("", description="One line for `vpcodec models`.")

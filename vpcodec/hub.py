@@ -121,6 +121,8 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelError(f"{file}: {reason}") from None
     if len(mark) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
+    if stranger := next((name for name in files if Path(name).name != name), None):
+        raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
     return ModelFolder(path, config, mark, files)
 
 

@@ -224,13 +224,14 @@ def run(
     fail_fast: bool,
     as_json: bool,
 ) -> None:
-    """Process items, `jobs` at a time; print a line or, with `as_json`, a document of results.
+    """Process items, `jobs` at a time; sum up on stderr or, with `as_json`, print a document.
 
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
     results: list[dict[str, Any]] = []
     failures: list[str] = []
+    started = time.perf_counter()
     progress = Progress(label, len(items))
     single = len(items) == 1 and not kept
 
@@ -293,11 +294,29 @@ def run(
         }
         out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
         print(json.dumps(document, indent=2), file=out)
+    elif results and not failures:
+        print(_summary(results, time.perf_counter() - started), file=sys.stderr)
     if failures:
         print(f"vpcodec: {len(failures)} of {len(items)} failed", file=sys.stderr)
         raise typer.Exit(1)
     if not items and not kept:
         raise UsageError("nothing to do: no files found")
+
+
+def _summary(results: list[dict[str, Any]], elapsed: float) -> str:
+    """One line on what was done: how much audio, how many tokens and bytes, how fast."""
+    seconds, n_bytes, tokens = (
+        sum(row[key] for row in results) for key in ("seconds", "bytes", "tokens")
+    )
+    name = results[0]["target"] if len(results) == 1 else f"{len(results)} files"
+    rate = f"{8 * n_bytes / seconds:,.0f} bit/s, " if seconds else ""
+    speed = f"{seconds / elapsed:.0f} times real time" if seconds else "empty"
+    lost = sum(row["damaged_blocks"] for row in results)
+    note = f"; {lost} damaged blocks are silent" if lost else ""
+    return (
+        f"{name}: {seconds:.2f} s of audio, {tokens:,} tokens, {n_bytes:,} bytes, {rate}"
+        f"{elapsed:.2f} s ({speed}){note}"
+    )
 
 
 def _make_parent(target: str) -> list[Path]:

@@ -61,7 +61,7 @@ def decode(
         target = common.pipe_out() if item.target == "-" else item.target
         with stream:
             tokens = TokenReader(stream, recover=recover)
-            codec = codecs.get(model or tokens.header.model)
+            codec = codecs.get(model or _bundled(tokens.header.model))
             stats = codec.decode_file(
                 tokens,
                 target,
@@ -74,3 +74,13 @@ def decode(
         return common.describe(stats)
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
+
+
+def _bundled(name: str) -> str:
+    """A model that a token file names; only bundled ones are taken on the file's word."""
+    from ..hub import bundled_folders
+    from . import common
+
+    if name not in bundled_folders():
+        raise common.UsageError(f"made by the model {name!r}, which is not bundled: use --model")
+    return name

@@ -1,0 +1,37 @@
+# make demo: install and hear the codec; make test: install everything and run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.core
+	@mkdir -p demo
+	$(BIN)/vpcodec encode tests/resources/speech.wav -o demo/speech.tok
+	$(BIN)/vpcodec decode demo/speech.tok -o demo/speech.wav
+	$(BIN)/vpcodec info demo/speech.tok
+	@ls -l tests/resources/speech.wav demo/speech.tok demo/speech.wav
+	@echo "listen to demo/speech.wav; the original is tests/resources/speech.wav"
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/uv:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip uv
+
+$(VENV)/.core: pyproject.toml | $(VENV)/bin/uv
+	$(UV) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/uv
+	$(UV) --editable ".[train,score,dev]"
+	@touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) demo build dist
