@@ -1,4 +1,4 @@
-"""What a model is (`ModelConfig`, saved as config.json) and how it is trained (`Recipe`, a YAML file).
+"""What a model is (`ModelConfig`, config.json) and how it is trained (`Recipe`, a YAML file).
 
 Every field is documented here and nowhere else; unknown keys and wrong types are refused.
 """

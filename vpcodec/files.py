@@ -34,7 +34,11 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
     temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        file = open(temporary, "xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    try:
+        with file:
             yield file
         os.replace(temporary, target)
     except BaseException:

@@ -1,4 +1,4 @@
-"""A model name to a verified local folder: bundled, a path, or `owner/name[@revision]` on the Hub."""
+"""A model name to a verified folder: bundled, a path, or `owner/name[@revision]` on the Hub."""
 
 from __future__ import annotations
 

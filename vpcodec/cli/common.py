@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,9 @@ def plan(
     Raises:
         UsageError: missing input, two inputs for one output, output equal to input.
     """
+    repeated = [name for name in inputs[:-1] if _same(name, inputs[-1])]
+    if output is None and repeated:
+        raise UsageError(f"{inputs[-1]}: input and output are the same file")
     if (
         output is None
         and len(inputs) > 1
@@ -117,6 +122,10 @@ def plan(
         return items, []
     kept = [item for item in items if os.path.exists(item.target)]
     return [item for item in items if item not in kept], kept
+
+
+def _same(a: str, b: str) -> bool:
+    return a != "-" and os.path.realpath(a) == os.path.realpath(b)
 
 
 def _is_folder(path: str) -> bool:
@@ -147,16 +156,11 @@ def _derive(
             base = Path(output) if output is not None else path.parent
             relative.append((path, base, Path(path.name)))
     wanted = [base / name.with_suffix(suffix) for _, base, name in relative]
+    counts = Counter(wanted)
     for (source, base, name), target in zip(relative, wanted):
-        if wanted.count(target) > 1 if len(wanted) < 1000 else _repeats(wanted)[target]:
-            target = base / f"{name}{suffix}"  # a.wav and a.flac: a.wav.tok and a.flac.tok
+        if counts[target] > 1:  # a.wav and a.flac become a.wav.tok and a.flac.tok
+            target = base / f"{name}{suffix}"
         yield Item(str(source), str(target))
-
-
-def _repeats(paths: list[Path]) -> dict[Path, bool]:
-    from collections import Counter
-
-    return {path: count > 1 for path, count in Counter(paths).items()}
 
 
 def _check(items: list[Item]) -> None:
@@ -164,7 +168,7 @@ def _check(items: list[Item]) -> None:
     for item in items:
         if "-" in (item.source, item.target):
             continue
-        if os.path.realpath(item.source) == os.path.realpath(item.target):
+        if _same(item.source, item.target):
             raise UsageError(f"{item.source}: input and output are the same file")
         other = seen.setdefault(os.path.realpath(item.target), item.source)
         if other != item.source:
@@ -214,6 +218,10 @@ class Progress:
             self._bar.stop()
 
 
+class _Stopped(BaseException):
+    """Raised inside a worker thread when the whole command ends."""
+
+
 def run(
     items: list[Item],
     kept: list[Item],
@@ -229,59 +237,57 @@ def run(
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
+    if not items and not kept:
+        raise UsageError("nothing to do: no files found")
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     started = time.perf_counter()
+    stop = threading.Event()
     progress = Progress(label, len(items))
-    single = len(items) == 1 and not kept
 
-    def one(item: Item) -> dict[str, Any]:
-        name = item.source
+    def one(item: Item) -> dict[str, Any] | str | None:
+        """A row of results, or why there is none; None for an item that is not tried."""
+        if stop.is_set():
+            return None
+
+        def report(done: int, total: int | None) -> None:
+            if stop.is_set():
+                raise _Stopped
+            progress.report(item.source, done, total)
+
         began = time.perf_counter()
-        made = _make_parent(item.target)
         try:
-            row = work(item, lambda done, total: progress.report(name, done, total))
-        except BaseException:
-            for folder in made:  # leave no empty folders behind a failure
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
+            with _parents(item.target):
+                row = work(item, report)
+        except BrokenPipeError:
             raise
+        except (*USER_ERRORS, ValueError) as error:
+            if fail_fast:
+                stop.set()
+            text = explain(error)
+            return text if item.source in text else f"{item.source}: {text}"
+        finally:
+            progress.finish(item.source)
         row["elapsed_seconds"] = round(time.perf_counter() - began, 3)
         return {"source": item.source, "target": item.target} | row
 
-    try:
-        with ThreadPoolExecutor(max(1, jobs)) as pool:
-            waiting = list(reversed(items))
-            running: dict[Future, Item] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < max(1, jobs):
-                        item = waiting.pop()
-                        running[pool.submit(one, item)] = item
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        item = running.pop(future)
-                        try:
-                            results.append(future.result())
-                        except BrokenPipeError:
-                            raise
-                        except (*USER_ERRORS, ValueError) as error:
-                            text = explain(error)
-                            if item.source not in text:
-                                text = f"{item.source}: {text}"
-                            if single:
-                                raise UsageError(text) from None
-                            failures.append(text)
-                            if fail_fast:
-                                waiting.clear()
-                        progress.finish(item.source)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        progress.close()
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        outcomes = map(one, items)
+        if jobs > 1:
+            pool = stack.enter_context(ThreadPoolExecutor(jobs))
+            outcomes = pool.map(one, items)
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, str):
+                    failures.append(outcome)
+                elif outcome is not None:
+                    results.append(outcome)
+        except BaseException:
+            stop.set()
+            raise
+    if failures and len(items) == 1:
+        raise UsageError(failures[0])
     for item in kept:
         print(f"vpcodec: {item.target}: exists, kept (--force replaces it)", file=sys.stderr)
     for text in failures:
@@ -299,8 +305,6 @@ def run(
     if failures:
         print(f"vpcodec: {len(failures)} of {len(items)} failed", file=sys.stderr)
         raise typer.Exit(1)
-    if not items and not kept:
-        raise UsageError("nothing to do: no files found")
 
 
 def _summary(results: list[dict[str, Any]], elapsed: float) -> str:
@@ -319,18 +323,23 @@ def _summary(results: list[dict[str, Any]], elapsed: float) -> str:
     )
 
 
-def _make_parent(target: str) -> list[Path]:
-    """Create the folders above a derived target; returns those created, deepest first."""
+@contextmanager
+def _parents(target: str) -> Iterator[None]:
+    """The folders above a target exist inside; those made for it go again when it fails."""
     made: list[Path] = []
-    if target == "-":
-        return made
     folder = Path(target).parent
-    while not folder.exists():
+    while target != "-" and not folder.exists():
         made.append(folder)
         folder = folder.parent
     if made:
         made[0].mkdir(parents=True, exist_ok=True)
-    return made
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def pipe_in() -> Any:

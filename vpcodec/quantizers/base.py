@@ -27,7 +27,7 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (..., D) to tokens (...) and back; float32 and int64 inside, whatever the autocast."""
+    """Latents (..., D) to tokens (...) and back; float32, int64 inside, whatever the autocast."""
 
     dim: int
     codebook_size: int

@@ -260,7 +260,7 @@ def _device(name: str) -> torch.device:
 
 
 def _use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bf16; "auto" multiplies two matrices both ways and takes the faster."""
+    """Whether to autocast to bf16; "auto" multiplies matrices both ways and takes the faster."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
