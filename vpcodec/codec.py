@@ -15,12 +15,19 @@ from .audio import AudioReader, AudioWriter, RawFormat, Resampler, resample
 from .backends import Backend, load_backend
 from .files import atomic_output
 from .hub import DEFAULT_MODEL, ModelFolder, open_model
-from .tokenfile import AUDIO, TokenFileError, TokenHeader, TokenReader, TokenWriter
+from .tokenfile import (
+    AUDIO,
+    MAX_LOST_TOKENS,
+    TokenFileError,
+    TokenHeader,
+    TokenReader,
+    TokenWriter,
+)
 
 Source = str | os.PathLike[str] | BinaryIO
 Report = Callable[[int, int | None], None]  # samples done, samples in all if known
 
-CHUNK_SECONDS = 1.0  # audio that goes through the graphs at once; bounds memory
+CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
 
 
 class Codec:
@@ -233,26 +240,34 @@ class Codec:
                 )
             )
             stream = self.decoder_stream(header.channels)
-            done = 0  # samples at the model's rate
+            done = silent = 0  # samples at the model's rate: written, and lost but not yet written
 
-            def put(samples: np.ndarray, end: int | None = None) -> None:
+            def put(samples: np.ndarray) -> None:
                 nonlocal done
-                samples = samples[:, : None if end is None else max(0, end - done)]
                 done += samples.shape[1]
                 writer.write(resampler.process(samples))
                 if report:
                     report(done, header.model_samples)
 
+            def put_silence(n_samples: int) -> None:
+                step = self.chunk_frames * self.hop_length
+                for start in range(0, n_samples, step):
+                    put(np.zeros((header.channels, min(step, n_samples - start)), np.float32))
+
             for block in tokens:
-                if block.tokens is not None:
-                    put(stream.push(block.tokens))
+                if block.tokens is None:
+                    put(stream.flush())
+                    silent += block.n_frames * self.hop_length
+                    if silent * header.channels > MAX_LOST_TOKENS * self.hop_length:
+                        raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
                     continue
-                put(stream.flush())
-                for start in range(0, block.n_frames, self.chunk_frames):
-                    frames = min(self.chunk_frames, block.n_frames - start)
-                    put(np.zeros((header.channels, frames * self.hop_length), np.float32))
+                put_silence(silent)
+                silent = 0
+                put(stream.push(block.tokens))
             n_samples = tokens.n_samples
-            put(stream.flush(), -(-n_samples * self.sample_rate // header.original_rate))
+            end = -(-n_samples * self.sample_rate // header.original_rate)
+            put_silence(min(silent, end - done))
+            put(stream.flush()[:, : end - done])
             writer.write(resampler.flush(-(-n_samples * rate // header.original_rate)))
             return FileStats(
                 n_samples,
@@ -307,7 +322,7 @@ class Codec:
 
     def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
         tokens = np.atleast_2d(np.asarray(tokens))
-        if tokens.ndim != 2 or (tokens.size and tokens.dtype.kind not in "iu"):
+        if tokens.ndim != 2 or not len(tokens) or (tokens.size and tokens.dtype.kind not in "iu"):
             raise ValueError(
                 f"tokens must be (C, N) integers, got {tokens.dtype} of shape {tokens.shape}"
             )
@@ -436,7 +451,7 @@ def _open_target(target: Source, stack: ExitStack) -> BinaryIO:
 
 def _check_samples(samples: np.ndarray) -> np.ndarray:
     samples = np.asarray(samples)
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2):
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or samples.shape[:-1] == (0,):
         raise ValueError(
             f"samples must be float, (T,) or (C, T), got {samples.dtype} of shape {samples.shape}"
         )

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+MAX_CODEBOOK = 2**32  # what a token file can hold
 
 
 class ConfigError(ValueError):
@@ -28,6 +30,7 @@ class FSPConfig(_Strict):
     type: Literal["fsp"] = "fsp"
     levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (9, 9, 9, 7, 7, 7),
+        min_length=1,
         description="Levels per latent dimension; their product is the codebook.",
     )
     activation: Literal["tanh", "normal"] = Field(
@@ -36,6 +39,12 @@ class FSPConfig(_Strict):
     quantize_rate: float = Field(
         0.5, ge=0, le=1, description="Share of training tokens that are quantized, not perturbed."
     )
+
+    @model_validator(mode="after")
+    def _not_too_large(self) -> FSPConfig:
+        if self.codebook_size > MAX_CODEBOOK:
+            raise ValueError(f"levels make {self.codebook_size} codes, more than {MAX_CODEBOOK}")
+        return self
 
     @property
     def codebook_size(self) -> int:
@@ -58,18 +67,26 @@ class ModelConfig(_Strict):
     license: str = Field("unknown", description="Licence of the weights.")
     sample_rate: Positive = Field(16_000, description="Audio rate of the model, Hz.")
     strides: tuple[Positive, ...] = Field(
-        (8, 4, 3), description="Decimation of each encoder stage; their product is the hop."
+        (8, 4, 3),
+        min_length=1,
+        description="Decimation of each encoder stage; their product is the hop.",
     )
     encoder_dims: tuple[Positive, ...] = Field((32, 96, 192), description="Channels per stage.")
-    encoder_depths: tuple[int, ...] = Field((1, 2, 2), description="ConvUnits per encoder stage.")
+    encoder_depths: tuple[NotNegative, ...] = Field(
+        (1, 2, 2), description="ConvUnits per encoder stage."
+    )
     decoder_dims: tuple[Positive, ...] = Field(
         (256, 128, 48), description="Channels per decoder stage, lowest rate first."
     )
-    decoder_depths: tuple[int, ...] = Field((2, 1, 1), description="ConvUnits per decoder stage.")
+    decoder_depths: tuple[NotNegative, ...] = Field(
+        (2, 1, 1), description="ConvUnits per decoder stage."
+    )
     kernel_size: Positive = Field(7, description="Taps of the depthwise convolutions.")
     expansion: Positive = Field(4, description="Hidden width of a ConvUnit over its width.")
     tconv_kernels: tuple[Positive, ...] = Field(
-        (1, 5, 11, 21, 45), description="TPooling windows of the first block, samples."
+        (1, 5, 11, 21, 45),
+        min_length=1,
+        description="TPooling windows of the first block, samples.",
     )
     tconv_channels: Positive = Field(64, description="Hidden width of the first block.")
     tconv_taps: Positive = Field(32, description="Taps of the first block's strided convolution.")
@@ -78,7 +95,7 @@ class ModelConfig(_Strict):
     encoder_layers: int = Field(1, ge=0, description="Transformer layers before the quantizer.")
     decoder_layers: int = Field(2, ge=0, description="Transformer layers after the quantizer.")
     enhance_kernels: tuple[Positive, ...] = Field(
-        (1, 3, 5, 9), description="TPooling windows of the enhance blocks."
+        (1, 3, 5, 9), min_length=1, description="TPooling windows of the enhance blocks."
     )
     enhance_dilations: tuple[Positive, ...] = Field((1, 2, 3, 5), description="One per window.")
     enhance_channels: Positive = Field(2, description="Channels of each enhance branch.")
@@ -159,8 +176,8 @@ class LossConfig(_Strict):
     quantizer: float = Field(
         1.0, ge=0, description="The quantizer's own loss (moments of latents)."
     )
-    fft_sizes: tuple[Positive, ...] = Field((64, 128, 256, 512, 1024, 2048))
-    mel_bands: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    fft_sizes: tuple[Positive, ...] = Field((64, 128, 256, 512, 1024, 2048), min_length=1)
+    mel_bands: tuple[NotNegative, ...] = Field(
         (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel at that size."
     )
 
@@ -209,6 +226,14 @@ class Recipe(_Strict):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
+    @model_validator(mode="after")
+    def _crops_fill_the_windows(self) -> Recipe:
+        crop = int(self.data.crop_seconds * self.model.sample_rate)
+        crop -= self.model.decoder_delay * self.model.hop_length
+        if crop <= max(self.loss.fft_sizes) // 2:
+            raise ValueError("data.crop_seconds is too short for the largest of loss.fft_sizes")
+        return self
+
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
@@ -217,7 +242,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def parse_model(data: Any) -> ModelConfig:
-    """ModelConfig from a plain dict, ignoring the `files` table of a model folder's config.json.
+    """ModelConfig from a plain dict.
 
     Raises:
         ConfigError: naming the first field that is wrong.
@@ -254,7 +279,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {item!r}: {part} is not a section")
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"override {item!r}: {value!r} is not a YAML value") from None
         if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
             try:
                 value = float(value)

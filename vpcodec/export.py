@@ -25,11 +25,11 @@ from . import __version__
 from .backends.onnx import OnnxBackend
 from .backends.torch import TorchBackend
 from .codec import Codec
-from .config import ModelConfig
+from .config import ConfigError, ModelConfig, parse_model
 from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import AudioAutoencoder
 from .models.layers import State, zero_state
-from .training.checkpoints import load_checkpoint
+from .training.checkpoints import CheckpointError, load_checkpoint
 
 OPSET = 18
 SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
@@ -55,9 +55,12 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
         ExportError: the graphs do not agree with torch.
     """
     groups, state = load_checkpoint(run)
-    config = ModelConfig.model_validate(state["config"])
-    model = AudioAutoencoder(config)
-    model.load_state_dict(groups["average"])
+    try:
+        model = AudioAutoencoder(parse_model(state["config"]))
+        model.load_state_dict(groups["average"])
+    except (KeyError, ConfigError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{run}: the checkpoint is incomplete ({reason})") from None
     export_model(model, target, force=force)
 
 

@@ -41,7 +41,9 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with file:
             yield file
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)  # a write that failed, such as on a full disk
         raise

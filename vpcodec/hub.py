@@ -37,6 +37,17 @@ class ModelFolder:
     fingerprint: bytes
     files: dict[str, str]
 
+    def check(self) -> None:
+        """Check every file against its hash, and the configuration against the fingerprint.
+
+        Raises:
+            ModelError: a file is missing or changed since the export.
+        """
+        for name in self.files:
+            self.file(name)
+        if fingerprint(self.config, self.file(WEIGHTS).read_bytes()) != self.fingerprint:
+            raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not fit)")
+
     def file(self, name: str) -> Path:
         """Path of a file of the model, checked against its hash.
 
@@ -86,7 +97,7 @@ def open_model(name: str | Path = DEFAULT_MODEL) -> ModelFolder:
     if str(name) in bundled:
         return read_folder(bundled[str(name)])
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         return read_folder(path)
     repo, _, revision = str(name).partition("@")
     if repo.count("/") == 1 and not path.is_absolute() and not repo.startswith("."):
@@ -116,7 +127,7 @@ def read_folder(path: Path) -> ModelFolder:
         mark = bytes.fromhex(data.pop("fingerprint"))
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
         config = parse_model(data)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, ConfigError) else "not a model description"
         raise ModelError(f"{file}: {reason}") from None
     if len(mark) != 16:
@@ -136,11 +147,10 @@ def write_folder_config(path: Path, config: ModelConfig, mark: bytes, files: lis
 
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "*.onnx", "README.md"]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # its own errors, and those of the HTTP client underneath
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{repo}: cannot be fetched from the Hub ({reason})") from None

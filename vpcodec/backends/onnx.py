@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
-from ..hub import WEIGHTS, ModelError, ModelFolder
+from ..hub import ModelError, ModelFolder
 
 State = dict[str, np.ndarray]
 
@@ -22,6 +22,7 @@ class OnnxBackend:
     """
 
     def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
+        model.check()
         self.model = model
         self.threads = threads
         available = ort.get_available_providers()
@@ -46,8 +47,9 @@ class OnnxBackend:
         return self._load("decoder.onnx")
 
     def _load(self, name: str) -> _Graph:
-        path = self.model.file(name)
-        self.model.file(WEIGHTS)  # the graphs read their weights from it
+        if name not in self.model.files:
+            raise ModelError(f"{self.model.path}: the model has no {name}")
+        path = self.model.path / name
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:

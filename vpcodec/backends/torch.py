@@ -54,7 +54,8 @@ def load_model(folder: ModelFolder) -> AudioAutoencoder:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder.file(WEIGHTS)
+    folder.check()
+    path = folder.path / WEIGHTS
     model = AudioAutoencoder(folder.config).eval()
     try:
         model.load_state_dict(load_file(path))

@@ -65,7 +65,7 @@ def need_extra(extra: str, *packages: str) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Item:
     """One file to process; "-" is a pipe."""
 
@@ -77,7 +77,7 @@ def plan(
     inputs: list[str],
     output: str | None,
     *,
-    find: Callable[[Path], Iterable[str]],
+    find: Callable[[Path], Iterable[Path]],
     input_suffixes: Collection[str],
     suffix: str,
     output_suffixes: Collection[str],
@@ -120,8 +120,8 @@ def plan(
     _check(items)
     if not derived or force:
         return items, []
-    kept = [item for item in items if os.path.exists(item.target)]
-    return [item for item in items if item not in kept], kept
+    kept = {item for item in items if os.path.exists(item.target)}
+    return [item for item in items if item not in kept], sorted(kept)
 
 
 def _same(a: str, b: str) -> bool:
@@ -142,7 +142,7 @@ def _is_output(
 
 
 def _derive(
-    inputs: list[str], output: str | None, find: Callable[[Path], Iterable[str]], suffix: str
+    inputs: list[str], output: str | None, find: Callable[[Path], Iterable[Path]], suffix: str
 ) -> Iterable[Item]:
     relative = []  # (source, folder of the result, name relative to it)
     for name in inputs:
@@ -151,7 +151,10 @@ def _derive(
         path = Path(name)
         if path.is_dir():
             base = Path(output) if output is not None else path
-            relative += [(path / found, base, Path(found)) for found in find(path)]
+            found = [(path / name, base, Path(name)) for name in find(path)]
+            if not found:
+                raise UsageError(f"{path}: no files to process in this folder")
+            relative += found
         else:
             base = Path(output) if output is not None else path.parent
             relative.append((path, base, Path(path.name)))
@@ -237,8 +240,6 @@ def run(
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
-    if not items and not kept:
-        raise UsageError("nothing to do: no files found")
     results: list[dict[str, Any]] = []
     failures: list[str] = []
     started = time.perf_counter()
@@ -256,16 +257,16 @@ def run(
             progress.report(item.source, done, total)
 
         began = time.perf_counter()
+        name = "stdin" if item.source == "-" else item.source
         try:
-            with _parents(item.target):
-                row = work(item, report)
+            row = work(item, report)
         except BrokenPipeError:
             raise
         except (*USER_ERRORS, ValueError) as error:
             if fail_fast:
                 stop.set()
             text = explain(error)
-            return text if item.source in text else f"{item.source}: {text}"
+            return text if name in text or item.target in text else f"{name}: {text}"
         finally:
             progress.finish(item.source)
         row["elapsed_seconds"] = round(time.perf_counter() - began, 3)
@@ -273,8 +274,9 @@ def run(
 
     with ExitStack() as stack:
         stack.callback(progress.close)
+        stack.enter_context(_parents(item.target for item in items if item.target != "-"))
         outcomes = map(one, items)
-        if jobs > 1:
+        if jobs > 1 and len(items) > 1:
             pool = stack.enter_context(ThreadPoolExecutor(jobs))
             outcomes = pool.map(one, items)
         try:
@@ -324,22 +326,18 @@ def _summary(results: list[dict[str, Any]], elapsed: float) -> str:
 
 
 @contextmanager
-def _parents(target: str) -> Iterator[None]:
-    """The folders above a target exist inside; those made for it go again when it fails."""
-    made: list[Path] = []
-    folder = Path(target).parent
-    while target != "-" and not folder.exists():
-        made.append(folder)
-        folder = folder.parent
-    if made:
-        made[0].mkdir(parents=True, exist_ok=True)
+def _parents(targets: Iterable[str]) -> Iterator[None]:
+    """The folders above the targets exist inside; those made but left empty go again."""
+    made: set[Path] = set()
     try:
+        for folder in {Path(target).parent for target in targets}:
+            made.update(path for path in (folder, *folder.parents) if not path.exists())
+            folder.mkdir(parents=True, exist_ok=True)
         yield
-    except BaseException:
-        with suppress(OSError):
-            for folder in made:
+    finally:
+        for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
                 folder.rmdir()
-        raise
 
 
 def pipe_in() -> Any:

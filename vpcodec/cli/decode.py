@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -43,12 +44,12 @@ def decode(
     suffix = suffix if suffix.startswith(".") else f".{suffix}"
     if suffix.lower() not in AUDIO_SUFFIXES:
         raise common.UsageError(f"--suffix must be one of {' '.join(sorted(AUDIO_SUFFIXES))}")
+    if raw:
+        suffix = ".raw"
     items, kept = common.plan(
         inputs,
         output,
-        find=lambda folder: (
-            str(path.relative_to(folder)) for path in sorted(folder.rglob("*.tok"))
-        ),
+        find=_find_tokens,
         input_suffixes=(".tok",),
         suffix=suffix,
         output_suffixes=AUDIO_SUFFIXES | ({".raw", ".pcm"} if raw else frozenset()),
@@ -74,6 +75,12 @@ def decode(
         return common.describe(stats)
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
+
+
+def _find_tokens(folder: Path) -> list[Path]:
+    """Token files in a folder, sorted paths relative to it, nothing hidden."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*.tok") if path.is_file())
+    return sorted(path for path in paths if not any(p.startswith(".") for p in path.parts))
 
 
 def _bundled(name: str) -> str:

@@ -69,8 +69,7 @@ def _model_facts(name: str) -> dict[str, Any]:
 
     model = open_model(name)
     config = model.config
-    for file in model.files:
-        model.file(file)
+    model.check()
     return {
         "model": config.name,
         "description": config.description,

@@ -65,8 +65,7 @@ class FSP(Quantizer):
         Raises:
             ValueError: the last dimension is not `dim`.
         """
-        if latents.shape[-1] != self.dim:
-            raise ValueError(f"expected latents of {self.dim} dimensions, got {latents.shape[-1]}")
+        self._check(latents)
         with torch.autocast(latents.device.type, enabled=False):
             a = latents.float()
             z = self._squash(a)
@@ -87,6 +86,7 @@ class FSP(Quantizer):
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) pre-activations -> (...) int64 tokens."""
+        self._check(latents)
         with torch.autocast(latents.device.type, enabled=False):
             return self._tokens(self._digits(self._squash(latents.float())))
 
@@ -97,7 +97,12 @@ class FSP(Quantizer):
 
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) float32 scaled centroids -> (...) int64 tokens, exactly."""
+        self._check(latents)
         return self._tokens(self._digits(latents.float() / math.sqrt(12) + 0.5))
+
+    def _check(self, latents: torch.Tensor) -> None:
+        if latents.shape[-1] != self.dim:
+            raise ValueError(f"expected latents of {self.dim} dimensions, got {latents.shape[-1]}")
 
     def _squash(self, a: torch.Tensor) -> torch.Tensor:
         if self.activation == "tanh":

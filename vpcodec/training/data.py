@@ -39,6 +39,7 @@ class Crops:
         self.seed = seed
         self.length = -(-int(config.crop_seconds * sample_rate) // multiple) * multiple
         self.skipped: list[str] = []
+        self._broken: set[int] = set()
         self._cache: dict[int, np.ndarray] = {}
         self._cached_bytes = 0
         self.files: list[tuple[Path, float]] = []
@@ -89,15 +90,10 @@ class Crops:
     def _crop(self, step: int, index: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, step, index])
         if self.files:
-            while True:
+            crop = None
+            while crop is None:
                 number = int(np.searchsorted(self._ends, rng.random(), side="right"))
-                try:
-                    crop = self._read(min(number, len(self.files) - 1), rng.random())
-                    break
-                except (soundfile.LibsndfileError, ValueError):
-                    self.skipped.append(str(self.files[number][0]))
-                    if len(set(self.skipped)) >= len(self.files):
-                        raise DataError("no training file can be read") from None
+                crop = self._try_read(min(number, len(self.files) - 1), rng.random())
         else:
             crop = _generate(rng, self.length, self.sample_rate)
         low, high = self.config.gain_db
@@ -105,6 +101,18 @@ class Crops:
         crop = np.pad(crop, (0, self.length - len(crop))) * gain
         peak = np.abs(crop).max()
         return (crop / max(peak, 1.0)).astype(np.float32)
+
+    def _try_read(self, number: int, position: float) -> np.ndarray | None:
+        """`_read`, or None for a file that turns out to be broken."""
+        if number not in self._broken:
+            try:
+                return self._read(number, position)
+            except (soundfile.LibsndfileError, OSError, ValueError):
+                self._broken.add(number)
+                self.skipped.append(str(self.files[number][0]))
+        if len(self._broken) == len(self.files):
+            raise DataError(f"{self.config.train}: no audio file that can be read")
+        return None
 
     def _read(self, number: int, position: float) -> np.ndarray:
         """Up to `length` samples of file `number`, starting at `position` (0..1) of what fits."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..config import ModelConfig, OptimConfig, Recipe
+from ..config import OptimConfig, Recipe
 from ..files import atomic_output
 from ..models import AudioAutoencoder
 from .checkpoints import (
@@ -77,7 +79,7 @@ class Trainer:
         optim, steps = self.recipe.optim, self.recipe.train.steps
         if step < optim.warmup_steps:
             return optim.lr * (step + 1) / optim.warmup_steps
-        done = (step - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
+        done = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
         return optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * done)) / 2
 
     def train_step(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -107,7 +109,7 @@ class Trainer:
         return {"loss": total, **terms, "grad_norm": norm, **quantized.stats}
 
     def train(self) -> None:
-        """Run to the last step; on Ctrl-C save and raise KeyboardInterrupt."""
+        """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop."""
         train = self.recipe.train
         console = Console(stderr=True)
         with ExitStack() as stack:
@@ -119,27 +121,27 @@ class Trainer:
             if self.data.skipped:
                 console.print(f"left out {len(self.data.skipped)} files that cannot be read")
             began, first = time.perf_counter(), self.step
-            try:
-                for batch in self.data.batches(self.step, train.steps):
-                    tick = time.perf_counter()
-                    terms = self.train_step(torch.from_numpy(batch).to(self.device))
-                    self.seconds += time.perf_counter() - tick
-                    if self.step % train.log_every == 0 or self.step == train.steps:
-                        speed = batch.size * (self.step - first) / self.recipe.model.sample_rate
-                        speed /= time.perf_counter() - began
-                        row = self._log(terms, speed, log, board)
-                        note = f"loss {row['loss']:.3f}  mel {row['mel']:.3f}  {speed:.1f} s/s"
-                        if console.is_terminal:
-                            progress.update(task, completed=self.step, note=note)
-                        else:
-                            print(f"step {self.step}/{train.steps}  {note}", file=sys.stderr)
-                    if self.step % train.audio_every == 0:
-                        self._log_audio(batch, board)
-                    if self.step % train.save_every == 0 or self.step == train.steps:
-                        self.save()
-            except KeyboardInterrupt:
-                self.save()
-                raise
+            interrupted = stack.enter_context(_deferred_interrupt())
+            for batch in self.data.batches(self.step, train.steps):
+                tick = time.perf_counter()
+                terms = self.train_step(torch.from_numpy(batch).to(self.device))
+                self.seconds += time.perf_counter() - tick
+                if self.step % train.log_every == 0 or self.step == train.steps:
+                    speed = batch.size * (self.step - first) / self.recipe.model.sample_rate
+                    speed /= time.perf_counter() - began
+                    row = self._log(terms, speed, log, board)
+                    note = f"loss {row['loss']:.3f}  mel {row['mel']:.3f}  {speed:.1f} s/s"
+                    if console.is_terminal:
+                        progress.update(task, completed=self.step, note=note)
+                    else:
+                        print(f"step {self.step}/{train.steps}  {note}", file=sys.stderr)
+                if self.step % train.audio_every == 0:
+                    self._log_audio(batch, board)
+                last = self.step == train.steps
+                if self.step % train.save_every == 0 or last or interrupted():
+                    self.save()
+                if interrupted():
+                    raise KeyboardInterrupt
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -155,22 +157,45 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "bf16": self.bf16,
+            "optimizer": self.recipe.optim.name,
             "config": self.recipe.model.model_dump(mode="json"),
         }
         save_checkpoint(self.folder, groups, state)
 
     def _resume(self) -> None:
         groups, state = load_checkpoint(self.folder)
-        if ModelConfig.model_validate(state["config"]) != self.recipe.model:
-            raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
-        self.model.load_state_dict(groups["model"])
-        self.average = {k: v.to(self.device) for k, v in groups["average"].items()}
-        for i, optimizer in enumerate(self.optimizers):
-            restore_optimizer(optimizer, groups.get(f"optimizer{i}", {}))
-        torch.set_rng_state(groups["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in groups["rng"]:
-            torch.cuda.set_rng_state(groups["rng"]["cuda"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        try:
+            if state["config"] != self.recipe.model.model_dump(mode="json"):
+                raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
+            if state["optimizer"] != self.recipe.optim.name:
+                raise CheckpointError(f"{self.folder}: holds a run of another optimiser")
+            self.model.load_state_dict(groups["model"])
+            self.average = {k: groups["average"][k].to(self.device) for k in self.average}
+            for i, optimizer in enumerate(self.optimizers):
+                restore_optimizer(optimizer, groups.get(f"optimizer{i}", {}))
+            torch.set_rng_state(groups["rng"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in groups["rng"]:
+                torch.cuda.set_rng_state(groups["rng"]["cuda"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            if self.recipe.train.precision == "auto":
+                self.bf16 = bool(state["bf16"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"{self.folder}: the checkpoint is incomplete ({reason})"
+            ) from None
+        self._cut_metrics()
+
+    def _cut_metrics(self) -> None:
+        """Drop rows of steps after the checkpoint: they will come again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            rows = path.read_text().splitlines(keepends=True)
+            with atomic_output(path) as file:
+                for row in rows:
+                    if row.endswith("\n") and json.loads(row)["step"] <= self.step:
+                        file.write(row.encode())
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -214,12 +239,12 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
     """
     matrices, kernels, vectors = [], [], []
     for name, parameter in model.named_parameters():
-        if optim.name == "muon" and parameter.ndim == 2 and "distance_bias" not in name:
-            matrices.append(parameter)
-        elif parameter.ndim >= 2 and "alpha" not in name:
-            kernels.append(parameter)
-        else:
+        if not name.endswith("weight") or parameter.ndim < 2:  # biases, norms, Snake's alpha
             vectors.append(parameter)
+        elif optim.name == "muon" and parameter.ndim == 2:
+            matrices.append(parameter)
+        else:
+            kernels.append(parameter)
     decay = optim.weight_decay
     groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
@@ -275,6 +300,28 @@ def _use_bf16(precision: str, device: torch.device) -> bool:
         return time.perf_counter() - began
 
     return seconds(torch.bfloat16) < seconds(torch.float32)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C or SIGTERM; the function given tells whether one came."""
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])  # the second one acts at once
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _progress(console: Console) -> Progress:

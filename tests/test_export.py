@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+onnx = pytest.importorskip("onnx", reason="needs the train extra")
+pytest.importorskip("yaml", reason="needs the train extra")
+
+from vpcodec import Codec, __version__, export  # noqa: E402
+from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
+from vpcodec.config import load_recipe  # noqa: E402
+from vpcodec.export import ExportError, export_model, export_run  # noqa: E402
+from vpcodec.hub import (  # noqa: E402
+    ModelError,
+    fingerprint,
+    read_folder,
+    write_folder_config,
+)
+from vpcodec.models import AudioAutoencoder  # noqa: E402
+from vpcodec.training.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
+
+DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+FILES = ("model.safetensors", *GRAPHS)
+
+
+def build(*overrides: str) -> AudioAutoencoder:
+    torch.manual_seed(1)
+    return AudioAutoencoder(load_recipe(DEBUG, list(overrides)).model)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The debug model with layers wide enough that their weights are shared with the graphs."""
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    overrides = ("model.encoder_dims=[8,16,48]", "model.decoder_dims=[48,16,8]")
+    export_model(build(*overrides), folder)
+    return folder
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, debug_model: Path) -> list[AudioAutoencoder]:
+    """Makes an export write the debug model's files; collects the models to be written."""
+    written = []
+
+    def write(model: AudioAutoencoder, folder: Path) -> None:
+        written.append(model)
+        shutil.copytree(debug_model, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(export, "_write", write)
+    return written
+
+
+@pytest.fixture
+def copied(debug_model: Path, tmp_path: Path) -> Path:
+    """A copy of the debug model to damage."""
+    return shutil.copytree(debug_model, tmp_path / "copied")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def graph(folder: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(folder / name, load_external_data=False)
+
+
+def test_the_folder_is_complete(debug_model):
+    names = {path.name for path in debug_model.iterdir()}
+    assert {"config.json", "README.md", *FILES} <= names
+    assert [name for name in names if name.endswith((".data", ".tmp"))] == []
+    assert [path.name for path in debug_model.parent.iterdir()] == ["debug"]
+    card = (debug_model / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n") and "# debug" in card
+
+
+def test_config_holds_the_model_and_true_hashes(debug_model):
+    data = json.loads((debug_model / "config.json").read_text())
+    assert set(data["files"]) >= set(FILES)
+    for name, digest in data["files"].items():
+        assert hashlib.sha256((debug_model / name).read_bytes()).hexdigest() == digest
+    folder = read_folder(debug_model)
+    assert folder.config == load_recipe(DEBUG).model
+    weights = (debug_model / "model.safetensors").read_bytes()
+    assert folder.fingerprint == fingerprint(folder.config, weights)
+    assert len(folder.fingerprint) == 16
+
+
+def test_weights_are_the_model_s_own_rounded_to_float16(wide_model):
+    from safetensors.torch import load_file
+
+    saved = load_file(wide_model / "model.safetensors")
+    model = build("model.encoder_dims=[8,16,48]", "model.decoder_dims=[48,16,8]")
+    assert set(saved) == set(model.state_dict())
+    for name, value in model.state_dict().items():
+        assert torch.equal(saved[name], value.half())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_say_what_they_are(debug_model, name):
+    folder = read_folder(debug_model)
+    config = folder.config
+    proto = graph(debug_model, name)
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    assert facts == {
+        "model_type": "vpcodec",
+        "version": __version__,
+        "name": "debug",
+        "license": "MIT",
+        "fingerprint": folder.fingerprint.hex(),
+        "sample_rate": str(config.sample_rate),
+        "hop_length": str(config.hop_length),
+        "codebook_size": str(config.codebook_size),
+        "decoder_delay": str(config.decoder_delay),
+    }
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 18)]
+    onnx.checker.check_model(str(debug_model / name))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_give_back_every_state_that_they_take(debug_model, name):
+    proto = graph(debug_model, name).graph
+    first, *past = [entry.name for entry in proto.input]
+    last, *following = [entry.name for entry in proto.output]
+    assert {first, last} == {"samples", "tokens"}
+    assert [entry.removeprefix("past.") for entry in past] == [
+        entry.removeprefix("next.") for entry in following
+    ]
+    assert past and all(entry.startswith("past.") for entry in past)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_graphs_take_any_batch_and_any_number_of_frames(debug_model, channels):
+    backend = OnnxBackend(read_folder(debug_model), threads=1, device="cpu")
+    rng = np.random.default_rng(0)
+    samples = (0.3 * rng.standard_normal((channels, 60 * 96))).astype(np.float32)
+    whole, _ = backend.encode(samples, None)
+    decoded, _ = backend.decode(whole, None)
+    assert whole.shape == (channels, 60) and decoded.shape == samples.shape
+    encoder = decoder = None
+    done = 0
+    for frames in (1, 2, 17, 40):
+        piece = slice(done, done := done + frames)
+        tokens, encoder = backend.encode(samples[:, piece.start * 96 : piece.stop * 96], encoder)
+        np.testing.assert_array_equal(tokens, whole[:, piece])
+        part, decoder = backend.decode(tokens, decoder)
+        np.testing.assert_allclose(
+            part, decoded[:, piece.start * 96 : piece.stop * 96], rtol=0, atol=1e-5
+        )
+
+
+def test_weights_are_stored_once(wide_model):
+    size = (wide_model / "model.safetensors").stat().st_size
+    shared = 0
+    for name in GRAPHS:
+        for tensor in graph(wide_model, name).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                facts = {entry.key: entry.value for entry in tensor.external_data}
+                assert facts["location"] == "model.safetensors"
+                assert int(facts["offset"]) + int(facts["length"]) <= size
+                assert tensor.data_type == onnx.TensorProto.FLOAT16
+                shared += int(facts["length"])
+            else:
+                assert np.prod(tensor.dims) < 4096
+    large = [p.numel() for p in build().parameters() if p.numel() >= 4096]
+    assert large == []  # the debug model itself shares nothing
+    wide = build("model.encoder_dims=[8,16,48]", "model.decoder_dims=[48,16,8]")
+    assert shared == sum(2 * p.numel() for p in wide.parameters() if p.numel() >= 4096) > 0
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_know_nothing_of_the_machine_that_made_them(wide_model, name):
+    proto = graph(wide_model, name)
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("raw_data")  # numbers may spell anything
+    data = proto.SerializeToString()
+    assert data and len(data) < (wide_model / name).stat().st_size
+    for trace in (b"/work", b"site-packages", b".py", b"/tmp", b"/home", b"/root", b"File "):
+        assert trace not in data
+    for other in ("config.json", "README.md"):
+        assert b"/tmp" not in (wide_model / other).read_bytes()
+
+
+@pytest.mark.parametrize("n", [1, 95, 96, 97, 5000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_backends_agree(wide_model, speech, n, channels):
+    pieces = [speech[0, start : start + n] for start in (16_000, 40_000)[:channels]]
+    samples = np.stack(pieces)
+    first = Codec.from_pretrained(wide_model, backend="torch")
+    second = Codec.from_pretrained(wide_model, backend="onnx")
+    tokens = first.encode(samples)
+    assert tokens.shape == (channels, -(-n // 96))
+    np.testing.assert_array_equal(second.encode(samples), tokens)
+    expected = first.decode(tokens, n)
+    assert expected.shape == (channels, n) and np.abs(expected).max() > 0
+    np.testing.assert_allclose(second.decode(tokens, n), expected, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_fails_its_check_is_not_written(tmp_path, monkeypatch, quick):
+    def refuse(folder: Path) -> None:
+        assert (folder / "decoder.onnx").exists()
+        raise ExportError("refused")
+
+    monkeypatch.setattr(export, "_verify", refuse)
+    with pytest.raises(ExportError, match="refused"):
+        export_model(build(), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_audio_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quick):
+    decode = OnnxBackend.decode
+
+    def off(self, tokens, state):
+        samples, state = decode(self, tokens, state)
+        return samples + np.float32(1e-3), state
+
+    monkeypatch.setattr(OnnxBackend, "decode", off)
+    with pytest.raises(ExportError, match="audio differs"):
+        export_model(build(), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_audio_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick):
+    decode = OnnxBackend.decode
+
+    def off(self, tokens, state):
+        samples, state = decode(self, tokens, state)
+        return samples * np.float32("nan"), state
+
+    monkeypatch.setattr(OnnxBackend, "decode", off)
+    with pytest.raises(ExportError, match="audio differs"):
+        export_model(build(), tmp_path / "new")
+
+
+def test_tokens_that_differ_from_torch_are_noticed(tmp_path, monkeypatch, quick):
+    encode = OnnxBackend.encode
+
+    def off(self, samples, state):
+        tokens, state = encode(self, samples, state)
+        return (tokens + (np.arange(tokens.shape[1]) % 50 == 0)) % 125, state
+
+    monkeypatch.setattr(OnnxBackend, "encode", off)
+    with pytest.raises(ExportError, match="tokens differ"):
+        export_model(build(), tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_kept_without_force(tmp_path, quick):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="model"):
+        export_model(build(), target)
+    assert contents(target) == {"mine.txt": b"mine"}
+    assert quick == []
+
+
+def test_an_existing_folder_is_replaced_with_force(tmp_path, debug_model, quick):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old.onnx").write_bytes(b"old")
+    export_model(build(), target, force=True)
+    assert contents(target) == contents(debug_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_force_keeps_the_old_folder_if_the_new_one_fails(tmp_path, monkeypatch, quick):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old.onnx").write_bytes(b"old")
+
+    def refuse(folder: Path) -> None:
+        raise ExportError("refused")
+
+    monkeypatch.setattr(export, "_verify", refuse)
+    with pytest.raises(ExportError):
+        export_model(build(), target, force=True)
+    assert contents(target) == {"old.onnx": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_run_exports_its_averaged_weights(tmp_path, quick):
+    model = build()
+    average = {name: value + 1 for name, value in model.state_dict().items()}
+    state = {"step": 5, "config": model.config.model_dump(mode="json")}
+    save_checkpoint(tmp_path, {"model": model.state_dict(), "average": average}, state)
+    export_run(tmp_path, tmp_path / "models" / "new")
+    (written,) = quick
+    assert written.config == model.config
+    for name, value in written.state_dict().items():
+        assert torch.equal(value, average[name])
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        export_run(tmp_path, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name, backend",
+    [*((name, "onnx") for name in FILES), ("model.safetensors", "torch")],
+)
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
+def test_a_damaged_file_is_refused_and_named(copied, name, backend, damage):
+    path = copied / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "changed" else data[:-1])
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(ModelError, match=name):
+        Codec.from_pretrained(copied, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-3],
+        lambda text: "[]",
+        lambda text: text.replace('"fingerprint"', '"mark"'),
+        lambda text: text.replace('"strides"', '"steps"'),
+        lambda text: text.replace('"sample_rate": 16000', '"sample_rate": "fast"'),
+        lambda text: text.replace('"sample_rate": 16000', '"sample_rate": 8000'),
+        lambda text: text.replace('"decoder_delay": 2', '"decoder_delay": 1'),
+    ],
+    ids=["cut", "list", "no fingerprint", "unknown key", "wrong type", "rate", "delay"],
+)
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_changed_configuration_is_refused_and_named(copied, backend, change):
+    path = copied / "config.json"
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    with pytest.raises(ModelError, match="config.json"):
+        Codec.from_pretrained(copied, backend=backend)
+
+
+def test_weights_of_another_architecture_are_refused_though_their_hash_is_right(copied, wide_model):
+    shutil.copy(wide_model / "model.safetensors", copied)
+    config = read_folder(copied).config
+    mark = fingerprint(config, (copied / "model.safetensors").read_bytes())
+    write_folder_config(copied, config, mark, list(FILES))
+    with pytest.raises(ModelError, match="model.safetensors: weights do not fit"):
+        Codec.from_pretrained(copied, backend="torch")

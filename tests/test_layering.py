@@ -1,0 +1,157 @@
+"""The floors of the package (docs of record: no import runs up, none in a circle), read by ast."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
+FLOORS = [
+    {"files"},
+    {"config", "tokenfile", "entropy", "audio", "image", "hub"},
+    {"quantizers", "models"},
+    {"backends"},
+    {"codec"},
+    {"training", "export", "upstream", "metrics"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+MAY_USE_TORCH = ("models", "quantizers", "training", "export", "upstream", "backends.torch")
+TORCH = {"torch", "torchaudio", "torchvision"}
+
+
+def find_modules(package: Path) -> dict[str, Path]:
+    """Dotted name below the package ("" is the package itself) -> file."""
+    modules = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+def imports(name: str, modules: dict[str, Path], *, lazy: bool) -> tuple[set[str], set[str]]:
+    """What a module imports: (modules of the package, top-level names of other packages).
+
+    Args:
+        lazy: also count imports inside functions.
+    """
+    path = modules[name]
+    package = name.split(".") if name else []
+    if path.name != "__init__.py":
+        package = package[:-1]
+    own, others = set(), set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not lazy:
+            return
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                add(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*(["vpcodec"] if node.level else []), *base]
+            for alias in node.names:
+                add([*base, *(node.module or "").split("."), alias.name])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    def add(parts: list[str]) -> None:
+        parts = [part for part in parts if part]
+        if parts[0] != "vpcodec":
+            others.add(parts[0])
+            return
+        while ".".join(parts[1:]) not in modules:
+            parts.pop()
+        own.add(".".join(parts[1:]))
+
+    visit(ast.parse(path.read_text()))
+    return own - {name}, others
+
+
+def upward(modules: dict[str, Path]) -> list[str]:
+    """Imports that run up; the package's own face is lazy and may name anyone."""
+    return [
+        f"{name} -> {target}"
+        for name in modules
+        if name
+        for target in imports(name, modules, lazy=True)[0]
+        if target and FLOOR[target.split(".")[0]] > FLOOR[name.split(".")[0]]
+    ]
+
+
+def circles(modules: dict[str, Path]) -> list[str]:
+    """Modules that can be reached from themselves, lazy imports included."""
+    graph = {name: imports(name, modules, lazy=True)[0] for name in modules if name}
+    return [name for name in graph if name in reach(name, graph)]
+
+
+def reach(name: str, graph: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    todo = list(graph[name])
+    while todo:
+        target = todo.pop()
+        if target not in found:
+            found.add(target)
+            todo += graph.get(target, ())
+    return found
+
+
+def uses_torch(name: str) -> bool:
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_USE_TORCH)
+
+
+MODULES = find_modules(PACKAGE)
+
+
+def test_every_part_has_a_floor():
+    assert {name.split(".")[0] for name in MODULES if name} <= set(FLOOR)
+
+
+def test_no_import_runs_up():
+    assert upward(MODULES) == []
+
+
+def test_no_import_runs_in_a_circle():
+    assert circles(MODULES) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not uses_torch(name)])
+def test_only_the_torch_parts_import_torch(name):
+    assert not imports(name, MODULES, lazy=True)[1] & TORCH
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not uses_torch(name)])
+def test_importing_a_light_module_loads_no_torch_part(name):
+    graph = {name: imports(name, MODULES, lazy=False)[0] for name in MODULES}
+    assert [target for target in reach(name, graph) if uses_torch(target)] == []
+
+
+def test_the_package_itself_imports_nothing_of_its_own():
+    assert imports("", MODULES, lazy=False)[0] == set()
+
+
+def test_the_check_sees_upward_circular_and_lazy_imports(tmp_path):
+    files = {
+        "__init__.py": "",
+        "config.py": "def late():\n    from .codec import Codec\n",
+        "codec.py": "from vpcodec.hub import x\nfrom . import backends",
+        "hub.py": "import torch.nn",
+        "backends/__init__.py": "from ..files import y",
+        "backends/onnx.py": "from . import torch\nfrom .. import config as c",
+        "backends/torch.py": "from .onnx import z",
+        "files.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    modules = find_modules(tmp_path)
+    assert upward(modules) == ["config -> codec"]
+    assert sorted(circles(modules)) == ["backends.onnx", "backends.torch"]
+    assert imports("hub", modules, lazy=True)[1] == {"torch"}
+    assert imports("config", modules, lazy=False) == (set(), set())
+    assert imports("backends.onnx", modules, lazy=True)[0] == {"backends.torch", "config"}

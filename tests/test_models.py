@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+pytest.importorskip("yaml", reason="needs the train extra")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from vpcodec.config import ModelConfig, load_recipe  # noqa: E402
+from vpcodec.models import AudioAutoencoder  # noqa: E402
+from vpcodec.models.layers import (  # noqa: E402
+    ConvUnit,
+    DilatedUnit,
+    DownLayer,
+    Snake,
+    State,
+    SynthesisFilterbank,
+    UpLayer,
+    zero_state,
+)
+from vpcodec.models.local_attention import LocalAttention, LocalTransformer  # noqa: E402
+from vpcodec.models.tconv import EnhanceBlock, TConv, tpool  # noqa: E402
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+MINIMAL = {
+    "name": "minimal",
+    "strides": (4, 2),
+    "encoder_dims": (8, 8),
+    "encoder_depths": (0, 1),
+    "decoder_dims": (8, 8),
+    "decoder_depths": (1, 0),
+    "kernel_size": 1,
+    "tconv_kernels": (1,),
+    "tconv_taps": 4,
+    "attention_window": 1,
+    "attention_heads": 1,
+    "encoder_layers": 0,
+    "decoder_layers": 1,
+    "enhance_kernels": (1,),
+    "enhance_dilations": (1,),
+    "last_dilations": (),
+    "synthesis_taps": 1,
+    "decoder_delay": 1,
+    "quantizer": {"levels": (3,)},
+}
+PIECES = (1, 2, 7, 1, 30, 3, 64, 5, 80, 107)  # frames; together more than two windows of speech-3k
+FRAMES = sum(PIECES)
+
+
+def config_of(name: str) -> ModelConfig:
+    return ModelConfig(**MINIMAL) if name == "minimal" else load_recipe(RECIPES / name).model
+
+
+def build(config: ModelConfig) -> AudioAutoencoder:
+    """Random weights, with no bias, norm or distance bias left at its neutral start."""
+    torch.manual_seed(0)
+    model = AudioAutoencoder(config).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1 or "distance_bias" in name or "alpha" in name:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module", params=["speech_3k.yaml", "debug.yaml", "minimal"])
+def model(request: pytest.FixtureRequest) -> AudioAutoencoder:
+    return build(config_of(request.param))
+
+
+@pytest.fixture(scope="module")
+def speech_3k() -> AudioAutoencoder:
+    return build(config_of("speech_3k.yaml"))
+
+
+@pytest.fixture
+def samples(model: AudioAutoencoder) -> torch.Tensor:
+    torch.manual_seed(1)
+    return 0.3 * torch.randn(2, FRAMES * model.config.hop_length)
+
+
+@pytest.fixture
+def tokens(model: AudioAutoencoder) -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randint(model.config.codebook_size, (2, FRAMES))
+
+
+def in_pieces(
+    step: Callable, x: torch.Tensor, column: int, shapes: dict[str, tuple[int, int]]
+) -> torch.Tensor:
+    past = zero_state(shapes, len(x))
+    parts = []
+    for piece in x.split([frames * column for frames in PIECES], 1):
+        state = State(past)
+        parts.append(step(piece, state))
+        assert {k: v.shape for k, v in state.next.items()} == {k: v.shape for k, v in past.items()}
+        past = state.next
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 13])
+def test_lengths(model, frames):
+    hop = model.config.hop_length
+    tokens = model.encode(torch.randn(3, frames * hop))
+    assert tokens.shape == (3, frames) and tokens.dtype == torch.int64
+    assert tokens.min() >= 0 and tokens.max() < model.config.codebook_size
+    decoded = model.decode(tokens)
+    assert decoded.shape == (3, frames * hop) and decoded.dtype == torch.float32
+    assert decoded.abs().max() <= 1
+
+
+def test_encoding_in_pieces_gives_the_same_tokens(model, samples):
+    pieces = in_pieces(model.encode, samples, model.config.hop_length, model.encoder_state)
+    assert torch.equal(pieces, model.encode(samples))
+
+
+def test_decoding_in_pieces_gives_the_same_samples(model, tokens):
+    pieces = in_pieces(model.decode, tokens, 1, model.decoder_state)
+    torch.testing.assert_close(pieces, model.decode(tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 150])
+def test_a_token_depends_on_no_later_sample(model, samples, n):
+    end = (n + 1) * model.config.hop_length
+    changed = samples.clone()
+    changed[:, end:] = 0.5
+    before, after = model.encoder(samples), model.encoder(changed)
+    assert torch.equal(after[:, : n + 1], before[:, : n + 1])
+    assert not torch.equal(after[:, n + 1], before[:, n + 1])
+    assert torch.equal(model.encode(changed)[:, : n + 1], model.encode(samples)[:, : n + 1])
+
+
+@pytest.mark.parametrize("n", [0, 150])
+def test_a_sample_depends_on_no_later_token(model, tokens, n):
+    hop = model.config.hop_length
+    end = (n + 1) * hop
+    changed = tokens.clone()
+    changed[:, n + 1 :] = (changed[:, n + 1 :] + 1) % model.config.codebook_size
+    before, after = model.decode(tokens), model.decode(changed)
+    assert torch.equal(after[:, :end], before[:, :end])
+    assert not torch.equal(after[:, end : end + hop], before[:, end : end + hop])
+
+
+def test_a_row_of_a_batch_equals_the_row_alone(model, samples, tokens):
+    assert torch.equal(model.encode(samples)[1:], model.encode(samples[1:]))
+    torch.testing.assert_close(
+        model.decode(tokens)[1:], model.decode(tokens[1:]), rtol=0, atol=1e-5
+    )
+
+
+def test_the_training_pass_is_encode_and_decode_without_the_delay(model, samples):
+    output, quantized = model(samples)
+    assert model.delay == model.config.decoder_delay * model.config.hop_length
+    assert output.shape[1] == samples.shape[1] - model.delay
+    assert torch.equal(quantized.tokens, model.encode(samples))
+    expected = model.decode(quantized.tokens)[:, model.delay :]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5)
+
+
+def test_every_parameter_learns():
+    model = build(config_of("debug.yaml")).train().requires_grad_()
+    output, quantized = model(0.3 * torch.randn(2, 40 * model.config.hop_length))
+    (output.square().mean() + quantized.loss).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    "part, types",
+    [
+        ("encoder", {TConv, ConvUnit, Snake, DownLayer, LocalTransformer}),
+        (
+            "decoder",
+            {ConvUnit, Snake, UpLayer, LocalTransformer}
+            | {EnhanceBlock, DilatedUnit, SynthesisFilterbank},
+        ),
+    ],
+)
+def test_the_architecture_has_its_parts_and_nothing_that_cannot_stream(speech_3k, part, types):
+    present = {type(module) for module in getattr(speech_3k, part).modules()}
+    assert types <= present
+    clip_wide = (nn.ConvTranspose1d, nn.InstanceNorm1d, nn.BatchNorm1d, nn.GroupNorm)
+    assert [kind for kind in present if issubclass(kind, clip_wide)] == []
+
+
+def test_depths_and_layers_follow_the_configuration(speech_3k):
+    config = speech_3k.config
+
+    def count(part: nn.Module, kind: type) -> int:
+        return sum(isinstance(module, kind) for module in part.modules())
+
+    assert count(speech_3k.encoder, ConvUnit) == sum(config.encoder_depths)
+    assert count(speech_3k.decoder, ConvUnit) == sum(config.decoder_depths)
+    assert count(speech_3k.encoder, LocalAttention) == config.encoder_layers
+    assert count(speech_3k.decoder, LocalAttention) == config.decoder_layers
+
+
+WINDOW = 5
+
+
+@pytest.mark.parametrize("t", [9, 30])
+def test_attention_sees_exactly_its_window(t):
+    torch.manual_seed(0)
+    attention = LocalAttention(8, heads=2, window=WINDOW).requires_grad_(False)
+    x = torch.randn(1, 31, 8)
+    expected = attention(x)[:, t]
+
+    def changed_at(position: int) -> torch.Tensor:
+        y = x.clone()
+        y[:, position] += 3
+        return attention(y)[:, t]
+
+    for position in (t - WINDOW, t - WINDOW - 3, 0):
+        assert torch.equal(changed_at(position), expected)
+    for position in (t - WINDOW + 1, t - 1, t):
+        assert not torch.allclose(changed_at(position), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_reach_of_a_stack_of_layers_is_exact(layers):
+    torch.manual_seed(0)
+    stack = LocalTransformer(8, layers=layers, heads=2, window=WINDOW).requires_grad_(False)
+    x = torch.randn(1, 8, 40)
+    t, reach = 35, layers * (WINDOW - 1)
+    near, far = x.clone(), x.clone()
+    near[..., t - reach] += 3
+    far[..., t - reach - 1] += 3
+    assert torch.equal(stack(far)[..., t], stack(x)[..., t])
+    assert not torch.equal(stack(near)[..., t], stack(x)[..., t])
+
+
+def test_attention_at_the_beginning_is_masked_and_not_padded():
+    torch.manual_seed(0)
+    attention = LocalAttention(8, heads=2, window=WINDOW).requires_grad_(False)
+    x = torch.randn(1, 1, 8)
+    value = attention.qkv(x)[..., 16:]
+    torch.testing.assert_close(attention(x), attention.out(value))
+
+
+def test_the_distance_bias_belongs_to_the_distance():
+    torch.manual_seed(0)
+    attention = LocalAttention(8, heads=2, window=WINDOW).requires_grad_(False)
+    attention.distance_bias[3] = 1e4  # all weight on the token three before
+    x = torch.randn(1, 12, 8)
+    value = attention.qkv(x)[..., 16:]
+    torch.testing.assert_close(attention(x)[:, 3:], attention.out(value[:, :-3]))
+
+
+@pytest.mark.parametrize("window", [2, 5, 45])
+def test_tpooling_is_average_of_maximum_of_magnitude(window):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 200)
+    envelope = nn.MaxPool1d(window, 1)(F.pad(x.abs(), (window - 1, 0)))
+    expected = nn.AvgPool1d(window, 1)(F.pad(envelope, (window - 1, 0)))
+    pooled = tpool(F.pad(x, (2 * (window - 1), 0)), window)
+    torch.testing.assert_close(pooled, expected)
+
+
+def test_tpooling_over_one_sample_is_the_signal():
+    x = torch.randn(2, 3, 20)
+    assert torch.equal(tpool(x, 1), x)
+
+
+@pytest.mark.parametrize("dim, shape", [(-1, (2, 7, 3)), (1, (2, 3, 7))])
+def test_snake_formula(dim, shape):
+    torch.manual_seed(0)
+    snake = Snake(3, dim=dim).requires_grad_(False)
+    snake.alpha.copy_(torch.tensor([0.5, 1.0, 3.0]).view(snake.alpha.shape))
+    x = torch.randn(shape)
+    alpha = snake.alpha if dim == -1 else snake.alpha.view(1, 3, 1)
+    expected = x + torch.sin(alpha * x).square() / alpha
+    torch.testing.assert_close(snake(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 8])
+def test_up_layer_starts_as_repeat_and_box(stride):
+    torch.manual_seed(0)
+    layer = UpLayer(6, 4, stride).requires_grad_(False)
+    layer.norm = nn.Identity()
+    x = torch.randn(2, 6, 20)
+    repeated = layer.project(x).repeat_interleave(stride, -1)
+    expected = F.avg_pool1d(F.pad(repeated, (stride - 1, 0)), stride, 1)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride, taps", [(8, 8), (3, 2), (4, 1)])
+def test_synthesis_is_a_transposed_convolution(stride, taps):
+    torch.manual_seed(0)
+    bank = SynthesisFilterbank(5, stride, taps=taps).requires_grad_(False)
+    x = torch.randn(2, 5, 30)
+    windows = bank.conv.conv.weight.flip(-1)  # (sample in frame, channel, frame after)
+    kernel = windows.permute(1, 2, 0).reshape(5, 1, taps * stride)
+    expected = F.conv_transpose1d(x, kernel, stride=stride)[:, 0, : 30 * stride]
+    torch.testing.assert_close(bank(x), expected, rtol=1e-4, atol=1e-6)
+
+
+def multiply_adds(function: Callable, *arguments) -> int:
+    """Of convolutions, linear layers and matrix products, elementwise work left out."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*arguments)
+    return counter.get_total_flops() // 2
+
+
+class Known(nn.Module):
+    """A convolution, a depthwise convolution, a linear layer and a product of known cost."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        norm = weight_norm if normed else nn.Identity()
+        self.conv = norm(nn.Conv1d(3, 16, 7, stride=2))
+        self.depthwise = norm(nn.Conv1d(16, 16, 5, groups=16))
+        self.linear = norm(nn.Linear(16, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(self.depthwise(self.conv(x)).transpose(1, 2))
+        return y @ y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_the_counter_counts_every_layer(normed):
+    batch, wide, short = 2, (107 - 7) // 2 + 1, (107 - 7) // 2 + 1 - 4
+    expected = wide * 16 * 3 * 7 + short * 16 * 5 + short * 16 * 10 + short * short * 10
+    assert multiply_adds(Known(normed), torch.randn(batch, 3, 107)) == batch * expected
+
+
+def test_speech_3k_keeps_its_budget(speech_3k):
+    config = speech_3k.config
+    frames = round(config.frame_rate)
+    samples = torch.randn(1, frames * config.hop_length)
+    past_encoder = State(zero_state(speech_3k.encoder_state, 1))
+    past_decoder = State(zero_state(speech_3k.decoder_state, 1))
+    tokens = speech_3k.encode(samples, past_encoder)
+    speech_3k.decode(tokens, past_decoder)
+    encode = multiply_adds(speech_3k.encode, samples, State(past_encoder.next))
+    decode = multiply_adds(speech_3k.decode, tokens, State(past_decoder.next))
+    seconds = frames / config.frame_rate
+    assert 0 < encode and 0 < decode
+    assert (encode + decode) / seconds <= 0.8e9
+    assert sum(p.numel() for p in speech_3k.parameters()) <= 5e6
