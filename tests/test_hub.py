@@ -162,9 +162,8 @@ def test_changed_file(folder: Path, name: str) -> None:
     (folder / name).write_bytes(data)
     with pytest.raises(ModelError, match=f"{name}: damaged or changed"):
         open_model(folder).file(name)
-    codec = Codec.from_pretrained(folder)
-    with pytest.raises(ModelError, match=name):
-        codec.decode(codec.encode(np.zeros(96, np.float32)))
+    with pytest.raises(ModelError, match=f"{name}: damaged or changed"):
+        Codec.from_pretrained(folder)
 
 
 def test_missing_file(folder: Path) -> None:

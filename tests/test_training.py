@@ -449,7 +449,7 @@ def test_a_file_that_turns_out_bad_is_left_out_too(tmp_path):
 
 def test_a_folder_of_bad_files_alone_ends_in_an_error(tmp_path):
     write(tmp_path / "bad.wav", np.full(RATE, np.nan), subtype="FLOAT")
-    with pytest.raises(DataError, match="no training file"):
+    with pytest.raises(DataError, match="no audio file that can be read"):
         crops(tmp_path).batch(0)
 
 

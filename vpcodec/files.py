@@ -23,7 +23,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as file:
+        with _naming(path), open(path, "wb") as file:
             yield file
         return
     target = os.path.realpath(path)
@@ -34,16 +34,25 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
     temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
-        file = open(temporary, "xb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    try:
-        with file:
+        with _naming(path), open(temporary, "xb") as file:
             yield file
         os.replace(temporary, target)
-    except BaseException as error:
+    except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-            error.filename = os.fspath(path)  # a write that failed, such as on a full disk
         raise
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an OSError the name of the output where it has none or that of the hidden file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or _is_hidden(error.filename)):
+            error.filename = os.fspath(path)
+        raise
+
+
+def _is_hidden(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".tmp")

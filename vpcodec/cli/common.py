@@ -153,7 +153,7 @@ def _derive(
             base = Path(output) if output is not None else path
             found = [(path / name, base, Path(name)) for name in find(path)]
             if not found:
-                raise UsageError(f"{path}: no files to process in this folder")
+                raise UsageError(f"{path}: no files found in this folder")
             relative += found
         else:
             base = Path(output) if output is not None else path.parent
@@ -330,9 +330,13 @@ def _parents(targets: Iterable[str]) -> Iterator[None]:
     """The folders above the targets exist inside; those made but left empty go again."""
     made: set[Path] = set()
     try:
-        for folder in {Path(target).parent for target in targets}:
+        for folder, target in {Path(target).parent: target for target in targets}.items():
             made.update(path for path in (folder, *folder.parents) if not path.exists())
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"its folder cannot be made: {error.strerror}"
+                raise OSError(error.errno, reason, target) from None
         yield
     finally:
         for folder in sorted(made, key=lambda path: len(path.parts), reverse=True):
