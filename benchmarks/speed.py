@@ -101,7 +101,7 @@ def measure_l3ac(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_ours(spec: dict[str, Any]) -> dict[str, float]:
-    """Multiply-adds per second of audio, in chunks of about 1 s whose state is full."""
+    """Multiply-adds per second of audio, in the chunks of `Codec`, whose state is full."""
     import torch
 
     from vpcodec.backends.torch import load_model

@@ -637,6 +637,15 @@ def test_failure_leaves_the_folder_to_others() -> None:
     assert tree("out") == {"sub", "sub/good.tok"}
 
 
+def test_failure_towards_a_pipe_names_the_source(tmp_path: Path) -> None:
+    def work(item: common.Item, report: Callable) -> dict:
+        raise ValueError("well-known cause")
+
+    item = common.Item("a.tok", "-")
+    with pytest.raises(common.UsageError, match="^a.tok: well-known cause$"):
+        common.run([item], [], work, label="", jobs=1, fail_fast=False, as_json=False)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is Linux's")
 @pytest.mark.parametrize("args", ["encode a.wav full.tok", "decode a.tok full.wav"])
 def test_full_disk_is_named(a_tok: Path, args: str) -> None:

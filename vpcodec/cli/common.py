@@ -266,7 +266,8 @@ def run(
             if fail_fast:
                 stop.set()
             text = explain(error)
-            return text if name in text or item.target in text else f"{name}: {text}"
+            named = name in text or (item.target != "-" and item.target in text)
+            return text if named else f"{name}: {text}"
         finally:
             progress.finish(item.source)
         row["elapsed_seconds"] = round(time.perf_counter() - began, 3)
