@@ -43,7 +43,10 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: bad input is one line on stderr and exit code 2, never a traceback."""
+    """Entry point: bad input is one line on stderr and exit code 2, never a traceback.
+
+    Ctrl-C ends with code 130, which typer sees to.
+    """
     from .common import USER_ERRORS, explain
 
     try:
@@ -54,6 +57,3 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("vpcodec: interrupted", file=sys.stderr)
-        sys.exit(130)

@@ -36,7 +36,11 @@ def train(
         trainer = Trainer(load_recipe(recipe, overrides), folder, init_from=init_from)
         if trainer.step:
             typer.echo(f"resuming {folder} at step {trainer.step}", err=True)
-        trainer.train()
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            typer.echo(f"saved at step {trainer.step}; repeat the command to go on", err=True)
+            raise
     except (CheckpointError, DataError, TrainingError) as error:
         raise common.UsageError(str(error)) from None
     typer.echo(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
