@@ -43,9 +43,9 @@ class ModelFolder:
         Raises:
             ModelError: a file is missing or changed since the export.
         """
-        for name in self.files:
+        for name in {WEIGHTS, *self.files}:
             self.file(name)
-        if fingerprint(self.config, self.file(WEIGHTS).read_bytes()) != self.fingerprint:
+        if fingerprint(self.config, (self.path / WEIGHTS).read_bytes()) != self.fingerprint:
             raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not fit)")
 
     def file(self, name: str) -> Path:
