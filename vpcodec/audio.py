@@ -26,7 +26,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from .files import atomic_output
+from .files import atomic_output, find_files
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
 MAX_CHANNELS = 255
@@ -376,16 +376,10 @@ def find_audio(folder: str | os.PathLike[str], recursive: bool = True) -> list[P
 
     Raises AudioError where a folder cannot be read.
     """
-
-    def fail(error: OSError) -> None:
+    try:
+        return find_files(folder, AUDIO_SUFFIXES, recursive=recursive)
+    except OSError as error:
         raise AudioError(f"{error.filename}: {error.strerror}") from error
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
-        found += [p.relative_to(folder) for p in paths if p.suffix.lower() in AUDIO_SUFFIXES]
-    return sorted(found)
 
 
 class _Layout(NamedTuple):

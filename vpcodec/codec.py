@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .audio import AudioReader, AudioWriter, RawFormat, Resampler, resample
+from .audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from .backends import Backend, load_backend
 from .files import atomic_output
 from .hub import DEFAULT_MODEL, ModelFolder, open_model
@@ -265,10 +265,10 @@ class Codec:
                 silent = 0
                 put(stream.push(block.tokens))
             n_samples = tokens.n_samples
-            end = -(-n_samples * self.sample_rate // header.original_rate)
+            end = resampled_length(n_samples, header.original_rate, self.sample_rate)
             put_silence(min(silent, end - done))
             put(stream.flush()[:, : end - done])
-            writer.write(resampler.flush(-(-n_samples * rate // header.original_rate)))
+            writer.write(resampler.flush(resampled_length(n_samples, header.original_rate, rate)))
             return FileStats(
                 n_samples,
                 header.original_rate,

@@ -1,12 +1,32 @@
-"""Output files that appear whole or not at all."""
+"""Files to read in a folder, and output files that appear whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
+
+
+def find_files(
+    folder: str | os.PathLike[str], suffixes: Collection[str], *, recursive: bool = True
+) -> list[Path]:
+    """The files in `folder` with one of `suffixes`: sorted paths relative to it, nothing hidden.
+
+    Raises OSError where a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes]
+    return sorted(found)
 
 
 @contextmanager
@@ -23,7 +43,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        with _naming(path), open(path, "wb") as file:
+        with _naming(path, path), open(path, "wb") as file:
             yield file
         return
     target = os.path.realpath(path)
@@ -34,7 +54,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
     temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
     try:
-        with _naming(path), open(temporary, "xb") as file:
+        with _naming(path, temporary), open(temporary, "xb") as file:
             yield file
         os.replace(temporary, target)
     except BaseException:
@@ -44,15 +64,11 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an OSError the name of the output where it has none or that of the hidden file."""
+def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an OSError the name of the output where it has none or that of the file `opened`."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and (error.filename is None or _is_hidden(error.filename)):
+        if error.errno is not None and error.filename in (None, opened):
             error.filename = os.fspath(path)
         raise
-
-
-def _is_hidden(name: object) -> bool:
-    return isinstance(name, str) and name.endswith(".tmp")

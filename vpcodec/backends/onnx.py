@@ -47,9 +47,7 @@ class OnnxBackend:
         return self._load("decoder.onnx")
 
     def _load(self, name: str) -> _Graph:
-        if name not in self.model.files:
-            raise ModelError(f"{self.model.path}: the model has no {name}")
-        path = self.model.path / name
+        path = self.model.file(name)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:

@@ -90,7 +90,7 @@ def plan(
     the user gave is replaced; a name that was derived is kept unless `force`.
 
     Raises:
-        UsageError: missing input, two inputs for one output, output equal to input.
+        UsageError: empty folder, two inputs for one output, output equal to input.
     """
     repeated = [name for name in inputs[:-1] if _same(name, inputs[-1])]
     if output is None and repeated:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -38,6 +37,7 @@ def decode(
 ) -> None:
     """Decode token files to audio at the original rate, with the original channels."""
     from ..audio import AUDIO_SUFFIXES
+    from ..files import find_files
     from ..tokenfile import TokenReader
     from . import common
 
@@ -49,7 +49,7 @@ def decode(
     items, kept = common.plan(
         inputs,
         output,
-        find=_find_tokens,
+        find=lambda folder: find_files(folder, (".tok",)),
         input_suffixes=(".tok",),
         suffix=suffix,
         output_suffixes=AUDIO_SUFFIXES | ({".raw", ".pcm"} if raw else frozenset()),
@@ -75,12 +75,6 @@ def decode(
         return common.describe(stats)
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
-
-
-def _find_tokens(folder: Path) -> list[Path]:
-    """Token files in a folder, sorted paths relative to it, nothing hidden."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*.tok") if path.is_file())
-    return sorted(path for path in paths if not any(p.startswith(".") for p in path.parts))
 
 
 def _bundled(name: str) -> str:

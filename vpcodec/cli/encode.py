@@ -33,7 +33,7 @@ def encode(
     items, kept = common.plan(
         inputs,
         output,
-        find=lambda folder: find_audio(folder, recursive=True),
+        find=find_audio,
         input_suffixes=AUDIO_SUFFIXES,
         suffix=".tok",
         output_suffixes=(".tok",),
