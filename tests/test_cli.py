@@ -29,7 +29,14 @@ import vpcodec
 from vpcodec import Codec
 from vpcodec.audio import AudioError, load, save
 from vpcodec.cli import common, main
-from vpcodec.hub import DEFAULT_MODEL, bundled_folders
+from vpcodec.hub import (
+    DEFAULT_MODEL,
+    WEIGHTS,
+    bundled_folders,
+    fingerprint,
+    open_model,
+    write_folder_config,
+)
 from vpcodec.tokenfile import AUDIO, TokenHeader, TokenWriter, read_tokens, verify, write_tokens
 
 COMMANDS = ["encode", "decode", "info", "models", "train", "export"]
@@ -635,6 +642,14 @@ def test_failure_leaves_the_folder_to_others() -> None:
     with pytest.raises(typer.Exit):
         common.run(items, [], work, label="", jobs=2, fail_fast=False, as_json=False)
     assert tree("out") == {"sub", "sub/good.tok"}
+
+
+@pytest.mark.parametrize("weights", [b"", b"\xff" * 100, b"\x02" + bytes(7) + b"[]"])
+def test_info_of_a_model_whose_weights_are_none(tmp_path: Path, weights: bytes) -> None:
+    model = open_model()
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    write_folder_config(tmp_path, model.config, fingerprint(model.config, weights), [WEIGHTS])
+    assert f"{WEIGHTS}: not a safetensors file" in refuse("info", tmp_path)
 
 
 def test_failure_towards_a_pipe_names_the_source(tmp_path: Path) -> None:

@@ -99,13 +99,16 @@ def _count_parameters(path: Path) -> int:
     """Numbers in a safetensors file, from its header (the file's hash has been checked)."""
     import math
 
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > path.stat().st_size:
-            raise ValueError("not a safetensors file")
-        table = json.loads(file.read(size))
-    table.pop("__metadata__", None)
-    return sum(math.prod(entry["shape"]) for entry in table.values())
+    from ..hub import ModelError
+
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            table = json.loads(file.read(min(size, path.stat().st_size)))
+        table.pop("__metadata__", None)
+        return sum(math.prod(entry["shape"]) for entry in table.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{path}: not a safetensors file") from None
 
 
 def _stages(dims: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, ...]) -> str:
