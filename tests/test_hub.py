@@ -145,7 +145,7 @@ def test_huge_config(folder: Path) -> None:
         ({"sample_rate": "fast"}, "sample_rate: "),
         ({"strides": [8, -4, 3]}, "strides.1: "),
         ({"strides": [8, 4]}, "entries, one per stride"),
-        ({"quantizer": {"type": "vq"}}, "quantizer"),
+        ({"quantizer": {"type": "rvq"}}, "quantizer"),
     ],
     ids=str,
 )

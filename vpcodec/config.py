@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -20,6 +29,16 @@ class ConfigError(ValueError):
     """A model or recipe description that cannot be used; the message names the field."""
 
 
+def _not_too_many(levels: tuple[int, ...]) -> tuple[int, ...]:
+    if math.prod(levels) > MAX_CODEBOOK:
+        raise ValueError(f"make {math.prod(levels)} codes, more than {MAX_CODEBOOK}")
+    return levels
+
+
+Levels = Annotated[tuple[Annotated[int, Field(ge=2)], ...], AfterValidator(_not_too_many)]
+Codes = Annotated[int, Field(gt=0, le=MAX_CODEBOOK)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,24 +46,28 @@ class _Strict(BaseModel):
 class FSPConfig(_Strict):
     """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
 
+    training_only: ClassVar[frozenset[str]] = frozenset({"rejection", "eta"})
+
     type: Literal["fsp"] = "fsp"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+    levels: Levels = Field(
         (9, 9, 9, 7, 7, 7),
         min_length=1,
         description="Levels per latent dimension; their product is the codebook.",
     )
-    activation: Literal["tanh", "normal"] = Field(
-        "tanh", description="Squashing to [0, 1]: tanh (target variance 0.8225) or normal CDF (1)."
+    activation: Literal["tanh", "normal", "sigmoid", "laplace"] = Field(
+        "tanh",
+        description="Squashing to [0, 1], with the variance of latents that it asks for: tanh "
+        "(0.8225), normal CDF (1), sigmoid (3.29), Laplace CDF (2).",
     )
     quantize_rate: float = Field(
         0.5, ge=0, le=1, description="Share of training tokens that are quantized, not perturbed."
     )
-
-    @model_validator(mode="after")
-    def _not_too_large(self) -> FSPConfig:
-        if self.codebook_size > MAX_CODEBOOK:
-            raise ValueError(f"levels make {self.codebook_size} codes, more than {MAX_CODEBOOK}")
-        return self
+    rejection: Literal["vector", "dimension"] = Field(
+        "vector", description="What passes unchanged if a dimension leaves [0, 1]: all, or only it."
+    )
+    eta: float = Field(
+        1.0, gt=0, le=2, description="Width of the perturbation over that of a cell."
+    )
 
     @property
     def codebook_size(self) -> int:
@@ -53,6 +76,134 @@ class FSPConfig(_Strict):
     @property
     def dim(self) -> int:
         return len(self.levels)
+
+
+class FSQConfig(_Strict):
+    """Finite scalar quantization, symmetric, with noise in training (baseline)."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset({"noise_rate"})
+
+    type: Literal["fsq"] = "fsq"
+    levels: Levels = Field(
+        (8, 8, 8, 6, 5), min_length=1, description="Points per latent dimension."
+    )
+    noise_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of training scalars that get noise, not rounding."
+    )
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+
+class _CodebookConfig(_Strict):
+    """A quantizer whose codebook is a table."""
+
+    dim: Positive = Field(5, description="Latent dimensions.")
+    codebook_size: Codes = Field(16_384, description="Codes.")
+
+
+class VPConfig(_CodebookConfig):
+    """Variational perturbation: no codebook in training, k-means afterwards."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {
+            "eta",
+            "mh_steps",
+            "neighbors",
+            "search_size",
+            "queue_size",
+            "push_size",
+            "metropolis",
+            "calibrate_every",
+        }
+    )
+
+    type: Literal["vp"] = "vp"
+    eta: float = Field(
+        1.5, gt=0, description="Radius of the proposals over D_M, before it is calibrated."
+    )
+    mh_steps: Positive = Field(1, description="Metropolis-Hastings steps per token.")
+    neighbors: Positive = Field(8, description="k of the density estimate.")
+    search_size: Positive | None = Field(
+        8192, description="Newest latents among which distances are measured; none: all queued."
+    )
+    queue_size: Positive | None = Field(
+        None, description="Latents kept; none: 16 per code, at least 65,536."
+    )
+    push_size: Positive = Field(256, description="Latents that a process adds per step.")
+    metropolis: bool = Field(True, description="No: accept every proposal (an ablation).")
+    calibrate_every: NotNegative = Field(
+        2000,
+        description="Steps between settings of eta to the error of a k-means codebook on the "
+        "queue; 0: never. Takes seconds at 1,024 codes, a minute at 16,384, on two CPU cores.",
+    )
+
+
+class VQConfig(_CodebookConfig):
+    """Codebook of moving averages with k-means start and restarts of dead codes (baseline)."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"decay", "commitment", "restart_below", "push_size"}
+    )
+
+    type: Literal["vq"] = "vq"
+    decay: float = Field(0.99, ge=0, le=1, description="Of the moving averages.")
+    commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
+    restart_below: float = Field(
+        0.1, ge=0, le=1, description="Share of the average use below which a code restarts."
+    )
+    push_size: Positive = Field(256, description="Latents kept per step and process, for restarts.")
+
+
+class SimVQConfig(_CodebookConfig):
+    """A frozen random codebook under a learned linear map (baseline)."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset()
+
+    type: Literal["simvq"] = "simvq"
+
+
+class LFQConfig(_Strict):
+    """Lookup-free quantization: one bit per dimension (baseline)."""
+
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"entropy_weight", "commitment", "temperature"}
+    )
+
+    type: Literal["lfq"] = "lfq"
+    dim: Positive = Field(14, le=24, description="Bits per token.")
+    entropy_weight: float = Field(0.1, ge=0, description="Weight of the entropy loss.")
+    commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
+    temperature: float = Field(0.01, gt=0, description="Of the soft assignment to codes.")
+
+    @property
+    def codebook_size(self) -> int:
+        return 2**self.dim
+
+
+def _quantizer_type(value: Any) -> str:
+    found = value.get("type", "fsp") if isinstance(value, dict) else getattr(value, "type", "fsp")
+    return str(found)
+
+
+QuantizerConfig = Annotated[
+    Annotated[FSPConfig, Tag("fsp")]
+    | Annotated[VPConfig, Tag("vp")]
+    | Annotated[FSQConfig, Tag("fsq")]
+    | Annotated[VQConfig, Tag("vq")]
+    | Annotated[SimVQConfig, Tag("simvq")]
+    | Annotated[LFQConfig, Tag("lfq")],
+    Discriminator(
+        _quantizer_type,
+        custom_error_type="quantizer_type",
+        custom_error_message="must be one of fsp, vp, fsq, vq, simvq, lfq",
+    ),
+]
 
 
 class ModelConfig(_Strict):
@@ -107,7 +258,9 @@ class ModelConfig(_Strict):
     decoder_delay: int = Field(
         2, ge=1, description="Frames that the decoder waits for before it speaks (look-ahead)."
     )
-    quantizer: FSPConfig = Field(default_factory=FSPConfig)
+    quantizer: QuantizerConfig = Field(
+        default_factory=FSPConfig, description="One of the quantizers below, told by its `type`."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -237,7 +390,13 @@ class Recipe(_Strict):
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    path = [str(part) for part in first["loc"]]
+    for at in range(len(path) - 1, 0, -1):
+        if path[at - 1] == "quantizer":
+            del path[at]  # pydantic's tag of the union, no field
+    if first["type"] == "quantizer_type":
+        path.append("type")
+    where = ".".join(path)
     return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 

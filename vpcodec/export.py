@@ -1,8 +1,8 @@
 """A trained run to a model folder: weights, two ONNX graphs, configuration, card; verified first.
 
-The weights are stored once, as float16, in model.safetensors; the ONNX graphs refer to them there
-(ONNX external data with offsets) and widen them when they are loaded, so torch and ONNX Runtime
-compute in float32 with the very same numbers.
+The weights are stored once, as float16 (codebooks as float32), in model.safetensors; the ONNX
+graphs refer to them there (ONNX external data with offsets) and widen them when they are loaded, so
+torch and ONNX Runtime compute in float32 with the very same numbers.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .training.checkpoints import CheckpointError, load_checkpoint
 OPSET = 18
 SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
 MIN_SHARED = 4096  # smaller constants stay in the graph
+STORED = {"F16": np.float16, "F32": np.float32}  # types of safetensors
 TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
 
 
@@ -58,7 +59,9 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
     try:
         model = AudioAutoencoder(parse_model(state["config"]))
         model.load_state_dict(groups["average"])
-    except (KeyError, ConfigError, RuntimeError) as error:
+        if not model.quantizer.fitted:  # a run that was interrupted
+            model.quantizer.fit()
+    except (KeyError, AttributeError, ConfigError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{run}: the checkpoint is incomplete ({reason})") from None
     export_model(model, target, force=force)
@@ -81,7 +84,7 @@ def export_model(model: AudioAutoencoder, target: Path, *, force: bool = False) 
 
 def _write(model: AudioAutoencoder, folder: Path) -> None:
     config = model.config
-    half = {k: v.detach().cpu().half().contiguous() for k, v in model.state_dict().items()}
+    half = _stored_state(model)
     weights = save(half, metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
     rounded = AudioAutoencoder(config).eval().requires_grad_(False)
@@ -112,6 +115,15 @@ def _write(model: AudioAutoencoder, folder: Path) -> None:
         onnx.save(graph, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
     write_folder_config(folder, config, mark, [WEIGHTS, "encoder.onnx", "decoder.onnx"])
+
+
+def _stored_state(model: AudioAutoencoder) -> dict[str, torch.Tensor]:
+    """What a model folder keeps: float16, but codes in full, or close ones would become one."""
+    needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
+    state = {k: v.detach().cpu() for k, v in model.state_dict().items() if k not in needless}
+    return {
+        k: (v if k.startswith("quantizer.") else v.half()).contiguous() for k, v in state.items()
+    }
 
 
 class _Step(nn.Module):
@@ -173,7 +185,8 @@ def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
     for name, entry in table.items():
         if name != "__metadata__":
             start, stop = (8 + size + offset for offset in entry["data_offsets"])
-            stored.append((np.frombuffer(weights[start:stop], np.float16), entry["shape"], start))
+            flat = np.frombuffer(weights[start:stop], STORED[entry["dtype"]])
+            stored.append((flat, entry["shape"], start))
     nodes = []
     for tensor in list(graph.graph.initializer):
         values = numpy_helper.to_array(tensor)
@@ -186,9 +199,10 @@ def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
             transposed = values.ndim == 2 and np.array_equal(saved.T, values)
             if not transposed and not np.array_equal(saved.reshape(values.shape), values):
                 continue
+            narrow = flat.dtype == np.float16
             shared = graph.graph.initializer.add(
-                name=f"{tensor.name}.float16",
-                data_type=TensorProto.FLOAT16,
+                name=f"{tensor.name}.stored",
+                data_type=TensorProto.FLOAT16 if narrow else TensorProto.FLOAT,
                 data_location=TensorProto.EXTERNAL,
                 dims=shape if transposed else values.shape,
             )
@@ -196,7 +210,9 @@ def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
             for key, value in facts.items():
                 shared.external_data.add(key=key, value=str(value))
             wide = f"{tensor.name}.wide" if transposed else tensor.name
-            nodes.append(helper.make_node("Cast", [shared.name], [wide], to=TensorProto.FLOAT))
+            to_float = {"op_type": "Cast", "to": TensorProto.FLOAT}
+            widen = to_float if narrow else {"op_type": "Identity"}
+            nodes.append(helper.make_node(inputs=[shared.name], outputs=[wide], **widen))
             if transposed:
                 nodes.append(helper.make_node("Transpose", [wide], [tensor.name], perm=[1, 0]))
             graph.graph.initializer.remove(tensor)

@@ -70,7 +70,8 @@ class ModelFolder:
 
 def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
     """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights."""
-    facts = config.model_dump(mode="json", exclude={"description", "license"})
+    needless = {"description": True, "license": True, "quantizer": config.quantizer.training_only}
+    facts = config.model_dump(mode="json", exclude=needless)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(weights)
     return digest.digest()[:16]

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from ..config import FSPConfig, FSQConfig, QuantizerConfig
 from . import options
 
 
@@ -80,7 +81,7 @@ def _model_facts(name: str) -> dict[str, Any]:
         "hop_length": config.hop_length,
         "tokens_per_second": round(config.frame_rate, 3),
         "codebook_size": config.codebook_size,
-        "quantizer": f"{config.quantizer.type} {list(config.quantizer.levels)}",
+        "quantizer": _quantizer(config.quantizer),
         "nominal_bitrate": round(config.bitrate, 1),
         "latency_ms": round(config.latency * 1000, 1),
         "parameters": _count_parameters(model.path / WEIGHTS),
@@ -93,6 +94,12 @@ def _model_facts(name: str) -> dict[str, Any]:
         "bytes": sum((model.path / file).stat().st_size for file in model.files),
         "checksums": "ok",
     }
+
+
+def _quantizer(config: QuantizerConfig) -> str:
+    if isinstance(config, FSPConfig | FSQConfig):
+        return f"{config.type} {list(config.levels)}"
+    return f"{config.type}, {config.codebook_size} codes of {config.dim} dimensions"
 
 
 def _count_parameters(path: Path) -> int:

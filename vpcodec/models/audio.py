@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..quantizers import FSP, Quantized, Quantizer
+from ..quantizers import Quantized, build_quantizer
 from .layers import (
     CausalConv1d,
     ConvUnit,
@@ -23,9 +23,14 @@ from .tconv import EnhanceBlock, TConv
 
 
 class Encoder(nn.Module):
-    """Samples to latents: TConv, ConvUnits and down layers, local Transformer, projection."""
+    """Samples to latents: TConv, ConvUnits and down layers, local Transformer, projection.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: of the model.
+        latent_std: about the standard deviation of the latents before training.
+    """
+
+    def __init__(self, config: ModelConfig, latent_std: float = 1.0) -> None:
         super().__init__()
         dims, strides = config.encoder_dims, config.strides
         self.first = TConv(
@@ -48,8 +53,7 @@ class Encoder(nn.Module):
             window=config.attention_window,
         )
         self.norm = nn.LayerNorm(dims[-1])
-        # a unit normal times 0.9069 has the variance pi^2 / 12 that FSP with tanh asks for
-        self.project = linear(dims[-1], config.quantizer.dim, gain=0.9069)
+        self.project = linear(dims[-1], config.quantizer.dim, gain=latent_std)
 
     def forward(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, T) samples, T a multiple of the hop -> (B, T / hop, D) latents."""
@@ -127,8 +131,9 @@ class AudioAutoencoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.quantizer = build_quantizer(config)
+        quantizer = build_quantizer(config.quantizer)
+        self.encoder = Encoder(config, quantizer.latent_std)
+        self.quantizer = quantizer
         self.decoder = Decoder(config)
         shapes = name_states(self)
         self.encoder_state = {k: v for k, v in shapes.items() if k.startswith("encoder.")}
@@ -155,12 +160,6 @@ class AudioAutoencoder(nn.Module):
     def decode(self, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, N) int64 tokens -> (B, N * hop) float32 samples, `delay` samples late."""
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
-
-
-def build_quantizer(config: ModelConfig) -> Quantizer:
-    """The quantizer that a model's config names."""
-    q = config.quantizer
-    return FSP(q.levels, activation=q.activation, quantize_rate=q.quantize_rate)
 
 
 def _units(dim: int, depth: int, config: ModelConfig) -> nn.ModuleList:

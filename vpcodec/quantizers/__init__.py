@@ -1,6 +1,33 @@
 """Quantizers: one contract (`Quantizer`), one result (`Quantized`)."""
 
-from .base import Quantized, Quantizer
+from ..config import QuantizerConfig
+from .base import NoCodebookError, Quantized, Quantizer
 from .fsp import FSP
+from .fsq import FSQ
+from .lfq import LFQ
+from .simvq import SimVQ
+from .usage import CodebookUsage
+from .vp import VP
+from .vq import VQ
 
-__all__ = ["FSP", "Quantized", "Quantizer"]
+__all__ = [
+    "FSP",
+    "FSQ",
+    "LFQ",
+    "VP",
+    "VQ",
+    "CodebookUsage",
+    "NoCodebookError",
+    "Quantized",
+    "Quantizer",
+    "SimVQ",
+    "build_quantizer",
+]
+
+_CLASSES = {"fsp": FSP, "vp": VP, "fsq": FSQ, "vq": VQ, "simvq": SimVQ, "lfq": LFQ}
+
+
+def build_quantizer(config: QuantizerConfig) -> Quantizer:
+    """The quantizer that a config describes."""
+    options = config.model_dump(exclude={"type", "calibrate_every"})
+    return _CLASSES[config.type](**options)

@@ -1,49 +1,218 @@
-"""The contract that every quantizer keeps."""
+"""The contract that every quantizer keeps, and what they share."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and of the squared variance error
 
-@dataclass
+
+class NoCodebookError(RuntimeError):
+    """Tokens were asked of a quantizer whose codebook has not been made yet."""
+
+
 class Quantized:
     """What a quantizer returns.
 
     Attributes:
         latents: (..., D) float32, what the decoder sees: perturbed in training, codes in eval.
-        tokens: (...) int64, the index of the nearest code.
+        tokens: (...) int64, the index of the nearest code. Where training does without a codebook
+            (VP) they are looked up when they are asked for.
         loss: scalar float32, the quantizer's own loss, unweighted.
         stats: scalars worth logging.
     """
 
-    latents: torch.Tensor
-    tokens: torch.Tensor
-    loss: torch.Tensor
-    stats: dict[str, torch.Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        latents: torch.Tensor,
+        tokens: torch.Tensor | Callable[[], torch.Tensor],
+        loss: torch.Tensor,
+        stats: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.latents = latents
+        self.loss = loss
+        self.stats = stats or {}
+        self._tokens = tokens
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        if not isinstance(self._tokens, torch.Tensor):
+            self._tokens = self._tokens()
+        return self._tokens
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (..., D) to tokens (...) and back; float32, int64 inside, whatever the autocast."""
+    """Latents (..., D) to tokens (...) and back; float32, int64 inside, whatever the autocast.
+
+    Casting a model to another type (`model.half()`) moves a quantizer but leaves it in float32.
+
+    Attributes:
+        dim: D.
+        codebook_size: K.
+        latent_std: standard deviation of the latents that it wants to be fed with.
+        training_state: names in the state dict that training alone needs; models are stored
+            without them and load without them.
+        tables: buffers that have no rows before they are filled, and their rows then.
+    """
 
     dim: int
     codebook_size: int
+    latent_std: float = 1.0
+    training_state: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, int] = {}
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a codebook, so that eval works."""
+        return True
 
     @abstractmethod
     def forward(self, latents: torch.Tensor) -> Quantized:
-        """Perturb or quantize (..., D) latents."""
+        """Perturb or quantize (..., D) latents.
+
+        Raises:
+            ValueError: another last dimension than D; not floating point; not finite (on CUDA this
+                is checked outside of training only, where it would wait for the device).
+            NoCodebookError: in eval, before there is a codebook.
+        """
 
     @abstractmethod
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) latents before the quantizer -> (...) int64 tokens."""
+        """(..., D) latents before the quantizer -> (...) int64 tokens; errors as in `forward`."""
 
     @abstractmethod
     def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(...) int64 tokens -> (..., D) float32 codes, as the decoder sees them."""
+        """(...) integer tokens -> (..., D) float32 codes, as the decoder sees them.
+
+        Raises:
+            ValueError: tokens that are no integers or not in 0 .. K - 1.
+        """
 
     @abstractmethod
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) codes as `tokens_to_latents` gives them -> (...) int64 tokens, exactly."""
+
+    def check_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents as float32; see `forward` for what is refused."""
+        if latents.ndim == 0 or latents.shape[-1] != self.dim:
+            found = latents.shape[-1] if latents.ndim else "none"
+            raise ValueError(f"expected latents of {self.dim} dimensions, got {found}")
+        if not latents.is_floating_point():
+            raise ValueError(f"latents must be floating point, got {latents.dtype}")
+        waits = latents.is_cuda and self.training
+        if not torch.compiler.is_compiling() and not waits and not latents.isfinite().all():
+            bad = latents[~latents.isfinite()][0].item()
+            raise ValueError(f"latents must be finite, got {bad}")
+        return latents.float()
+
+    def check_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens as int64; see `tokens_to_latents` for what is refused."""
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+        tokens = tokens.long()
+        if not torch.compiler.is_compiling() and tokens.numel():
+            for bad in (tokens.min().item(), tokens.max().item()):
+                if not 0 <= bad < self.codebook_size:
+                    raise ValueError(f"token {bad} is not within 0 .. {self.codebook_size - 1}")
+        return tokens
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(fn(tensor.new_empty(0)).device)
+
+        return super()._apply(move, recurse)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: Any,
+    ) -> None:
+        """Give tables the rows of the stored ones; miss no training state."""
+        for name, rows in self.tables.items():
+            stored, own = state_dict.get(prefix + name), self._buffers[name]
+            if stored is not None and len(stored) in (0, rows) and len(stored) != len(own):
+                self._buffers[name] = own.new_zeros(len(stored), *own.shape[1:])
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, *rest
+        )
+        needless = {prefix + name for name in self.training_state}
+        missing_keys[:] = [key for key in missing_keys if key not in needless]
+
+
+def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
+    """Cells per dimension as integers.
+
+    Raises:
+        ValueError: none, below 2, no integers, or more codes than float64 counts exactly.
+    """
+    checked = tuple(int(level) for level in levels)
+    if not checked or min(checked) < 2 or list(checked) != list(levels):
+        raise ValueError(f"levels must be integers of at least 2, got {list(levels)}")
+    if math.prod(checked) > 2**53:
+        raise ValueError(f"a codebook of {math.prod(checked)} entries is too large")
+    return checked
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise ValueError for the first that is no integer of at least 1."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or number != int(number) or number < 1:
+            raise ValueError(f"{name} must be a positive integer, got {number}")
+
+
+def check_share(**numbers: float) -> None:
+    """Raise ValueError for the first that is not within [0, 1]."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} must be within [0, 1], got {number}")
+
+
+def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torch.Tensor:
+    """VP-VAE paper, eq. 11: 0.1 mean_d mu_d^2 + 0.07 mean_d (sigma_d^2 - variance)^2.
+
+    Args:
+        latents: (..., D) float32; the moments are taken over all but the last dimension.
+        variance: target.
+        shared: take the moments over all processes of the group, as if they were one.
+    """
+    flat = latents.reshape(-1, latents.shape[-1])
+    count = flat.new_tensor(float(len(flat)))
+    total = flat.sum(0)
+    if shared and processes() > 1:
+        count, total = sum_with_gradient(count), sum_with_gradient(total)
+    mean = total / count.clamp(min=1)
+    spread = (flat - mean).square().sum(0)
+    if shared and processes() > 1:
+        spread = sum_with_gradient(spread)
+    off = spread / count.clamp(min=1) - variance
+    return MOMENT_WEIGHTS[0] * mean.square().mean() + MOMENT_WEIGHTS[1] * off.square().mean()
+
+
+def processes() -> int:
+    """Size of the default process group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process in the default group; 0 without one."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def sum_with_gradient(value: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(value)

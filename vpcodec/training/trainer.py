@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..config import OptimConfig, Recipe
+from ..config import OptimConfig, Recipe, VPConfig
 from ..files import atomic_output
 from ..models import AudioAutoencoder
 from .checkpoints import (
@@ -29,6 +30,8 @@ from .checkpoints import (
 )
 from .data import Crops
 from .losses import ReconstructionLoss
+
+LATENTS_PER_CODE = 64  # that a codebook is made of after training
 
 
 class TrainingError(RuntimeError):
@@ -57,7 +60,7 @@ class Trainer:
         self.model = AudioAutoencoder(recipe.model).to(self.device).train()
         if init_from is not None:
             load_weights(self.model, init_from)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.loss = ReconstructionLoss(recipe.loss, recipe.model.sample_rate).to(self.device)
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.data = Crops(
@@ -137,7 +140,10 @@ class Trainer:
                         print(f"step {self.step}/{train.steps}  {note}", file=sys.stderr)
                 if self.step % train.audio_every == 0:
                     self._log_audio(batch, board)
+                self._calibrate(console)
                 last = self.step == train.steps
+                if last:
+                    self._fit_codebook(console)
                 if self.step % train.save_every == 0 or last or interrupted():
                     self.save()
                 if interrupted():
@@ -147,7 +153,7 @@ class Trainer:
         """Write the checkpoint."""
         groups: dict[str, dict[str, Any]] = {
             "model": self.model.state_dict(),
-            "average": self.average,
+            "average": self.average_state(),
             "rng": {"cpu": torch.get_rng_state()},
         }
         if self.device.type == "cuda":
@@ -200,10 +206,12 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.recipe.optim.ema_decay, (1 + self.step) / (10 + self.step))
-        current = self.model.state_dict()
-        torch._foreach_lerp_(
-            list(self.average.values()), [current[k] for k in self.average], 1 - decay
-        )
+        current = [parameter.detach() for parameter in self.model.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+
+    def average_state(self) -> dict[str, Any]:
+        """State dict of the averaged model: parameters averaged, buffers those of now."""
+        return self.model.state_dict() | self.average
 
     def _log(self, terms: dict[str, torch.Tensor], speed: float, log: TextIO, board: Any) -> dict:
         row = {name: value.item() for name, value in terms.items()}
@@ -221,15 +229,52 @@ class Trainer:
         """First crop and its reconstruction by the averaged weights, really quantized."""
         rate = self.recipe.model.sample_rate
         crop = torch.from_numpy(batch[:1]).to(self.device)
-        current = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        self.model.eval()
+        model = self._averaged()
+        if not model.quantizer.fitted:
+            try:
+                model.quantizer.fit(max_iterations=5)  # of a copy, for listening
+            except (AttributeError, ValueError):  # too few latents so far
+                return
         with torch.no_grad():
-            output, _ = self.model(crop)
-        self.model.train()
-        self.model.load_state_dict(current)
+            output, _ = model(crop)
         board.add_audio("original", crop[0].cpu(), self.step, rate)
         board.add_audio("decoded", output[0].cpu(), self.step, rate)
+
+    def _averaged(self) -> AudioAutoencoder:
+        """A copy of the model with the averaged weights, in eval mode."""
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.average_state())
+        return model.eval()
+
+    def _calibrate(self, console: Console) -> None:
+        """Let a VP quantizer set its eta when it is time to."""
+        config = self.recipe.model.quantizer
+        if not isinstance(config, VPConfig) or not config.calibrate_every:
+            return
+        if self.step % config.calibrate_every:
+            return
+        with console.status("calibrating the perturbation"):
+            try:
+                self.model.quantizer.calibrate(seed=self.step)
+            except ValueError as error:
+                console.print(f"step {self.step}: eta stays as it is: {error}")
+
+    @torch.no_grad()
+    def _fit_codebook(self, console: Console) -> None:
+        """Make the codebook of a VP quantizer: of training crops through the averaged encoder."""
+        if not isinstance(self.recipe.model.quantizer, VPConfig):
+            return
+        model = self._averaged()
+        wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
+        latents: list[torch.Tensor] = []
+        with console.status(f"making the codebook of {wanted:,} latents"):
+            for batch in self.data.batches(0, self.recipe.train.steps):
+                z = model.encoder(torch.from_numpy(batch).to(self.device))
+                latents.append(z.float().flatten(0, 1))
+                if len(latents) * len(latents[0]) >= wanted:
+                    break
+            result = self.model.quantizer.fit(torch.cat(latents), seed=self.recipe.train.seed)
+        console.print(f"codebook of {wanted:,} latents: mean squared error {result.error:.4f}")
 
 
 def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:

@@ -1,0 +1,221 @@
+"""K-means: codebooks that are the same whenever seed and data are the same.
+
+Sums are kept in fixed point (int64), so they do not depend on the order of additions, on threads or
+on the device's atomics. k-means++ runs on the CPU, on a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .knn import nearest
+
+SAMPLE_PER_CODE = 64  # latents per code that are kept in memory when they come as a stream
+SEEDING_PER_CODE = 8  # latents per code that k-means++ looks at
+SEEDING_ROUNDS = 1024  # draws of k-means++; larger codebooks draw several codes at a time
+ASSIGN_CHUNK = 1 << 18  # latents whose codes are looked up at a time
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """What `kmeans` found.
+
+    Attributes:
+        centroids: (K, D) float32, all different.
+        counts: (K,) int64, latents per centroid in the last pass.
+        error: mean squared distance of a latent to its centroid, summed over dimensions.
+        iterations: passes over the data.
+    """
+
+    centroids: torch.Tensor
+    counts: torch.Tensor
+    error: float
+    iterations: int
+
+
+def kmeans(
+    data: torch.Tensor | Iterable[torch.Tensor],
+    codebook_size: int,
+    *,
+    seed: int = 0,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    stream_passes: int = 5,
+    progress: Callable[[int, float], None] | None = None,
+) -> KMeans:
+    """Lloyd's algorithm from a k-means++ start; empty clusters move to badly served latents.
+
+    A stream of batches is sampled evenly (64 latents per code, kept in memory) and clustered; if it
+    can be iterated again (a list, a DataLoader; not a generator), up to `stream_passes` passes over
+    all of it follow. Processes of a group must give the same data: nothing is exchanged.
+
+    Args:
+        data: (N, D) float latents, or an iterable of (..., D) batches of them.
+        codebook_size: K, at least 1; N must be at least K.
+        seed: of all random choices.
+        max_iterations: most passes over the latents in memory.
+        tolerance: stop when a pass lowers the error by less than this share of it.
+        stream_passes: most passes over a whole stream.
+        progress: called after every pass with its number and the error.
+
+    Raises:
+        ValueError: codebook_size not positive, latents not finite, fewer different latents than
+            codes.
+    """
+    if codebook_size < 1:
+        raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
+    generator = torch.Generator().manual_seed(seed)
+    report = progress or (lambda iteration, error: None)
+    if isinstance(data, torch.Tensor):
+        sample, passes = _flat(data), 0
+    else:
+        again = iter(data) is not data
+        sample = _reservoir(data, SAMPLE_PER_CODE * codebook_size, generator)
+        passes = stream_passes if again else 0
+    if len(sample) < codebook_size:
+        raise ValueError(f"{len(sample)} latents are too few for {codebook_size} codes")
+    centroids = _plus_plus(sample, codebook_size, generator).to(sample.device)
+    done = 0
+    for batches, limit in (([sample], max_iterations), (data, passes)):
+        before = math.inf
+        for _ in range(limit):
+            moved, counts, error = _lloyd(batches, centroids, sample, generator)
+            done += 1
+            report(done, error)
+            if before - error <= tolerance * error and bool((counts > 0).all()):
+                break
+            centroids, before = moved, error
+    return KMeans(_separate(centroids, sample, generator), counts, error, done)
+
+
+def _lloyd(
+    batches: Iterable[torch.Tensor],
+    centroids: torch.Tensor,
+    sample: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """One pass: the means of the cells, how many latents each has, the error before moving."""
+    size, dim = centroids.shape
+    center = centroids.mean(0)
+    scale = 2.0**30 / (centroids - center).abs().max().clamp(min=1e-30).double()
+    counts = torch.zeros(size, dtype=torch.int64, device=centroids.device)
+    sums = torch.zeros(size, dim, dtype=torch.int64, device=centroids.device)
+    total, n = 0.0, 0
+    for batch in batches:
+        for part in _flat(batch).to(centroids.device).split(ASSIGN_CHUNK):
+            codes = nearest(part, centroids)
+            total += (part - centroids[codes]).square().sum().double().item()
+            n += len(part)
+            counts += torch.bincount(codes, minlength=size)
+            sums.index_add_(0, codes, ((part - center).double() * scale).round().long())
+    moved = (sums / (counts.unsqueeze(1).clamp(min=1) * scale)).float() + center
+    empty = counts == 0
+    if empty.any():
+        moved[empty] = _badly_served(sample, centroids, int(empty.sum()), generator)
+    return moved, counts, total / max(n, 1)
+
+
+def _plus_plus(
+    sample: torch.Tensor, codebook_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """k-means++: each code is a latent drawn in proportion to its squared distance so far.
+
+    Up to 1,024 codes are drawn one by one, each the best of a few candidates; more in equal rounds.
+    """
+    limit = max(SEEDING_PER_CODE * codebook_size, 1 << 14)
+    pool = sample.cpu()
+    if len(pool) > limit:
+        pool = pool[torch.randperm(len(pool), generator=generator)[:limit]]
+    first = torch.randint(len(pool), (1,), generator=generator)
+    codes = [pool[first]]
+    error = (pool - codes[0]).square().sum(1)
+    rounds = min(codebook_size - 1, SEEDING_ROUNDS)
+    for i in range(rounds):
+        number = (codebook_size - 1) * (i + 1) // rounds - (codebook_size - 1) * i // rounds
+        trials = 2 + int(math.log(codebook_size)) if rounds < SEEDING_ROUNDS else number
+        drawn = _draw(error, trials, generator)
+        distances = (pool.unsqueeze(1) - pool[drawn]).square().sum(2).T
+        remaining = torch.minimum(distances, error)
+        if number == 1:
+            best = int(remaining.sum(1).argmin())
+            codes.append(pool[drawn[best : best + 1]])
+            error = remaining[best]
+        else:
+            codes.append(pool[drawn])
+            error = remaining.amin(0)
+    return torch.cat(codes)
+
+
+def _draw(weights: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    """`number` indices with probabilities in proportion to (N,) weights, on the CPU."""
+    cumulative = weights.double().cumsum(0)
+    at = torch.rand(number, dtype=torch.float64, generator=generator) * cumulative[-1]
+    return torch.searchsorted(cumulative, at, right=True).clamp_(max=len(weights) - 1)
+
+
+def _badly_served(
+    sample: torch.Tensor, centroids: torch.Tensor, number: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Latents for codes that serve none, drawn in proportion to their squared error."""
+    parts = sample.split(ASSIGN_CHUNK)
+    errors = [(part - centroids[nearest(part, centroids)]).square().sum(1) for part in parts]
+    error = torch.cat(errors).cpu()
+    wrong = int((error > 0).sum())
+    if wrong < number:
+        codes = len(centroids)
+        raise ValueError(f"only {codes - number + wrong} different latents for {codes} codes")
+    picked = torch.multinomial(error, number, generator=generator) if len(error) < 2**24 else None
+    if picked is None:
+        picked = torch.unique(_draw(error, 2 * number, generator))[:number]
+    return sample[picked.to(sample.device)]
+
+
+def _separate(
+    centroids: torch.Tensor, sample: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Move centroids that cannot be told from another one, so that each is its own nearest."""
+    own = torch.arange(len(centroids), device=centroids.device)
+    for _ in range(20):
+        lost = nearest(centroids, centroids) != own
+        if not lost.any():
+            return centroids
+        centroids = centroids.clone()
+        centroids[lost] = _badly_served(sample, centroids, int(lost.sum()), generator)
+    raise ValueError(f"the latents are too close together for {len(centroids)} codes")
+
+
+def _reservoir(
+    batches: Iterable[torch.Tensor], size: int, generator: torch.Generator
+) -> torch.Tensor:
+    """An even sample of at most `size` latents of a stream (all of a short one)."""
+    kept: torch.Tensor | None = None
+    keys = torch.zeros(0, dtype=torch.float64)
+    for batch in batches:
+        batch = _flat(batch)
+        keys = torch.cat([keys, torch.rand(len(batch), dtype=torch.float64, generator=generator)])
+        kept = batch if kept is None else torch.cat([kept, batch])
+        if len(keys) > 2 * size:
+            keys, best = keys.topk(size)
+            kept = kept[best.to(kept.device)]
+    if kept is None:
+        raise ValueError("no latents to make a codebook of")
+    if len(keys) > size:
+        kept = kept[keys.topk(size).indices.to(kept.device)]
+    return kept
+
+
+def _flat(latents: torch.Tensor) -> torch.Tensor:
+    """(..., D) -> (N, D) float32, checked."""
+    flat = latents.detach().reshape(-1, latents.shape[-1]).float()
+    if not torch.isfinite(flat).all():
+        bad = flat[~torch.isfinite(flat)][0].item()
+        raise ValueError(f"latents must be finite, got {bad}")
+    return flat
+
+
+def _iterate(data: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    yield from data

@@ -1,0 +1,128 @@
+"""A queue of recent latents, and random numbers that continue where a state dict left off."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+
+from .base import NoCodebookError, Quantizer, check_positive, processes, rank
+from .knn import nearest
+
+
+class QueueQuantizer(Quantizer):
+    """A quantizer that remembers latents of the steps before, and draws its own random numbers.
+
+    The queue is part of the state dict, together with how many latents ever came in and with the
+    state of the random numbers: a loaded quantizer goes on as the saved one would have. It has no
+    rows before the first latents come in. Every process of a group gets the same queue, made of the
+    latents of all; without a group nothing is exchanged.
+
+    Args:
+        dim: D.
+        codebook_size: K.
+        queue_size: most latents kept; the oldest leave first.
+        push_size: latents that each process adds per training step, drawn at random, since those of
+            one clip are much alike.
+        seed: of the random numbers; None draws it from torch's.
+    """
+
+    training_state = ("queue", "_extra_state")
+    how_to_fit = ""
+
+    def __init__(
+        self, dim: int, codebook_size: int, *, queue_size: int, push_size: int, seed: int | None
+    ) -> None:
+        super().__init__()
+        check_positive(
+            dim=dim, codebook_size=codebook_size, queue_size=queue_size, push_size=push_size
+        )
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.queue_size = queue_size
+        self.push_size = push_size
+        self._seed = int(torch.randint(2**62, ()) if seed is None else seed) % 2**62
+        self._draws = 0
+        self._pushed = 0
+        self.tables = {"queue": queue_size, "codebook": codebook_size}
+        self.register_buffer("queue", torch.zeros(0, dim))
+        self.register_buffer("codebook", torch.zeros(0, dim))
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) latents -> (...) int64 indices of the nearest codes."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.check_latents(latents)
+            return nearest(z.reshape(-1, self.dim), self._codes()).reshape(z.shape[:-1])
+
+    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(...) integer tokens -> (..., D) float32 codes."""
+        return self._codes()[self.check_tokens(tokens)]
+
+    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) codes -> (...) int64 tokens, exactly."""
+        return self.encode(latents)
+
+    def _codes(self) -> torch.Tensor:
+        if not self.fitted:
+            raise NoCodebookError(f"{type(self).__name__} has no codebook yet: {self.how_to_fit}")
+        return self.codebook
+
+    @property
+    def filled(self) -> int:
+        """Latents in the queue."""
+        return min(self._pushed, self.queue_size)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a codebook."""
+        return len(self.codebook) > 0
+
+    def recent(self, number: int | None = None) -> torch.Tensor:
+        """(n, D) float32, the newest `number` latents of the queue (None: all), oldest first."""
+        number = self.filled if number is None else min(number, self.filled)
+        end = self._pushed % self.queue_size if self._pushed else 0
+        if number <= end:
+            return self.queue[end - number : end]
+        return torch.cat([self.queue[self.queue_size - (number - end) :], self.queue[:end]])
+
+    @torch.no_grad()
+    def push(self, latents: torch.Tensor, *, number: int | None = None) -> None:
+        """Add `number` of (N, D) float32 latents, drawn at random (default `push_size`)."""
+        number = min(number or self.push_size, self.queue_size)
+        generator = self.generator(latents.device)
+        if number <= len(latents):
+            order = torch.randperm(len(latents), device=latents.device, generator=generator)
+            order = order[:number]
+        else:
+            order = torch.randint(
+                len(latents), (number,), device=latents.device, generator=generator
+            )
+        new = latents[order].detach()
+        if processes() > 1:
+            parts = [torch.empty_like(new) for _ in range(processes())]
+            dist.all_gather(parts, new)
+            new = torch.stack(parts, 1).flatten(0, 1)[-self.queue_size :]
+        if len(self.queue) == 0:
+            self.queue = new.new_zeros(self.queue_size, self.dim)
+        at = torch.arange(self._pushed, self._pushed + len(new), device=new.device)
+        self.queue[at % self.queue_size] = new
+        self._pushed += len(new)
+
+    def generator(self, device: torch.device, *, shared: bool = False) -> torch.Generator:
+        """Fresh random numbers, a function of seed, process and how often this was called.
+
+        Args:
+            device: where they are drawn.
+            shared: the same in every process of the group.
+        """
+        self._draws += 1
+        key = f"{self._seed} {-1 if shared else rank()} {self._draws}".encode()
+        mixed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest())
+        return torch.Generator(device).manual_seed(mixed)
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor([self._seed, self._draws, self._pushed])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self._seed, self._draws, self._pushed = (int(value) for value in state)

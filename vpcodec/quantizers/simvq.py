@@ -1,0 +1,61 @@
+"""SimVQ: a frozen random codebook seen through a learned linear map; a baseline."""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Quantized, Quantizer, check_positive
+from .knn import nearest
+
+
+class SimVQ(Quantizer):
+    """`vector_quantize_pytorch.SimVQ` (arXiv 2411.02038) behind our contract.
+
+    The library computes training passes, with autocast off: codes C W of a frozen Gaussian C,
+    rotation trick for the gradient, loss mean (sg(z) - c)^2 + 1/4 mean (z - sg(c))^2. Tokens of
+    eval come from our own search, in chunks (the library holds all N x K distances).
+
+    Args:
+        dim: D.
+        codebook_size: K.
+    """
+
+    def __init__(self, dim: int = 5, codebook_size: int = 1024) -> None:
+        from vector_quantize_pytorch import SimVQ as Library
+
+        super().__init__()
+        check_positive(dim=dim, codebook_size=codebook_size)
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.library = Library(dim, codebook_size)
+
+    @property
+    def codebook(self) -> torch.Tensor:
+        """(K, D) float32 codes."""
+        with torch.autocast(self.library.frozen_codebook.device.type, enabled=False):
+            return self.library.codebook
+
+    def forward(self, latents: torch.Tensor) -> Quantized:
+        """(..., D) latents -> nearest codes."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.check_latents(latents)
+            if not self.training:
+                tokens = self.encode(z)
+                codes = self.tokens_to_latents(tokens)
+                return Quantized(codes, tokens, (z - codes).square().mean().detach() * 1.25)
+            codes, tokens, loss = self.library(z.reshape(1, -1, self.dim))
+            return Quantized(codes.reshape(z.shape), tokens.long().reshape(z.shape[:-1]), loss)
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) latents -> (...) int64 indices of the nearest codes."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.check_latents(latents)
+            return nearest(z.reshape(-1, self.dim), self.codebook).reshape(z.shape[:-1])
+
+    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(...) integer tokens -> (..., D) float32 codes."""
+        return self.codebook[self.check_tokens(tokens)]
+
+    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) codes -> (...) int64 tokens, exactly."""
+        return self.encode(latents)

@@ -1,0 +1,282 @@
+"""Variational perturbation (VP-VAE paper, section 3.2): training without a codebook."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from .base import Quantized, check_positive, moment_loss
+from .kmeans import KMeans, kmeans
+from .knn import distinct, kth_distances, nearest
+from .queue import QueueQuantizer
+
+QUEUE_PER_CODE = 16  # latents per code in the default queue
+SMALLEST_QUEUE = 1 << 16
+SAME = 0.01  # of the width of a cell: latents closer than this count as one
+TINY = 1e-12  # a distance that is no zero
+CALIBRATION_TOKENS = 1 << 14
+CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
+CALIBRATION_TOLERANCE = 0.005
+LARGEST_ETA = 8.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `VP.calibrate` found.
+
+    Attributes:
+        eta: the factor of the radii that was set.
+        noise: mean squared length of the perturbation with it, rejected ones counted as zero.
+        error: mean squared quantization error that it stands for.
+    """
+
+    eta: float
+    noise: float
+    error: float
+
+
+class VP(QueueQuantizer):
+    """Perturbs latents as a codebook of K codes would, and makes the codebook afterwards.
+
+    With D_m(z) the distance from z to its m-th nearest of the recent latents S, a token proposes
+    z' = z + u, u uniform in the ball of radius R(z) = eta D_M(z), M = |S| / K (eq. 3), and takes it
+    with the probability min{1, [D_k(z) D_M(z) / (D_k(z') D_M(z'))]^D} (eq. 8), or never if the way
+    back is longer than R(z') (eq. 7): a Metropolis-Hastings step that leaves the density
+    D_k(z)^-D unchanged. Otherwise z stays as it is. The perturbation is detached, so gradients
+    pass. The loss pulls mean and variance of the latents to 0 and 1 (eq. 11).
+
+    Both distances are estimated from the newest `search_size` latents S' of the queue, so that the
+    cost does not grow with K: with j = max(k, M'), M' = M |S'| / |S|, D_M is taken as
+    D_j(z) (M' / j)^(1/D), D_k as D_k on S'. Latents of S' that coincide (digital silence) count
+    once, so that they too get noise of the size of their cell. With `search_size=None` the whole
+    queue is searched.
+
+    The codebook is made by `fit`, and only by it; eval needs it.
+
+    Args:
+        dim: D, 3 to 5 in the paper.
+        codebook_size: K.
+        eta: radius of the proposals over D_M. The paper's 1 gives about half of the power of a
+            codebook's error, since a third to a half of the proposals are rejected; 1.5 is about
+            right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
+        mh_steps: Metropolis-Hastings steps per token.
+        neighbors: k of the density estimate.
+        search_size: |S'|, newest latents that are searched; None: all of the queue.
+        queue_size: |S|; default 16 K, at least 65,536.
+        push_size: latents added per step and process.
+        metropolis: False accepts all proposals (the paper's ablation).
+        seed: of the random numbers; None draws it from torch's.
+
+    Raises:
+        ValueError: a size or number that is not positive.
+    """
+
+    training_state = ("queue", "_extra_state", "eta")
+    how_to_fit = "call fit() after training"
+
+    def __init__(
+        self,
+        dim: int = 5,
+        codebook_size: int = 16_384,
+        *,
+        eta: float = 1.5,
+        mh_steps: int = 1,
+        neighbors: int = 8,
+        search_size: int | None = 8192,
+        queue_size: int | None = None,
+        push_size: int = 256,
+        metropolis: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        check_positive(dim=dim, codebook_size=codebook_size)
+        if queue_size is None:
+            queue_size = max(QUEUE_PER_CODE * codebook_size, SMALLEST_QUEUE)
+        super().__init__(dim, codebook_size, queue_size=queue_size, push_size=push_size, seed=seed)
+        check_positive(mh_steps=mh_steps, neighbors=neighbors)
+        if search_size is not None:
+            check_positive(search_size=search_size)
+        if not (eta > 0 and math.isfinite(eta)):
+            raise ValueError(f"eta must be positive, got {eta}")
+        self.mh_steps = mh_steps
+        self.neighbors = neighbors
+        self.search_size = search_size
+        self.metropolis = metropolis
+        self.register_buffer("eta", torch.tensor(float(eta)))
+
+    def forward(self, latents: torch.Tensor) -> Quantized:
+        """(..., D) latents -> perturbed (training) or nearest codes (eval)."""
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.check_latents(latents)
+            loss = moment_loss(z, 1.0, shared=self.training)
+            if not self.training:
+                tokens = self.encode(z)
+                return Quantized(self.tokens_to_latents(tokens), tokens, loss)
+            fixed = z.detach()
+            perturbed, stats = self.perturb(fixed)
+            return Quantized(z + (perturbed - fixed), lambda: self.encode(fixed), loss, stats)
+
+    @torch.no_grad()
+    def perturb(self, latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """(..., D) float32 latents -> perturbed ones and statistics; the queue takes some of them.
+
+        The very first latents are searched among themselves; later ones among those before.
+        """
+        flat = latents.reshape(-1, self.dim)
+        if len(flat) == 0:
+            return latents, {}
+        first = self.filled == 0
+        if first:
+            self.push(flat)
+        walk = _Walk(self, self.recent(self.search_size))
+        moved, accepted = walk.run(flat, self.eta, self.generator(flat.device))
+        if not first:
+            self.push(flat)
+        noise = (moved - flat).square().sum(1).mean()
+        return moved.reshape(latents.shape), {"accepted": accepted, "noise": noise}
+
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor] | None = None,
+        *,
+        seed: int = 0,
+        max_iterations: int = 100,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> KMeans:
+        """Make the codebook by k-means; see `kmeans` for the arguments and for what is refused.
+
+        Args:
+            latents: (..., D) latents, or an iterable of batches of them, such as the latents of a
+                training set; None: those in the queue. Processes of a group must give the same;
+                their queues are the same anyway, and nothing is exchanged.
+            seed: the same seed and latents give the same codebook.
+
+        Raises:
+            ValueError: latents of another width, not finite, or too few different ones.
+        """
+        data = self.recent() if latents is None else latents
+        if isinstance(data, torch.Tensor):
+            data = self.check_latents(data).reshape(-1, self.dim)
+        result = kmeans(
+            data, self.codebook_size, seed=seed, max_iterations=max_iterations, progress=progress
+        )
+        if result.centroids.shape[1] != self.dim:
+            raise ValueError(
+                f"expected latents of {self.dim} dimensions, got {result.centroids.shape[1]}"
+            )
+        self.codebook = result.centroids.to(self.codebook.device)
+        return result
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        latents: torch.Tensor | None = None,
+        *,
+        error: float | None = None,
+        seed: int = 0,
+    ) -> Calibration:
+        """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
+
+        Strength is the mean squared length over all tokens, those whose proposal was rejected
+        included.
+
+        Args:
+            latents: (..., D) latents to measure on; None: those in the queue.
+            error: mean squared error of a codebook of K codes on them, if it is known (`fit`
+                returns it); None: k-means is run for it, and the codebook is left alone.
+            seed: of k-means and of the measurement.
+
+        Raises:
+            ValueError: too few latents, or an error that no eta up to 8 reaches with `mh_steps`.
+        """
+        data = self.recent() if latents is None else self.check_latents(latents)
+        data = data.reshape(-1, self.dim)
+        pick = torch.Generator().manual_seed(seed)
+        data = data[torch.randperm(len(data), generator=pick).to(data.device)]
+        if error is None:
+            error = _codebook_error(data, self.codebook_size, seed)
+        walk = _Walk(self, data[-(self.search_size or len(data)) :])
+        tokens = data[:CALIBRATION_TOKENS]
+
+        def noise(eta: float) -> float:
+            generator = torch.Generator(tokens.device).manual_seed(seed)
+            moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
+            return (moved - tokens).square().sum(1).mean().item()
+
+        eta = self.eta.item()
+        for _ in range(30):
+            found = noise(eta)
+            if abs(math.log(max(found, TINY) / max(error, TINY))) < CALIBRATION_TOLERANCE:
+                self.eta.fill_(eta)
+                return Calibration(eta, found, error)
+            # about eta^1.5, since fewer of the longer proposals are accepted
+            eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
+            if eta > LARGEST_ETA:
+                break
+        raise ValueError(
+            f"no eta up to {LARGEST_ETA:g} makes {self.mh_steps} steps perturb by as much as the "
+            f"error of a codebook, {error:.4g}; use more mh_steps"
+        )
+
+
+def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
+    """Mean squared error that a codebook made of very many latents would have, within some 4 %.
+
+    A codebook of few latents serves those too well and others too badly. Of Gaussian, uniform and
+    speech latents, with 8 to 256 per code, a third of the one error and two thirds of the other
+    come closest to what both tend to.
+    """
+    seen, other = latents.chunk(2)
+    found = kmeans(seen, codebook_size, seed=seed, max_iterations=CALIBRATION_ITERATIONS)
+    codes = found.centroids[nearest(other, found.centroids)]
+    return found.error / 3 + (other - codes).square().sum(1).mean().item() * 2 / 3
+
+
+class _Walk:
+    """Metropolis-Hastings steps of a `VP` among the points S'."""
+
+    def __init__(self, quantizer: VP, points: torch.Tensor) -> None:
+        self.dim = quantizer.dim
+        self.steps = quantizer.mh_steps
+        self.metropolis = quantizer.metropolis
+        self.points = points
+        spread = points.std(0, correction=0).mean()
+        cell = (spread * quantizer.codebook_size ** (-1 / self.dim)).clamp(min=TINY)
+        self.counted = distinct(points, SAME * cell)
+        wanted = max(quantizer.neighbors, round(len(points) / quantizer.codebook_size))
+        order = min(wanted, len(points))
+        self.orders = (min(quantizer.neighbors, order), order)
+        mass = self.counted.sum() / quantizer.codebook_size  # M'
+        self.shrink = (mass / order) ** (1 / self.dim)
+
+    def run(
+        self, latents: torch.Tensor, eta: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) latents -> (N, D) perturbed ones, and the share of accepted proposals."""
+        shape, device = latents.shape, latents.device
+        here, near, far = latents, *self._distances(latents)
+        share = torch.zeros((), device=device)
+        for _ in range(self.steps):
+            way = torch.randn(shape, device=device, generator=generator)
+            length = torch.rand(shape[0], device=device, generator=generator)
+            chance = torch.rand(shape[0], device=device, generator=generator)
+            length = eta * far * length ** (1 / self.dim)
+            there = here + torch.nn.functional.normalize(way, dim=1) * length.unsqueeze(1)
+            near_there, far_there = self._distances(there)
+            if self.metropolis:
+                ratio = (near * far).log() - (near_there * far_there).log()
+                accepted = (chance.log() < self.dim * ratio) & (length <= eta * far_there)
+            else:
+                accepted = there.isfinite().all(1)
+            here = torch.where(accepted.unsqueeze(1), there, here)
+            near = torch.where(accepted, near_there, near)
+            far = torch.where(accepted, far_there, far)
+            share += accepted.float().mean() / self.steps
+        return here, share
+
+    def _distances(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """D_k on S', and the estimate of D_M."""
+        near, far = kth_distances(latents, self.points, self.orders, counted=self.counted)
+        return near.clamp(min=TINY), far.clamp(min=TINY) * self.shrink
