@@ -89,18 +89,13 @@ def si_sdr(reference: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def usage(tokens: np.ndarray, codebook_size: int) -> dict[str, float]:
-    """How evenly all tokens use a codebook of K codes; CVU = exp(entropy) / K."""
-    counts = np.unique(tokens, return_counts=True)[1]
-    shares = counts / counts.sum()
-    entropy = float(-(shares * np.log(shares)).sum())
-    return {
-        "codebook_size": codebook_size,
-        "tokens": int(counts.sum()),
-        "used": len(counts) / codebook_size,
-        "cvu": math.exp(entropy) / codebook_size,
-        "entropy_bits": entropy / math.log(2),
-        "largest_possible": min(1.0, int(counts.sum()) / codebook_size),
-    }
+    """How evenly all tokens use a codebook."""
+    from vpcodec.quantizers import CodebookUsage
+
+    counted = CodebookUsage(codebook_size)
+    counted.update(tokens)
+    most = min(1.0, counted.tokens / codebook_size)
+    return counted.summary() | {"codebook_size": codebook_size, "largest_possible": most}
 
 
 def digit_usage(tokens: np.ndarray, levels: tuple[int, ...]) -> list[dict[str, float]]:
@@ -187,7 +182,7 @@ def show(found: dict[str, Any]) -> None:
     size, n = codes["codebook_size"], codes["tokens"]
     console.print(
         f"Codebook of {size:,}: {codes['used']:.1%} of the codes used, CVU {codes['cvu']:.4f}, "
-        f"{codes['entropy_bits']:.2f} of {math.log2(size):.2f} bits per token."
+        f"{codes['entropy']:.2f} of {math.log2(size):.2f} bits per token."
     )
     if n < 20 * size:
         most = codes["largest_possible"]

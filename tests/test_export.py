@@ -202,6 +202,103 @@ def test_backends_agree(wide_model, speech, n, channels):
     np.testing.assert_allclose(second.decode(tokens, n), expected, rtol=0, atol=1e-4)
 
 
+QUANTIZERS = [
+    "{type: vp, dim: 5, codebook_size: 4096}",
+    "{type: vq, dim: 3, codebook_size: 256}",
+    "{type: simvq, dim: 4, codebook_size: 1024}",
+    "{type: fsq, levels: [8, 8, 8, 6, 5]}",
+    "{type: lfq, dim: 12}",
+    "{type: fsp, levels: [7, 7, 7], activation: laplace}",
+]
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_runs_alike_in_torch_and_onnx(tmp_path, speech, quantizer):
+    model = build(f"model.quantizer={quantizer}")
+    if not model.quantizer.fitted:
+        with torch.no_grad():
+            latents = model.encoder(torch.from_numpy(speech[:, : 96 * 900]))
+        latents = latents[0] + 0.3 * torch.randn(20, 900, model.quantizer.dim)
+        if hasattr(model.quantizer, "fit"):
+            model.quantizer.fit(latents, max_iterations=3)
+        else:
+            model.quantizer.train()(latents)
+    folder = tmp_path / "model"
+    export_model(model, folder)
+    first = Codec.from_pretrained(folder, backend="torch")
+    second = Codec.from_pretrained(folder, backend="onnx")
+    tokens = first.encode(speech)
+    assert np.mean(second.encode(speech) != tokens) <= export.TOKEN_TOLERANCE
+    assert len(np.unique(tokens)) > 1
+    every = np.arange(model.config.codebook_size)[None, :600]
+    for some in (tokens, every):
+        np.testing.assert_allclose(second.decode(some), first.decode(some), rtol=0, atol=1e-4)
+
+
+def test_a_codebook_keeps_its_full_precision_and_its_training_state_stays_behind(tmp_path):
+    from safetensors.torch import load_file
+
+    model = build(f"model.quantizer={QUANTIZERS[0]}")
+    quantizer = model.quantizer.train()
+    quantizer(torch.randn(20_000, 5))
+    quantizer.fit(torch.randn(20_000, 5), max_iterations=3)
+    export_model(model, tmp_path / "model")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(stored["quantizer.codebook"], quantizer.codebook)
+    assert [name for name in stored if name.startswith("quantizer.")] == ["quantizer.codebook"]
+    for name in GRAPHS:  # the codebook is the only large table, and it is not repeated there
+        assert (tmp_path / "model" / name).stat().st_size < 4096 * 5 * 4 * 2
+
+
+def test_a_codebook_survives_in_onnx(tmp_path):
+    import onnxruntime
+
+    from vpcodec.quantizers import VP
+
+    class RoundTrip(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantizer = VP(5, 4096, seed=0)
+            self.quantizer.fit(torch.randn(20_000, 5), max_iterations=3)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.quantizer.latents_to_tokens(self.quantizer.tokens_to_latents(tokens))
+
+    path = tmp_path / "round_trip.onnx"
+    torch.onnx.export(
+        RoundTrip().eval(),
+        (torch.zeros(5, dtype=torch.int64),),
+        path,
+        dynamo=True,
+        opset_version=18,
+        dynamic_shapes=({0: torch.export.Dim("length")},),
+        input_names=["tokens"],
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    tokens = np.arange(4096)
+    (back,) = session.run(None, {"tokens": tokens})
+    assert back.dtype == np.int64
+    np.testing.assert_array_equal(back, tokens)
+
+
+def test_an_interrupted_vp_run_exports_with_a_codebook_of_its_queue(tmp_path, quick):
+    model = build("model.quantizer={type: vp, dim: 3, codebook_size: 16}")
+    model.quantizer.train()(torch.randn(1000, 3))
+    state = model.state_dict()
+    save_checkpoint(tmp_path, {"average": state}, {"config": model.config.model_dump(mode="json")})
+    export_run(tmp_path, tmp_path / "model")
+    assert quick[0].quantizer.codebook.shape == (16, 3)
+
+
+def test_a_vp_run_without_latents_is_refused(tmp_path, quick):
+    model = build("model.quantizer={type: vp, dim: 3, codebook_size: 16}")
+    config = {"config": model.config.model_dump(mode="json")}
+    save_checkpoint(tmp_path, {"average": model.state_dict()}, config)
+    with pytest.raises(CheckpointError, match="too few for 16 codes"):
+        export_run(tmp_path, tmp_path / "model")
+
+
 def test_a_model_that_fails_its_check_is_not_written(tmp_path, monkeypatch, quick):
     def refuse(folder: Path) -> None:
         assert (folder / "decoder.onnx").exists()

@@ -31,6 +31,7 @@ from vpcodec.training.trainer import Trainer, TrainingError, build_optimizers  #
 
 DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
 RATE = 16_000
+VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 6}"
 
 
 def debug(*overrides: str) -> Recipe:
@@ -180,6 +181,41 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole_run):
     assert second.step == 5
     second.train()
     assert_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize("quantizer", [VP_64, "{type: vq, dim: 3, codebook_size: 64}"])
+def test_a_quantizer_with_a_memory_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
+    recipe = short(f"model.quantizer={quantizer}")
+    Trainer(recipe, tmp_path / "whole").train()
+    first = Trainer(recipe, tmp_path / "cut")
+    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    Trainer(recipe, tmp_path / "cut").train()
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path):
+    run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path)
+    run.train()
+    model = AudioAutoencoder(run.recipe.model).eval()
+    model.load_state_dict(load_checkpoint(tmp_path)[0]["average"])
+    assert len(torch.unique(model.quantizer.codebook, dim=0)) == 64
+    with torch.no_grad():
+        z = model.encoder(torch.from_numpy(run.data.batch(0)))
+    error = (model.quantizer(z).latents - z).square().sum(-1).mean()
+    assert error < z.reshape(-1, 3).var(0).sum() / 4
+
+
+def test_vp_calibrates_when_the_recipe_says_so(tmp_path):
+    run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path / "on")
+    run.train()
+    assert run.model.quantizer.eta.item() != 1.5
+    off = VP_64.replace("calibrate_every: 6", "calibrate_every: 0")
+    run = Trainer(short(f"model.quantizer={off}"), tmp_path / "off")
+    run.train()
+    assert run.model.quantizer.eta.item() == 1.5
+    assert {"accepted", "noise"} <= set(rows(tmp_path / "off")[-1])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):

@@ -152,7 +152,9 @@ class VQConfig(_CodebookConfig):
     )
 
     type: Literal["vq"] = "vq"
-    decay: float = Field(0.99, ge=0, le=1, description="Of the moving averages.")
+    decay: float | None = Field(
+        None, ge=0, le=1, description="Of the moving averages; none: 32 latents per code."
+    )
     commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
     restart_below: float = Field(
         0.1, ge=0, le=1, description="Share of the average use below which a code restarts."

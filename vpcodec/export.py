@@ -35,6 +35,7 @@ OPSET = 18
 SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
 MIN_SHARED = 4096  # smaller constants stay in the graph
 STORED = {"F16": np.float16, "F32": np.float32}  # types of safetensors
+MAX_COMPUTED = 1 << 18  # numbers of a constant that is no weight itself
 TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
 
 
@@ -217,8 +218,10 @@ def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
                 nodes.append(helper.make_node("Transpose", [wide], [tensor.name], perm=[1, 0]))
             graph.graph.initializer.remove(tensor)
             break
-        else:
-            raise ExportError(f"{tensor.name}: a constant of {values.size} numbers is no weight")
+        else:  # computed from weights, as the codes of SimVQ are
+            if values.size > MAX_COMPUTED:
+                size = values.size
+                raise ExportError(f"{tensor.name}: a constant of {size} numbers is no weight")
     nodes += graph.graph.node
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)

@@ -181,6 +181,11 @@ def check_share(**numbers: float) -> None:
             raise ValueError(f"{name} must be within [0, 1], got {number}")
 
 
+def mean_square(values: torch.Tensor) -> torch.Tensor:
+    """Mean of the squares, 0 of none."""
+    return values.square().sum() / max(1, values.numel())
+
+
 def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torch.Tensor:
     """VP-VAE paper, eq. 11: 0.1 mean_d mu_d^2 + 0.07 mean_d (sigma_d^2 - variance)^2.
 

@@ -117,8 +117,8 @@ class FSP(Quantizer):
             return (torch.erf(a / math.sqrt(2)) + 1) / 2
         if self.activation == "sigmoid":
             return torch.sigmoid(a)
-        tail = torch.exp(-a.abs()) / 2
-        return torch.where(a < 0, tail, 1 - tail)
+        left, right = torch.exp(a.clamp(max=0)) / 2, torch.exp(-a.clamp(min=0)) / 2
+        return torch.where(a < 0, left, 1 - right)
 
     def _digits(self, z: torch.Tensor) -> torch.Tensor:
         digits = torch.floor(z * self._levels).long()

@@ -7,14 +7,15 @@ on the device's atomics. k-means++ runs on the CPU, on a sample.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
+from .base import check_positive
 from .knn import nearest
 
-SAMPLE_PER_CODE = 64  # latents per code that are kept in memory when they come as a stream
+SAMPLE_PER_CODE = 128  # latents per code that are kept in memory when they come as a stream
 SEEDING_PER_CODE = 8  # latents per code that k-means++ looks at
 SEEDING_ROUNDS = 1024  # draws of k-means++; larger codebooks draw several codes at a time
 ASSIGN_CHUNK = 1 << 18  # latents whose codes are looked up at a time
@@ -49,9 +50,9 @@ def kmeans(
 ) -> KMeans:
     """Lloyd's algorithm from a k-means++ start; empty clusters move to badly served latents.
 
-    A stream of batches is sampled evenly (64 latents per code, kept in memory) and clustered; if it
-    can be iterated again (a list, a DataLoader; not a generator), up to `stream_passes` passes over
-    all of it follow. Processes of a group must give the same data: nothing is exchanged.
+    A stream of batches is sampled evenly (128 latents per code, kept in memory) and clustered; if
+    it can be iterated again (a list, a DataLoader; not a generator), up to `stream_passes` passes
+    over all of it follow. Processes of a group must give the same data: nothing is exchanged.
 
     Args:
         data: (N, D) float latents, or an iterable of (..., D) batches of them.
@@ -66,30 +67,34 @@ def kmeans(
         ValueError: codebook_size not positive, latents not finite, fewer different latents than
             codes.
     """
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
+    check_positive(codebook_size=codebook_size, max_iterations=max_iterations)
     generator = torch.Generator().manual_seed(seed)
     report = progress or (lambda iteration, error: None)
     if isinstance(data, torch.Tensor):
-        sample, passes = _flat(data), 0
+        sample, again = _flat(data), False
     else:
-        again = iter(data) is not data
+        again = iter(data) is not data and stream_passes > 0
         sample = _reservoir(data, SAMPLE_PER_CODE * codebook_size, generator)
-        passes = stream_passes if again else 0
     if len(sample) < codebook_size:
         raise ValueError(f"{len(sample)} latents are too few for {codebook_size} codes")
     centroids = _plus_plus(sample, codebook_size, generator).to(sample.device)
+    data_and_limits = [([sample], max_iterations)] + ([(data, stream_passes)] if again else [])
     done = 0
-    for batches, limit in (([sample], max_iterations), (data, passes)):
+    for batches, limit in data_and_limits:
         before = math.inf
-        for _ in range(limit):
+        for i in range(limit):
             moved, counts, error = _lloyd(batches, centroids, sample, generator)
             done += 1
             report(done, error)
-            if before - error <= tolerance * error and bool((counts > 0).all()):
+            settled = before - error <= tolerance * error and bool((counts > 0).all())
+            if settled or i + 1 == limit:
                 break
             centroids, before = moved, error
-    return KMeans(_separate(centroids, sample, generator), counts, error, done)
+    apart = _separate(centroids, sample, generator)
+    if apart is not centroids:
+        _, counts, error = _lloyd(data_and_limits[-1][0], apart, sample, generator)
+        done += 1
+    return KMeans(apart, counts, error, done)
 
 
 def _lloyd(
@@ -100,8 +105,8 @@ def _lloyd(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """One pass: the means of the cells, how many latents each has, the error before moving."""
     size, dim = centroids.shape
-    center = centroids.mean(0)
-    scale = 2.0**30 / (centroids - center).abs().max().clamp(min=1e-30).double()
+    center = sample.mean(0)
+    scale = 2.0**30 / (sample - center).abs().max().double().clamp(min=1e-30)
     counts = torch.zeros(size, dtype=torch.int64, device=centroids.device)
     sums = torch.zeros(size, dim, dtype=torch.int64, device=centroids.device)
     total, n = 0.0, 0
@@ -168,9 +173,9 @@ def _badly_served(
     if wrong < number:
         codes = len(centroids)
         raise ValueError(f"only {codes - number + wrong} different latents for {codes} codes")
-    picked = torch.multinomial(error, number, generator=generator) if len(error) < 2**24 else None
-    if picked is None:
-        picked = torch.unique(_draw(error, 2 * number, generator))[:number]
+    # the first of a race with these rates: a weighted draw without replacement
+    race = torch.empty(len(error), dtype=torch.float64).exponential_(generator=generator) / error
+    picked = race.topk(number, largest=False).indices
     return sample[picked.to(sample.device)]
 
 
@@ -215,7 +220,3 @@ def _flat(latents: torch.Tensor) -> torch.Tensor:
         bad = flat[~torch.isfinite(flat)][0].item()
         raise ValueError(f"latents must be finite, got {bad}")
     return flat
-
-
-def _iterate(data: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    yield from data

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 
 CHUNK = 1 << 20  # distances at a time: 4 MB
+TINY = 1e-12  # a distance that is no zero
+SAME = 0.01  # of the width of a cell: latents closer than this count as one
 CANDIDATES = 4  # compared again exactly
 
 
@@ -79,6 +81,12 @@ def kth_distances(
     if not rows:
         return tuple(queries.new_zeros(0) for _ in orders)
     return tuple(torch.cat(rows).unbind(1))
+
+
+def cell_width(points: torch.Tensor, codebook_size: int) -> torch.Tensor:
+    """About the width of the cells of K codes for (P, D) points: their spread over K^(1/D)."""
+    spread = points.std(0, correction=0).mean()
+    return (spread * codebook_size ** (-1 / points.shape[1])).clamp(min=TINY)
 
 
 def distinct(points: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Quantized, Quantizer, check_positive, processes, sum_with_gradient
+from .base import Quantized, Quantizer, check_positive, mean_square, processes, sum_with_gradient
 
 MOST_DIMENSIONS = 24  # the average over all 2^D codes is a table in training
 
@@ -39,7 +39,9 @@ class LFQ(Quantizer):
         check_positive(dim=dim)
         if dim > MOST_DIMENSIONS:
             raise ValueError(f"dim must be at most {MOST_DIMENSIONS}, got {dim}")
-        if temperature <= 0:
+        if not (entropy_weight >= 0 and commitment >= 0):
+            raise ValueError(f"weights must not be negative, got {entropy_weight} and {commitment}")
+        if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.dim = dim
         self.codebook_size = 2**dim
@@ -54,9 +56,10 @@ class LFQ(Quantizer):
             z = self.check_latents(latents)
             positive = z > 0
             codes = torch.where(positive, 1.0, -1.0)
-            loss = self.commitment * (z - codes).square().mean()
-            if self.training:
+            loss = self.commitment * mean_square(z - codes)
+            if self.training and z.numel():
                 loss = loss + self.entropy_weight * self._entropy_loss(z.reshape(-1, self.dim))
+            if self.training:
                 codes = z + (codes - z).detach()
             return Quantized(codes, (positive * self._bits).sum(-1), loss)
 

@@ -88,8 +88,15 @@ class QueueQuantizer(Quantizer):
 
     @torch.no_grad()
     def push(self, latents: torch.Tensor, *, number: int | None = None) -> None:
-        """Add `number` of (N, D) float32 latents, drawn at random (default `push_size`)."""
-        number = min(number or self.push_size, self.queue_size)
+        """Add `number` of (N, D) float32 latents, drawn at random (default `push_size`).
+
+        In a group, `number` must be the same everywhere; N need not be.
+        """
+        number = min(self.push_size if number is None else number, self.queue_size)
+        if processes() > 1 and self._pushed == 0:  # without a seed, every process drew its own
+            seed = torch.tensor(self._seed, device=latents.device)
+            dist.broadcast(seed, 0)
+            self._seed = int(seed)
         generator = self.generator(latents.device)
         if number <= len(latents):
             order = torch.randperm(len(latents), device=latents.device, generator=generator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .base import Quantized, Quantizer, check_positive
+from .base import Quantized, Quantizer, check_positive, mean_square
 from .knn import nearest
 
 
@@ -31,9 +31,9 @@ class SimVQ(Quantizer):
 
     @property
     def codebook(self) -> torch.Tensor:
-        """(K, D) float32 codes."""
+        """(K, D) float32 codes, without a gradient."""
         with torch.autocast(self.library.frozen_codebook.device.type, enabled=False):
-            return self.library.codebook
+            return self.library.codebook.detach()
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """(..., D) latents -> nearest codes."""
@@ -42,7 +42,7 @@ class SimVQ(Quantizer):
             if not self.training:
                 tokens = self.encode(z)
                 codes = self.tokens_to_latents(tokens)
-                return Quantized(codes, tokens, (z - codes).square().mean().detach() * 1.25)
+                return Quantized(codes, tokens, mean_square(z - codes).detach() * 1.25)
             codes, tokens, loss = self.library(z.reshape(1, -1, self.dim))
             return Quantized(codes.reshape(z.shape), tokens.long().reshape(z.shape[:-1]), loss)
 

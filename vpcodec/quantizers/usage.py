@@ -38,6 +38,8 @@ class CodebookUsage:
             ValueError: tokens that are no integers or not in 0 .. K - 1; nothing is counted then.
         """
         if isinstance(tokens, torch.Tensor):
+            if tokens.is_floating_point() or tokens.is_complex():
+                raise ValueError(f"tokens must be integers, got {tokens.dtype}")
             tokens = tokens.detach().cpu().numpy()
         if not np.issubdtype(tokens.dtype, np.integer):
             raise ValueError(f"tokens must be integers, got {tokens.dtype}")

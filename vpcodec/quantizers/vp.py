@@ -10,13 +10,11 @@ import torch
 
 from .base import Quantized, check_positive, moment_loss
 from .kmeans import KMeans, kmeans
-from .knn import distinct, kth_distances, nearest
+from .knn import SAME, TINY, cell_width, distinct, kth_distances, nearest
 from .queue import QueueQuantizer
 
 QUEUE_PER_CODE = 16  # latents per code in the default queue
 SMALLEST_QUEUE = 1 << 16
-SAME = 0.01  # of the width of a cell: latents closer than this count as one
-TINY = 1e-12  # a distance that is no zero
 CALIBRATION_TOKENS = 1 << 14
 CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
 CALIBRATION_TOLERANCE = 0.005
@@ -130,7 +128,7 @@ class VP(QueueQuantizer):
         first = self.filled == 0
         if first:
             self.push(flat)
-        walk = _Walk(self, self.recent(self.search_size))
+        walk = Walk(self, self.recent(self.search_size))
         moved, accepted = walk.run(flat, self.eta, self.generator(flat.device))
         if not first:
             self.push(flat)
@@ -197,7 +195,7 @@ class VP(QueueQuantizer):
         data = data[torch.randperm(len(data), generator=pick).to(data.device)]
         if error is None:
             error = _codebook_error(data, self.codebook_size, seed)
-        walk = _Walk(self, data[-(self.search_size or len(data)) :])
+        walk = Walk(self, data[-(self.search_size or len(data)) :])
         tokens = data[:CALIBRATION_TOKENS]
 
         def noise(eta: float) -> float:
@@ -234,7 +232,7 @@ def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> flo
     return found.error / 3 + (other - codes).square().sum(1).mean().item() * 2 / 3
 
 
-class _Walk:
+class Walk:
     """Metropolis-Hastings steps of a `VP` among the points S'."""
 
     def __init__(self, quantizer: VP, points: torch.Tensor) -> None:
@@ -242,9 +240,7 @@ class _Walk:
         self.steps = quantizer.mh_steps
         self.metropolis = quantizer.metropolis
         self.points = points
-        spread = points.std(0, correction=0).mean()
-        cell = (spread * quantizer.codebook_size ** (-1 / self.dim)).clamp(min=TINY)
-        self.counted = distinct(points, SAME * cell)
+        self.counted = distinct(points, SAME * cell_width(points, quantizer.codebook_size))
         wanted = max(quantizer.neighbors, round(len(points) / quantizer.codebook_size))
         order = min(wanted, len(points))
         self.orders = (min(quantizer.neighbors, order), order)
@@ -256,7 +252,7 @@ class _Walk:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) latents -> (N, D) perturbed ones, and the share of accepted proposals."""
         shape, device = latents.shape, latents.device
-        here, near, far = latents, *self._distances(latents)
+        here, near, far = latents, *self.distances(latents)
         share = torch.zeros((), device=device)
         for _ in range(self.steps):
             way = torch.randn(shape, device=device, generator=generator)
@@ -264,7 +260,7 @@ class _Walk:
             chance = torch.rand(shape[0], device=device, generator=generator)
             length = eta * far * length ** (1 / self.dim)
             there = here + torch.nn.functional.normalize(way, dim=1) * length.unsqueeze(1)
-            near_there, far_there = self._distances(there)
+            near_there, far_there = self.distances(there)
             if self.metropolis:
                 ratio = (near * far).log() - (near_there * far_there).log()
                 accepted = (chance.log() < self.dim * ratio) & (length <= eta * far_there)
@@ -276,7 +272,7 @@ class _Walk:
             share += accepted.float().mean() / self.steps
         return here, share
 
-    def _distances(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def distances(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """D_k on S', and the estimate of D_M."""
         near, far = kth_distances(latents, self.points, self.orders, counted=self.counted)
         return near.clamp(min=TINY), far.clamp(min=TINY) * self.shrink

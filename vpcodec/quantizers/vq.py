@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from .base import Quantized, check_positive, check_share, processes
+from .base import Quantized, check_positive, check_share, mean_square, processes
 from .kmeans import kmeans
+from .knn import SAME, TINY, cell_width, distinct
 from .queue import QueueQuantizer
 
 INIT_PER_CODE = 4  # latents per code that the first codebook is made of
 QUEUE_PER_CODE = 8
 INIT_ITERATIONS = 20
+MEMORY = 32.0  # latents per code that the averages remember
+UNUSED = 1e-6  # of the average use: below, a code stays where it is
 
 
 class VQ(QueueQuantizer):
@@ -19,6 +22,8 @@ class VQ(QueueQuantizer):
 
     n_i <- g n_i + (1 - g) |Z_i|, m_i <- g m_i + (1 - g) sum Z_i, c_i = m_i / n_i, with Z_i the
     latents nearest to code i; straight-through gradient; loss commitment * mean (z - sg(c))^2.
+    Without a `decay`, g = exp(-N / (32 K)) for N latents in a step: codes remember 32 latents each,
+    whatever the size of batch and codebook, and neither lag behind nor jump.
 
     What keeps it from collapsing: the first codebook comes from k-means on the latents of the first
     steps (until there are 4 per code they pass unquantized), and a code whose n_i falls below
@@ -32,7 +37,7 @@ class VQ(QueueQuantizer):
     Args:
         dim: D.
         codebook_size: K.
-        decay: g.
+        decay: g; None: by the number of latents.
         commitment: weight of the loss.
         restart_below: share of the average use below which a code restarts; 0: never.
         push_size: latents that the queue takes per step and process once there is a codebook.
@@ -47,15 +52,15 @@ class VQ(QueueQuantizer):
         dim: int = 5,
         codebook_size: int = 1024,
         *,
-        decay: float = 0.99,
+        decay: float | None = None,
         commitment: float = 0.25,
         restart_below: float = 0.1,
         push_size: int = 256,
         seed: int | None = None,
     ) -> None:
         check_positive(dim=dim, codebook_size=codebook_size)
-        check_share(decay=decay, restart_below=restart_below)
-        if commitment < 0:
+        check_share(decay=decay or 0.0, restart_below=restart_below)
+        if not commitment >= 0:
             raise ValueError(f"commitment must not be negative, got {commitment}")
         queue_size = max(QUEUE_PER_CODE * codebook_size, 8192)
         super().__init__(dim, codebook_size, queue_size=queue_size, push_size=push_size, seed=seed)
@@ -72,45 +77,63 @@ class VQ(QueueQuantizer):
             z = self.check_latents(latents)
             flat = z.detach().reshape(-1, self.dim)
             if self.training and not self.fitted:
-                self.push(flat, number=len(flat))
-                if self.filled >= min(INIT_PER_CODE * self.codebook_size, self.queue_size):
-                    self._start()
+                self._gather(flat)
                 return Quantized(z, lambda: self.encode(z.detach()), z.new_zeros(()))
             tokens = self.encode(z)
             codes = self.tokens_to_latents(tokens)
-            loss = self.commitment * (z - codes).square().mean()
+            loss = self.commitment * mean_square(z - codes)
             if self.training:
-                self.push(flat)
+                if len(flat):
+                    self.push(flat)
                 self._follow(flat, tokens.reshape(-1))
                 codes = z + (codes - z).detach()
             return Quantized(codes, tokens, loss)
 
-    def _start(self) -> None:
-        found = kmeans(
-            self.recent(), self.codebook_size, seed=self._seed, max_iterations=INIT_ITERATIONS
-        )
+    def _gather(self, latents: torch.Tensor) -> None:
+        """Queue all latents; make the first codebook once there are enough."""
+        number = torch.tensor(len(latents), device=latents.device)
+        if processes() > 1:
+            dist.all_reduce(number, dist.ReduceOp.MIN)
+        if number > 0:
+            self.push(latents, number=int(number))
+        if self.filled < INIT_PER_CODE * self.codebook_size:
+            return
+        try:
+            found = kmeans(
+                self.recent(), self.codebook_size, seed=self._seed, max_iterations=INIT_ITERATIONS
+            )
+        except ValueError:  # too much silence: too few of them are different
+            return
         self.codebook = found.centroids
-        self.counts = torch.ones_like(found.centroids[:, 0])
-        self.sums = found.centroids.clone()
 
     @torch.no_grad()
     def _follow(self, latents: torch.Tensor, tokens: torch.Tensor) -> None:
-        counts = torch.zeros_like(self.counts).index_add_(0, tokens, torch.ones_like(latents[:, 0]))
+        if len(self.counts) == 0:  # at the start, or loaded without the training state
+            self.counts = torch.ones_like(self.codebook[:, 0])
+            self.sums = self.codebook.clone()
+        counts = torch.zeros_like(self.counts)
+        counts.index_add_(0, tokens, torch.ones_like(latents[:, 0]))
         sums = torch.zeros_like(self.sums).index_add_(0, tokens, latents)
         if processes() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
         # in units of the average use, so that a fresh count of 1 means the same at any batch size
         average = counts.sum() / self.codebook_size
-        self.counts.lerp_(counts / average, 1 - self.decay)
-        self.sums.lerp_(sums / average, 1 - self.decay)
-        codes = self.sums / self.counts.clamp(min=1e-6).unsqueeze(1)
-        dead = self.counts < self.restart_below
+        keep = torch.exp(-average / MEMORY) if self.decay is None else self.decay
+        average = average.clamp(min=TINY)
+        self.counts.lerp_(counts / average, torch.as_tensor(1 - keep).to(counts))
+        self.sums.lerp_(sums / average, torch.as_tensor(1 - keep).to(counts))
+        means = self.sums / self.counts.clamp(min=TINY).unsqueeze(1)
+        codes = torch.where(self.counts.unsqueeze(1) > UNUSED, means, self.codebook)
+        if self.filled < self.codebook_size:  # loaded without its queue
+            self.codebook = codes
+            return
         generator = self.generator(latents.device, shared=True)
-        picked = torch.randint(
-            self.filled, (self.codebook_size,), device=latents.device, generator=generator
-        )
-        codes = torch.where(dead.unsqueeze(1), self.queue[picked], codes)
-        self.counts = torch.where(dead, torch.ones_like(self.counts), self.counts)
-        self.sums = torch.where(dead.unsqueeze(1), codes, self.sums)
-        self.codebook = codes
+        order = torch.randperm(self.filled, device=latents.device, generator=generator)
+        others = self.queue[order[: self.codebook_size]]
+        same = SAME * cell_width(others, self.codebook_size)
+        new = distinct(torch.cat([codes, others]), same)[self.codebook_size :]
+        restart = (self.counts < self.restart_below) & new
+        self.codebook = torch.where(restart.unsqueeze(1), others, codes)
+        self.counts = torch.where(restart, torch.ones_like(self.counts), self.counts)
+        self.sums = torch.where(restart.unsqueeze(1), others, self.sums)
