@@ -90,9 +90,12 @@ class QueueQuantizer(Quantizer):
     def push(self, latents: torch.Tensor, *, number: int | None = None) -> None:
         """Add `number` of (N, D) float32 latents, drawn at random (default `push_size`).
 
-        In a group, `number` must be the same everywhere; N need not be.
+        Fewer than `number` are added as they are; but in a group, where every process must add
+        equally many and give the same `number`, drawn again.
         """
         number = min(self.push_size if number is None else number, self.queue_size)
+        if processes() == 1:
+            number = min(number, len(latents))
         if processes() > 1 and self._pushed == 0:  # without a seed, every process drew its own
             seed = torch.tensor(self._seed, device=latents.device)
             dist.broadcast(seed, 0)
