@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,8 @@ def run(
             optimizer.zero_grad(set_to_none=True)
         training += time.perf_counter() - tick
         if isinstance(quantizer, VP) and step + 1 in calibrations:
-            quantizer.calibrate()
+            with suppress(ValueError):  # out of reach for the latents of a young encoder
+                quantizer.calibrate()
     with torch.inference_mode():
         if isinstance(quantizer, VP):
             quantizer.fit(latents(task, model, FIT_PER_CODE * size), max_iterations=FIT_ITERATIONS)
@@ -296,6 +298,8 @@ def run(
         "cvu": usage.cvu,
         "entropy": usage.entropy,
         "tokens": usage.tokens,
+        "eta": quantizer.eta.item() if isinstance(quantizer, VP) else None,
+        "mh_steps": quantizer.mh_steps if isinstance(quantizer, VP) else None,
         "train_seconds": training,
         "seconds": time.perf_counter() - began,
     }

@@ -137,13 +137,13 @@ def test_points_far_enough_apart_all_count(dim):
     assert distinct(grid * step * 1.001, step).all()
 
 
-def test_the_order_of_points_only_changes_which_of_them_counts():
+def test_the_order_of_points_hardly_changes_how_many_count():
     points, step = normal(3000, 2), 0.1
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
     here, there = points[distinct(points, step)], points[order][distinct(points[order], step)]
-    assert 1000 < len(here) == len(there) < 1700
+    assert 700 < len(here) < 1700 and abs(len(here) - len(there)) < 0.05 * len(here)
     for kept in (here, there):
-        assert spatial.cKDTree(kept).query(points)[0].max() <= step * math.sqrt(2)
+        assert spatial.cKDTree(kept).query(points)[0].max() <= 2 * step * math.sqrt(2)
 
 
 @pytest.mark.parametrize("law", ["normal", "uniform", "student"])

@@ -127,7 +127,9 @@ class VPConfig(_CodebookConfig):
     eta: float = Field(
         1.5, gt=0, description="Radius of the proposals over D_M, before it is calibrated."
     )
-    mh_steps: Positive = Field(1, description="Metropolis-Hastings steps per token.")
+    mh_steps: Positive = Field(
+        1, description="Metropolis-Hastings steps per token, at least: calibration may raise them."
+    )
     neighbors: Positive = Field(8, description="k of the density estimate.")
     search_size: Positive | None = Field(
         8192, description="Newest latents among which distances are measured; none: all queued."

@@ -18,7 +18,8 @@ SMALLEST_QUEUE = 1 << 16
 CALIBRATION_TOKENS = 1 << 14
 CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
 CALIBRATION_TOLERANCE = 0.005
-LARGEST_ETA = 8.0
+LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
+MOST_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Calibration:
 
     Attributes:
         eta: the factor of the radii that was set.
+        mh_steps: the number of steps that was set.
         noise: mean squared length of the perturbation with it, rejected ones counted as zero.
         error: mean squared quantization error that it stands for.
     """
 
     eta: float
+    mh_steps: int
     noise: float
     error: float
 
@@ -60,7 +63,7 @@ class VP(QueueQuantizer):
         eta: radius of the proposals over D_M. The paper's 1 gives about half of the power of a
             codebook's error, since a third to a half of the proposals are rejected; 1.5 is about
             right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
-        mh_steps: Metropolis-Hastings steps per token.
+        mh_steps: Metropolis-Hastings steps per token, at least (`calibrate` may raise them).
         neighbors: k of the density estimate.
         search_size: |S'|, newest latents that are searched; None: all of the queue.
         queue_size: |S|; default 16 K, at least 65,536.
@@ -98,7 +101,7 @@ class VP(QueueQuantizer):
             check_positive(search_size=search_size)
         if not (eta > 0 and math.isfinite(eta)):
             raise ValueError(f"eta must be positive, got {eta}")
-        self.mh_steps = mh_steps
+        self.least_steps = self.mh_steps = mh_steps
         self.neighbors = neighbors
         self.search_size = search_size
         self.metropolis = metropolis
@@ -178,7 +181,8 @@ class VP(QueueQuantizer):
         """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
 
         Strength is the mean squared length over all tokens, those whose proposal was rejected
-        included.
+        included. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
+        leave, the number of steps grows.
 
         Args:
             latents: (..., D) latents to measure on; None: those in the queue.
@@ -187,36 +191,57 @@ class VP(QueueQuantizer):
             seed: of k-means and of the measurement.
 
         Raises:
-            ValueError: too few latents, or an error that no eta up to 8 reaches with `mh_steps`.
+            ValueError: too few latents, or an error that 8 steps do not reach.
         """
         data = self.recent() if latents is None else self.check_latents(latents)
         data = data.reshape(-1, self.dim)
+        if len(data) == 0:
+            raise ValueError("no latents to calibrate with")
         pick = torch.Generator().manual_seed(seed)
         data = data[torch.randperm(len(data), generator=pick).to(data.device)]
         if error is None:
             error = _codebook_error(data, self.codebook_size, seed)
         walk = Walk(self, data[-(self.search_size or len(data)) :])
         tokens = data[:CALIBRATION_TOKENS]
-
-        def noise(eta: float) -> float:
-            generator = torch.Generator(tokens.device).manual_seed(seed)
-            moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
-            return (moved - tokens).square().sum(1).mean().item()
-
-        eta = self.eta.item()
-        for _ in range(30):
-            found = noise(eta)
-            if abs(math.log(max(found, TINY) / max(error, TINY))) < CALIBRATION_TOLERANCE:
-                self.eta.fill_(eta)
-                return Calibration(eta, found, error)
-            # about eta^1.5, since fewer of the longer proposals are accepted
-            eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
-            if eta > LARGEST_ETA:
-                break
+        for walk.steps in range(self.least_steps, max(self.least_steps, MOST_STEPS) + 1):
+            found = _match(walk, tokens, error, min(self.eta.item(), LARGEST_ETA), seed)
+            if found is not None:
+                self.eta.fill_(found.eta)
+                self.mh_steps = found.mh_steps
+                return found
         raise ValueError(
-            f"no eta up to {LARGEST_ETA:g} makes {self.mh_steps} steps perturb by as much as the "
-            f"error of a codebook, {error:.4g}; use more mh_steps"
+            f"mh_steps up to {walk.steps} do not perturb by as much as the error of a codebook, "
+            f"{error:.4g}"
         )
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.cat([super().get_extra_state(), torch.tensor([self.mh_steps])])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        super().set_extra_state(state[:-1])
+        self.mh_steps = int(state[-1])
+
+
+def _match(
+    walk: Walk, tokens: torch.Tensor, error: float, eta: float, seed: int
+) -> Calibration | None:
+    """The eta with which a walk perturbs by `error`; None if there is none up to the largest."""
+
+    def noise(eta: float) -> float:
+        generator = torch.Generator(tokens.device).manual_seed(seed)
+        moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
+        return (moved - tokens).square().sum(1).mean().item()
+
+    for _ in range(30):
+        found = noise(eta)
+        if abs(math.log(max(found, TINY) / max(error, TINY))) < CALIBRATION_TOLERANCE:
+            return Calibration(eta, walk.steps, found, error)
+        if found < error and eta == LARGEST_ETA:
+            return None
+        # about eta^1.5, since fewer of the longer proposals are accepted
+        eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
+        eta = min(eta, LARGEST_ETA)
+    return None
 
 
 def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
