@@ -119,12 +119,12 @@ def cost(recipe: Path, runs: int, device: str) -> dict:
     few = latents[:500]
     queue = torch.randn(16 * 5 * 16_384, 5, device=device)
     exact = seconds(lambda: kth_distances(few, queue, (8, 80)), device) * 2 * TOKENS / len(few)
-    step, without = codec_step(recipe, runs, device)
+    step, tokens = codec_step(recipe, runs, device)
     return {
         "perturbation": {size: statistics.median(t) for size, t in times.items()},
         "exact_16384": exact,
         "codec_step": step,
-        "codec_step_tokens": without,
+        "codec_step_tokens": tokens,
     }
 
 

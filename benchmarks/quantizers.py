@@ -47,7 +47,7 @@ METHODS = {
     "LFQ": lambda k: LFQ(k.bit_length() - 1),
 }
 CALIBRATIONS = (0.15, 0.4, 0.7)  # of the budget
-FIT_PER_CODE, FIT_ITERATIONS = 32, 20
+CALIBRATION_PER_CODE, FIT_PER_CODE, FIT_ITERATIONS = 16, 32, 20
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -63,7 +63,6 @@ class Speech:
         data = DataConfig(train=str(args.speech), crop_seconds=0.768, batch_size=args.batch)
         self.hop = 96
         self.crops = Crops(data, sample_rate=RATE, multiple=self.hop, seed=0)
-        self.crops.files = self.crops.files[:: max(1, len(self.crops.files) // args.files)]
         config = LossConfig(fft_sizes=(256, 1024), mel_bands=(40, 80))
         self.loss = ReconstructionLoss(config, RATE)
         self.weights = {"wave": config.wave, "stft": config.stft, "mel": config.mel}
@@ -255,8 +254,9 @@ def run(
 ) -> dict[str, Any]:
     """Train and evaluate once."""
     torch.manual_seed(seed)
-    model = task.model(METHODS[method](size)).to(args.device).train()
-    quantizer = model.quantizer
+    quantizer = METHODS[method](size)
+    torch.manual_seed(seed)  # whatever that drew: the same weights for all
+    model = task.model(quantizer).to(args.device).train()
     steps = args.steps if isinstance(task, Speech) else args.image_steps
     optim = OptimConfig(name="muon", lr=2e-3, warmup_steps=steps // 20)
     optimizers = build_optimizers(model, optim)
@@ -280,8 +280,9 @@ def run(
         training += time.perf_counter() - tick
         if isinstance(quantizer, VP) and step + 1 in calibrations:
             with suppress(ValueError):  # out of reach for the latents of a young encoder
-                quantizer.calibrate()
-    with torch.inference_mode():
+                with torch.no_grad():
+                    quantizer.calibrate(latents(task, model, CALIBRATION_PER_CODE * size))
+    with torch.no_grad():
         if isinstance(quantizer, VP):
             quantizer.fit(latents(task, model, FIT_PER_CODE * size), max_iterations=FIT_ITERATIONS)
         tokens, values = task.evaluate(model.eval(), pool)
@@ -350,7 +351,6 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="channels of the autoencoders")
     parser.add_argument("--batch", type=int, default=12, help="crops of 0.768 s per step")
     parser.add_argument("--image-batch", type=int, default=32)
-    parser.add_argument("--files", type=int, default=400, help="training files that are used")
     parser.add_argument("--every", type=int, default=2, help="use every n-th training image")
     parser.add_argument("--clips", type=int, default=10, help="clips for PESQ and STOI")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -31,7 +31,7 @@ from vpcodec.training.trainer import Trainer, TrainingError, build_optimizers  #
 
 DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
 RATE = 16_000
-VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 6}"
+VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 9}"
 
 
 def debug(*overrides: str) -> Recipe:
@@ -211,7 +211,7 @@ def test_vp_calibrates_when_the_recipe_says_so(tmp_path):
     run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path / "on")
     run.train()
     assert run.model.quantizer.eta.item() != 1.5
-    off = VP_64.replace("calibrate_every: 6", "calibrate_every: 0")
+    off = VP_64.replace("calibrate_every: 9", "calibrate_every: 0")
     run = Trainer(short(f"model.quantizer={off}"), tmp_path / "off")
     run.train()
     assert run.model.quantizer.eta.item() == 1.5

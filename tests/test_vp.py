@@ -16,6 +16,7 @@ import torch.distributed as dist  # noqa: E402
 from scipy.cluster.vq import kmeans2  # noqa: E402
 from scipy.spatial import cKDTree  # noqa: E402
 from scipy.stats import chi2, norm  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from vpcodec.quantizers import VP, NoCodebookError, vp  # noqa: E402
 
@@ -401,6 +402,19 @@ def test_a_spawned_process_goes_on_as_the_original_does():
     assert same_outputs([torch.from_numpy(out) for out in there], outputs(quantizer))
 
 
+def test_calibration_takes_more_steps_only_where_no_eta_is_enough():
+    quantizer = filled(normal(4000, 3), 128)
+    plain = quantizer.calibrate()
+    assert plain.mh_steps == quantizer.mh_steps == 1
+    found = quantizer.calibrate(error=4 * plain.error)
+    assert found.mh_steps == quantizer.mh_steps > 1 and found.eta <= 3
+    assert found.noise == pytest.approx(4 * plain.error, rel=0.01)
+    other = VP(3, 128, queue_size=quantizer.queue_size)
+    other.load_state_dict(quantizer.state_dict())
+    assert other.mh_steps == found.mh_steps and other.eta == quantizer.eta
+    assert quantizer.calibrate(error=plain.error).mh_steps == 1
+
+
 def test_random_numbers_follow_the_seed():
     outs = [outputs(VP(3, 16, queue_size=500, seed=seed)) for seed in (1, 1, 2)]
     assert same_outputs(*outs[:2]) and not same_outputs(*outs[1:])
@@ -452,6 +466,17 @@ def test_casting_the_module_changes_no_token(dtype):
     assert {buffer.dtype for buffer in quantizer.buffers()} == {torch.float32}
 
 
+class Coder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = torch.nn.Linear(4, 3)
+        self.quantizer = VP(3, 16, queue_size=500, push_size=32)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = self.quantizer(self.project(x))
+        return out.latents, out.loss
+
+
 def in_a_group(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -482,6 +507,17 @@ def in_a_group(rank: int, folder: str) -> None:
     loss.backward()
     dist.all_reduce(weight.grad)
     found["loss"], found["gradient"] = loss.item(), weight.grad / 2
+
+    torch.manual_seed(0)
+    model = DistributedDataParallel(Coder())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        latents, loss = model(normal(60, 4, seed=10 * step + rank))
+        (latents.square().mean() + loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found["weight"] = model.module.project.weight.detach()
+    found["wrapped queue"] = model.module.quantizer.recent()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -520,6 +556,13 @@ def test_processes_perturb_differently(group):
 def test_processes_make_the_same_codebook_and_calibrate_alike(group):
     assert torch.equal(group[0]["codebook"], group[1]["codebook"])
     assert group[0]["eta"] == group[1]["eta"] != 1.5
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel_trains_one_model_with_one_queue(group):
+    assert torch.equal(group[0]["weight"], group[1]["weight"])
+    assert torch.equal(group[0]["wrapped queue"], group[1]["wrapped queue"])
+    assert len(group[0]["wrapped queue"]) == 3 * 2 * 32
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from .config import ConfigError, ModelConfig, parse_model
 from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import AudioAutoencoder
 from .models.layers import State, zero_state
+from .quantizers import VP
 from .training.checkpoints import CheckpointError, load_checkpoint
 
 OPSET = 18
@@ -60,9 +61,9 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
     try:
         model = AudioAutoencoder(parse_model(state["config"]))
         model.load_state_dict(groups["average"])
-        if not model.quantizer.fitted:  # a run that was interrupted
+        if isinstance(model.quantizer, VP) and not model.quantizer.fitted:  # interrupted
             model.quantizer.fit()
-    except (KeyError, AttributeError, ConfigError, ValueError, RuntimeError) as error:
+    except (KeyError, ConfigError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{run}: the checkpoint is incomplete ({reason})") from None
     export_model(model, target, force=force)

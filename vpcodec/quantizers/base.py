@@ -144,6 +144,8 @@ class Quantizer(nn.Module, ABC):
         """Give tables the rows of the stored ones; miss no training state."""
         for name, rows in self.tables.items():
             stored, own = state_dict.get(prefix + name), self._buffers[name]
+            if stored is None and name in self.training_state:
+                self._buffers[name] = own[:0]  # that of other codes
             if stored is not None and len(stored) in (0, rows) and len(stored) != len(own):
                 self._buffers[name] = own.new_zeros(len(stored), *own.shape[1:])
         super()._load_from_state_dict(
@@ -195,7 +197,7 @@ def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torc
         shared: take the moments over all processes of the group, as if they were one.
     """
     flat = latents.reshape(-1, latents.shape[-1])
-    count = flat.new_tensor(float(len(flat)))
+    count = flat.new_full((), float(len(flat)))
     total = flat.sum(0)
     if shared and processes() > 1:
         count, total = sum_with_gradient(count), sum_with_gradient(total)

@@ -5,7 +5,6 @@ Integer arithmetic only: the public code's float32 sums are exact below 2^24 cod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -13,14 +12,16 @@ import torch
 
 def digits_to_tokens(digits: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
     """(..., D) int64 digits -> (...) int64 tokens, sum_i digit_i * prod(levels[:i])."""
-    return (digits * _basis(levels, digits.device)).sum(-1)
+    tokens = digits[..., -1]
+    for i in range(len(levels) - 2, -1, -1):
+        tokens = tokens * levels[i] + digits[..., i]
+    return tokens
 
 
 def tokens_to_digits(tokens: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
     """(...) int64 tokens -> (..., D) int64 digits."""
-    radix = torch.tensor(list(levels), device=tokens.device)
-    return tokens.unsqueeze(-1) // _basis(levels, tokens.device) % radix
-
-
-def _basis(levels: Sequence[int], device: torch.device) -> torch.Tensor:
-    return torch.tensor([math.prod(levels[:i]) for i in range(len(levels))], device=device)
+    digits = []
+    for level in levels:
+        digits.append(tokens % level)
+        tokens = tokens // level
+    return torch.stack(digits, -1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .base import check_positive
-from .knn import nearest
+from .knn import kth_distances, nearest
 
 SAMPLE_PER_CODE = 128  # latents per code that are kept in memory when they come as a stream
 SEEDING_PER_CODE = 8  # latents per code that k-means++ looks at
@@ -113,7 +113,7 @@ def _lloyd(
     for batch in batches:
         for part in _flat(batch).to(centroids.device).split(ASSIGN_CHUNK):
             codes = nearest(part, centroids)
-            total += (part - centroids[codes]).square().sum().double().item()
+            total += (part - centroids[codes]).double().square().sum().item()
             n += len(part)
             counts += torch.bincount(codes, minlength=size)
             sums.index_add_(0, codes, ((part - center).double() * scale).round().long())
@@ -141,17 +141,17 @@ def _plus_plus(
     rounds = min(codebook_size - 1, SEEDING_ROUNDS)
     for i in range(rounds):
         number = (codebook_size - 1) * (i + 1) // rounds - (codebook_size - 1) * i // rounds
-        trials = 2 + int(math.log(codebook_size)) if rounds < SEEDING_ROUNDS else number
-        drawn = _draw(error, trials, generator)
-        distances = (pool.unsqueeze(1) - pool[drawn]).square().sum(2).T
-        remaining = torch.minimum(distances, error)
+        trials = 2 + int(math.log(codebook_size)) if number == 1 else number
+        drawn = pool[_draw(error, trials, generator)]
         if number == 1:
+            distances = (pool.unsqueeze(1) - drawn).square().sum(2).T
+            remaining = torch.minimum(distances, error)
             best = int(remaining.sum(1).argmin())
-            codes.append(pool[drawn[best : best + 1]])
+            codes.append(drawn[best : best + 1])
             error = remaining[best]
         else:
-            codes.append(pool[drawn])
-            error = remaining.amin(0)
+            codes.append(drawn)
+            error = torch.minimum(error, kth_distances(pool, drawn, (1,))[0].square())
     return torch.cat(codes)
 
 
@@ -197,20 +197,30 @@ def _reservoir(
     batches: Iterable[torch.Tensor], size: int, generator: torch.Generator
 ) -> torch.Tensor:
     """An even sample of at most `size` latents of a stream (all of a short one)."""
-    kept: torch.Tensor | None = None
-    keys = torch.zeros(0, dtype=torch.float64)
+    kept: list[torch.Tensor] = []
+    keys: list[torch.Tensor] = []
+    count = 0
+
+    def thin() -> None:
+        best, order = torch.cat(keys).topk(size)
+        keys[:], kept[:] = [best], [torch.cat(kept)[order.to(kept[0].device)]]
+
     for batch in batches:
         batch = _flat(batch)
-        keys = torch.cat([keys, torch.rand(len(batch), dtype=torch.float64, generator=generator)])
-        kept = batch if kept is None else torch.cat([kept, batch])
-        if len(keys) > 2 * size:
-            keys, best = keys.topk(size)
-            kept = kept[best.to(kept.device)]
-    if kept is None:
+        if kept and batch.shape[1] != kept[0].shape[1]:
+            widths = f"{kept[0].shape[1]} and {batch.shape[1]}"
+            raise ValueError(f"latents of {widths} dimensions in one stream")
+        keys.append(torch.rand(len(batch), dtype=torch.float64, generator=generator))
+        kept.append(batch)
+        count += len(batch)
+        if count > 2 * size:
+            thin()
+            count = size
+    if not kept:
         raise ValueError("no latents to make a codebook of")
-    if len(keys) > size:
-        kept = kept[keys.topk(size).indices.to(kept.device)]
-    return kept
+    if count > size:
+        thin()
+    return torch.cat(kept)
 
 
 def _flat(latents: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 CHUNK = 1 << 20  # distances at a time: 4 MB, which stay in the cache of a processor
 CUDA_CHUNK = 1 << 26  # fewer, larger kernels
+TILE = 1 << 14  # points at a time, so that a chunk has many queries
 TINY = 1e-12  # a distance that is no zero
 SAME = 0.01  # of the width of a cell: latents closer than this count as one
 CANDIDATES = 8  # compared again exactly
@@ -35,12 +36,14 @@ def nearest(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     norms = points.square().sum(1)
     if torch.compiler.is_compiling():  # a graph has one chunk
         return _nearest(queries, points, norms)
-    out = [_nearest(part, points, norms) for part in _chunks(queries, len(points))]
+    rows = max(1, _chunk(queries) // len(points))
+    out = [_nearest(part, points, norms) for part in queries.split(rows) if len(part)]
     return torch.cat(out) if out else torch.zeros(0, dtype=torch.int64, device=queries.device)
 
 
 def _nearest(queries: torch.Tensor, points: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    scores = torch.addmm(norms, queries, points.T, alpha=-2)
+    with torch.autocast(queries.device.type, enabled=False):
+        scores = torch.addmm(norms, queries, points.T, alpha=-2)
     candidates = scores.topk(min(CANDIDATES, len(points)), largest=False).indices
     exact = (points[candidates] - queries.unsqueeze(1)).square().sum(-1)
     return candidates.gather(1, exact.argmin(1, keepdim=True)).squeeze(1)
@@ -72,15 +75,21 @@ def kth_distances(
     if counted is not None:
         norms = torch.where(counted, norms, torch.inf)
     rows = []
-    for part in _chunks(queries, len(points)):
+    tile = max(1, min(TILE, _chunk(queries)))
+    for part in queries.split(max(1, _chunk(queries) // max(1, min(tile, len(points))))):
+        if len(part) == 0:
+            break
         best = part.new_full((len(part), 0), torch.inf)
-        for some, norm in zip(points.split(CHUNK), norms.split(CHUNK)):
-            scores = torch.addmm(norm, part, some.T, alpha=-2)
+        for some, norm in zip(points.split(tile), norms.split(tile)):
+            with torch.autocast(queries.device.type, enabled=False):
+                scores = torch.addmm(norm, part, some.T, alpha=-2)
             near = scores.topk(min(most, len(some)), largest=False).values
             best = torch.cat([best, near], 1)
             best = best.topk(min(most, best.shape[1]), largest=False).values
         best = torch.nn.functional.pad(best, (0, most - best.shape[1]), value=torch.inf)
-        squared = best[:, [k - 1 for k in orders]] + part.square().sum(1, keepdim=True)
+        squared = torch.stack([best[:, k - 1] for k in orders], 1) + part.square().sum(
+            1, keepdim=True
+        )
         rows.append(squared.clamp_(min=0).sqrt_())
     if not rows:
         return tuple(queries.new_zeros(0) for _ in orders)
@@ -113,9 +122,8 @@ def distinct(points: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
 def _keys(scaled: torch.Tensor) -> torch.Tensor:
     """(P, D) -> (P,) int64, a hash of the unit cell that each lies in."""
     draw = random.Random(0)
-    factors = [draw.getrandbits(63) | 1 for _ in range(scaled.shape[1])]
     cells = torch.floor(scaled).long()
-    return (cells * torch.tensor(factors, device=scaled.device)).sum(1)  # wraps around
+    return sum(column * (draw.getrandbits(63) | 1) for column in cells.unbind(1))  # wraps around
 
 
 def _first(keys: torch.Tensor) -> torch.Tensor:
@@ -126,6 +134,5 @@ def _first(keys: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(first).scatter_(0, order, first)
 
 
-def _chunks(queries: torch.Tensor, points: int) -> tuple[torch.Tensor, ...]:
-    most = CUDA_CHUNK if queries.is_cuda else CHUNK
-    return queries.split(max(1, most // max(1, points))) if len(queries) else ()
+def _chunk(queries: torch.Tensor) -> int:
+    return CUDA_CHUNK if queries.is_cuda else CHUNK

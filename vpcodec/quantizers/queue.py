@@ -71,7 +71,7 @@ class QueueQuantizer(Quantizer):
     @property
     def filled(self) -> int:
         """Latents in the queue."""
-        return min(self._pushed, self.queue_size)
+        return min(self._pushed, len(self.queue))
 
     @property
     def fitted(self) -> bool:
@@ -96,6 +96,11 @@ class QueueQuantizer(Quantizer):
         number = min(self.push_size if number is None else number, self.queue_size)
         if processes() == 1:
             number = min(number, len(latents))
+        elif len(latents) == 0:
+            raise ValueError("a process of a group has no latents to give to the queue of all")
+        if len(self.queue) == 0:
+            self._pushed = 0
+            self.queue = latents.new_zeros(self.queue_size, self.dim)
         if processes() > 1 and self._pushed == 0:  # without a seed, every process drew its own
             seed = torch.tensor(self._seed, device=latents.device)
             dist.broadcast(seed, 0)
@@ -113,8 +118,6 @@ class QueueQuantizer(Quantizer):
             parts = [torch.empty_like(new) for _ in range(processes())]
             dist.all_gather(parts, new)
             new = torch.stack(parts, 1).flatten(0, 1)[-self.queue_size :]
-        if len(self.queue) == 0:
-            self.queue = new.new_zeros(self.queue_size, self.dim)
         at = torch.arange(self._pushed, self._pushed + len(new), device=new.device)
         self.queue[at % self.queue_size] = new
         self._pushed += len(new)

@@ -28,6 +28,7 @@ class SimVQ(Quantizer):
         self.dim = dim
         self.codebook_size = codebook_size
         self.library = Library(dim, codebook_size)
+        self.latent_std = (3 * dim) ** -0.5  # of the library's codes before training
 
     @property
     def codebook(self) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .base import Quantized, check_positive, moment_loss
+from .base import Quantized, check_positive, moment_loss, processes
 from .kmeans import KMeans, kmeans
 from .knn import SAME, TINY, cell_width, distinct, kth_distances, nearest
 from .queue import QueueQuantizer
@@ -18,6 +18,7 @@ SMALLEST_QUEUE = 1 << 16
 CALIBRATION_TOKENS = 1 << 14
 CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
 CALIBRATION_TOLERANCE = 0.005
+LEAST_PER_CODE = 4
 LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
 MOST_STEPS = 8
 
@@ -61,7 +62,7 @@ class VP(QueueQuantizer):
         dim: D, 3 to 5 in the paper.
         codebook_size: K.
         eta: radius of the proposals over D_M. The paper's 1 gives about half of the power of a
-            codebook's error, since a third to a half of the proposals are rejected; 1.5 is about
+            codebook's error, since about half of the proposals are rejected; 1.5 is about
             right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
         mh_steps: Metropolis-Hastings steps per token, at least (`calibrate` may raise them).
         neighbors: k of the density estimate.
@@ -126,7 +127,7 @@ class VP(QueueQuantizer):
         The very first latents are searched among themselves; later ones among those before.
         """
         flat = latents.reshape(-1, self.dim)
-        if len(flat) == 0:
+        if len(flat) == 0 and processes() == 1:
             return latents, {}
         first = self.filled == 0
         if first:
@@ -170,6 +171,10 @@ class VP(QueueQuantizer):
         self.codebook = result.centroids.to(self.codebook.device)
         return result
 
+    def forget_codebook(self) -> None:
+        """Be without a codebook again, as when training goes on."""
+        self.codebook = self.codebook[:0]
+
     @torch.no_grad()
     def calibrate(
         self,
@@ -195,16 +200,16 @@ class VP(QueueQuantizer):
         """
         data = self.recent() if latents is None else self.check_latents(latents)
         data = data.reshape(-1, self.dim)
-        if len(data) == 0:
-            raise ValueError("no latents to calibrate with")
+        if len(data) < 2:
+            raise ValueError(f"{len(data)} latents are too few to calibrate with")
         pick = torch.Generator().manual_seed(seed)
         data = data[torch.randperm(len(data), generator=pick).to(data.device)]
         if error is None:
             error = _codebook_error(data, self.codebook_size, seed)
-        walk = Walk(self, data[-(self.search_size or len(data)) :])
-        tokens = data[:CALIBRATION_TOKENS]
+        searched = min(self.search_size or len(data), len(data) // 2)
+        walk, tokens = Walk(self, data[:searched]), data[searched:][:CALIBRATION_TOKENS]
         for walk.steps in range(self.least_steps, max(self.least_steps, MOST_STEPS) + 1):
-            found = _match(walk, tokens, error, min(self.eta.item(), LARGEST_ETA), seed)
+            found = _match(walk, tokens, error, seed)
             if found is not None:
                 self.eta.fill_(found.eta)
                 self.mh_steps = found.mh_steps
@@ -222,9 +227,7 @@ class VP(QueueQuantizer):
         self.mh_steps = int(state[-1])
 
 
-def _match(
-    walk: Walk, tokens: torch.Tensor, error: float, eta: float, seed: int
-) -> Calibration | None:
+def _match(walk: Walk, tokens: torch.Tensor, error: float, seed: int) -> Calibration | None:
     """The eta with which a walk perturbs by `error`; None if there is none up to the largest."""
 
     def noise(eta: float) -> float:
@@ -232,6 +235,7 @@ def _match(
         moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
         return (moved - tokens).square().sum(1).mean().item()
 
+    eta = 1.0
     for _ in range(30):
         found = noise(eta)
         if abs(math.log(max(found, TINY) / max(error, TINY))) < CALIBRATION_TOLERANCE:
@@ -245,12 +249,17 @@ def _match(
 
 
 def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
-    """Mean squared error that a codebook made of very many latents would have, within some 4 %.
+    """Mean squared error that a codebook made of very many latents would have, within some 5 %.
 
     A codebook of few latents serves those too well and others too badly. Of Gaussian, uniform and
-    speech latents, with 8 to 256 per code, a third of the one error and two thirds of the other
+    speech latents, with 4 to 256 per code, a third of the one error and two thirds of the other
     come closest to what both tend to.
     """
+    if len(latents) < 2 * LEAST_PER_CODE * codebook_size:
+        raise ValueError(
+            f"{len(latents)} latents are too few to tell the error of {codebook_size} codes; "
+            f"{2 * LEAST_PER_CODE} per code are enough"
+        )
     seen, other = latents.chunk(2)
     found = kmeans(seen, codebook_size, seed=seed, max_iterations=CALIBRATION_ITERATIONS)
     codes = found.centroids[nearest(other, found.centroids)]

@@ -13,7 +13,8 @@ from .queue import QueueQuantizer
 INIT_PER_CODE = 4  # latents per code that the first codebook is made of
 QUEUE_PER_CODE = 8
 INIT_ITERATIONS = 20
-MEMORY = 32.0  # latents per code that the averages remember
+MEMORY, LEAST_MEMORY = 32.0, 8.0  # latents per code that the averages remember
+MEMORY_STEPS = 20.0
 UNUSED = 1e-6  # of the average use: below, a code stays where it is
 
 
@@ -22,8 +23,8 @@ class VQ(QueueQuantizer):
 
     n_i <- g n_i + (1 - g) |Z_i|, m_i <- g m_i + (1 - g) sum Z_i, c_i = m_i / n_i, with Z_i the
     latents nearest to code i; straight-through gradient; loss commitment * mean (z - sg(c))^2.
-    Without a `decay`, g = exp(-N / (32 K)) for N latents in a step: codes remember 32 latents each,
-    whatever the size of batch and codebook, and neither lag behind nor jump.
+    Without a `decay`, g follows from the N latents of a step: codes remember 32 latents each, but
+    no more than 20 steps if that leaves 8 latents, so that they neither lag behind nor jump.
 
     What keeps it from collapsing: the first codebook comes from k-means on the latents of the first
     steps (until there are 4 per code they pass unquantized), and a code whose n_i falls below
@@ -83,8 +84,7 @@ class VQ(QueueQuantizer):
             codes = self.tokens_to_latents(tokens)
             loss = self.commitment * mean_square(z - codes)
             if self.training:
-                if len(flat):
-                    self.push(flat)
+                self.push(flat)
                 self._follow(flat, tokens.reshape(-1))
                 codes = z + (codes - z).detach()
             return Quantized(codes, tokens, loss)
@@ -94,8 +94,7 @@ class VQ(QueueQuantizer):
         number = torch.tensor(len(latents), device=latents.device)
         if processes() > 1:
             dist.all_reduce(number, dist.ReduceOp.MIN)
-        if number > 0:
-            self.push(latents, number=int(number))
+        self.push(latents, number=int(number))
         if self.filled < INIT_PER_CODE * self.codebook_size:
             return
         try:
@@ -119,10 +118,14 @@ class VQ(QueueQuantizer):
             dist.all_reduce(sums)
         # in units of the average use, so that a fresh count of 1 means the same at any batch size
         average = counts.sum() / self.codebook_size
-        keep = torch.exp(-average / MEMORY) if self.decay is None else self.decay
+        if self.decay is None:
+            forget = (average / LEAST_MEMORY).clamp(max=1 / MEMORY_STEPS)
+            share = 1 - torch.exp(-torch.maximum(average / MEMORY, forget))
+        else:
+            share = torch.full_like(average, 1 - self.decay)
         average = average.clamp(min=TINY)
-        self.counts.lerp_(counts / average, torch.as_tensor(1 - keep).to(counts))
-        self.sums.lerp_(sums / average, torch.as_tensor(1 - keep).to(counts))
+        self.counts.lerp_(counts / average, share)
+        self.sums.lerp_(sums / average, share)
         means = self.sums / self.counts.clamp(min=TINY).unsqueeze(1)
         codes = torch.where(self.counts.unsqueeze(1) > UNUSED, means, self.codebook)
         if self.filled < self.codebook_size:  # loaded without its queue

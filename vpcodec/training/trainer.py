@@ -17,9 +17,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..config import OptimConfig, Recipe, VPConfig
+from ..config import ConfigError, OptimConfig, Recipe, VPConfig, parse_model
 from ..files import atomic_output
 from ..models import AudioAutoencoder
+from ..quantizers import VP
 from .checkpoints import (
     CHECKPOINT,
     CheckpointError,
@@ -74,6 +75,8 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).exists():
             self._resume()
+        if isinstance(self.model.quantizer, VP) and self.step < recipe.train.steps:
+            self.model.quantizer.forget_codebook()  # of other weights
         with atomic_output(folder / "recipe.json") as file:
             file.write(recipe.model_dump_json(indent=2).encode())
 
@@ -142,12 +145,12 @@ class Trainer:
                     self._log_audio(batch, board)
                 self._calibrate(console)
                 last = self.step == train.steps
-                if last:
-                    self._fit_codebook(console)
                 if self.step % train.save_every == 0 or last or interrupted():
                     self.save()
                 if interrupted():
                     raise KeyboardInterrupt
+                if last:
+                    self._fit_codebook(console)
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -172,7 +175,7 @@ class Trainer:
     def _resume(self) -> None:
         groups, state = load_checkpoint(self.folder)
         try:
-            if state["config"] != self.recipe.model.model_dump(mode="json"):
+            if parse_model(state["config"]) != self.recipe.model:
                 raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
             if state["optimizer"] != self.recipe.optim.name:
                 raise CheckpointError(f"{self.folder}: holds a run of another optimiser")
@@ -186,7 +189,7 @@ class Trainer:
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             if self.recipe.train.precision == "auto":
                 self.bf16 = bool(state["bf16"])
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ConfigError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"{self.folder}: the checkpoint is incomplete ({reason})"
@@ -231,9 +234,11 @@ class Trainer:
         crop = torch.from_numpy(batch[:1]).to(self.device)
         model = self._averaged()
         if not model.quantizer.fitted:
+            if not isinstance(model.quantizer, VP):
+                return
             try:
                 model.quantizer.fit(max_iterations=5)  # of a copy, for listening
-            except (AttributeError, ValueError):  # too few latents so far
+            except ValueError:  # too few latents so far
                 return
         with torch.no_grad():
             output, _ = model(crop)
@@ -273,8 +278,13 @@ class Trainer:
                 latents.append(z.float().flatten(0, 1))
                 if len(latents) * len(latents[0]) >= wanted:
                     break
-            result = self.model.quantizer.fit(torch.cat(latents), seed=self.recipe.train.seed)
-        console.print(f"codebook of {wanted:,} latents: mean squared error {result.error:.4f}")
+            data = torch.cat(latents)
+            try:
+                result = self.model.quantizer.fit(data, seed=self.recipe.train.seed)
+            except ValueError as error:
+                raise TrainingError(f"no codebook: {error}; the weights are saved") from None
+        self.save()
+        console.print(f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}")
 
 
 def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -284,7 +294,8 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
     """
     matrices, kernels, vectors = [], [], []
     for name, parameter in model.named_parameters():
-        if not name.endswith("weight") or parameter.ndim < 2:  # biases, norms, Snake's alpha
+        plain = name.endswith("weight") and parameter.ndim >= 2
+        if not plain or name.startswith("quantizer."):  # biases, norms, Snake's alpha, codes
             vectors.append(parameter)
         elif optim.name == "muon" and parameter.ndim == 2:
             matrices.append(parameter)
