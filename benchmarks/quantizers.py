@@ -56,7 +56,6 @@ class Speech:
 
     metrics = ("pesq_wb", "stoi", "mel")
     digits = (3, 4, 4)
-    lower_is_better = {"mel"}
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -92,7 +91,7 @@ class Speech:
             synthesis_taps=2,
         )
         model = AudioAutoencoder(config)
-        replace_quantizer(model, quantizer, model.encoder, model.decoder)
+        replace_quantizer(model, quantizer)
         return model
 
     def batch(self, step: int) -> torch.Tensor:
@@ -122,7 +121,6 @@ class Images:
 
     metrics = ("psnr", "ssim")
     digits = (2, 4)
-    lower_is_better: set[str] = set()
     size = 64
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -213,14 +211,12 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def replace_quantizer(
-    model: nn.Module, quantizer: Quantizer, encoder: nn.Module, decoder: nn.Module
-) -> None:
+def replace_quantizer(model: AudioAutoencoder, quantizer: Quantizer) -> None:
     """Put another quantizer between encoder and decoder, with projections of its width."""
-    wide = encoder.project.in_features
-    encoder.project = nn.Linear(wide, quantizer.dim)
-    nn.init.normal_(encoder.project.weight, std=quantizer.latent_std / wide**0.5)
-    decoder.project = nn.Linear(quantizer.dim, wide)
+    wide = model.encoder.project.in_features
+    model.encoder.project = nn.Linear(wide, quantizer.dim)
+    nn.init.normal_(model.encoder.project.weight, std=quantizer.latent_std / wide**0.5)
+    model.decoder.project = nn.Linear(quantizer.dim, wide)
     model.quantizer = quantizer
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,54 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip("needs the real recordings in ../shared/data, which are not here")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads of torch only wait for each other where the cores are shared."""
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def through_onnx(tmp_path: Path) -> Callable[[Any, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Takes a quantizer and tokens; gives, from ONNX Runtime, their codes and the tokens of these.
+
+    The graph is traced with five tokens and takes any number.
+    """
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    pytest.importorskip("onnxscript", reason="needs the train extra")
+    import onnxruntime
+
+    class RoundTrip(torch.nn.Module):
+        def __init__(self, quantizer: Any) -> None:
+            super().__init__()
+            self.quantizer = quantizer
+
+        def forward(self, tokens: Any) -> tuple[Any, Any]:
+            codes = self.quantizer.tokens_to_latents(tokens)
+            return codes, self.quantizer.latents_to_tokens(codes)
+
+    def run(quantizer: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        path = tmp_path / "round_trip.onnx"
+        torch.onnx.export(
+            RoundTrip(quantizer).eval(),
+            (torch.zeros(5, dtype=torch.int64),),
+            path,
+            dynamo=True,
+            opset_version=18,
+            dynamic_shapes=({0: torch.export.Dim("length")},),
+            input_names=["tokens"],
+            verbose=False,
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        codes, back = session.run(None, {"tokens": tokens})
+        return codes, back
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,7 @@ spatial = pytest.importorskip("scipy.spatial", reason="needs the dev extra")
 from vpcodec.quantizers import VP, knn  # noqa: E402
 from vpcodec.quantizers.knn import distinct, kth_distances, nearest  # noqa: E402
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Several threads only wait for each other where the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

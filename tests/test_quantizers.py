@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -57,13 +57,12 @@ WITH_STATE = ("VQ-256", "VP-256")
 every_quantizer = pytest.mark.parametrize("name", BUILD)
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(name: str) -> Quantizer:
@@ -611,37 +610,14 @@ def test_the_loss_follows_its_formula_and_its_gradient_reaches_the_latents():
     assert tensor.grad.abs().sum() > 0
 
 
-def test_every_token_survives_in_onnx(tmp_path):
-    pytest.importorskip("onnxscript", reason="needs the train extra")
-    import onnxruntime
-
-    class RoundTrip(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.quantizer = FSP(SPEECH_3K)
-
-        def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            codes = self.quantizer.tokens_to_latents(tokens)
-            return codes, self.quantizer.latents_to_tokens(codes)
-
-    module = RoundTrip().eval()
-    path = tmp_path / "round_trip.onnx"
-    torch.onnx.export(
-        module,
-        (torch.zeros(5, dtype=torch.int64),),
-        path,
-        dynamo=True,
-        opset_version=18,
-        dynamic_shapes=({0: torch.export.Dim("length")},),
-        input_names=["tokens"],
-        verbose=False,
-    )
+def test_every_token_survives_in_onnx(through_onnx):
+    quantizer = FSP(SPEECH_3K).eval()
     tokens = np.arange(math.prod(SPEECH_3K))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    codes, back = session.run(None, {"tokens": tokens})
+    codes, back = through_onnx(quantizer, tokens)
     assert back.dtype == np.int64 and codes.dtype == np.float32
     np.testing.assert_array_equal(back, tokens)
-    np.testing.assert_allclose(codes, module(torch.from_numpy(tokens))[0], atol=1e-6)
+    expected = quantizer.tokens_to_latents(torch.from_numpy(tokens))
+    np.testing.assert_allclose(codes, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [2, 5, 8])

@@ -23,13 +23,7 @@ from vpcodec.quantizers import VP, NoCodebookError, vp  # noqa: E402
 LAWS = ("normal", "uniform", "laplace", "silence")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Several threads only wait for each other where the cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -43,7 +43,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FSPConfig(_Strict):
+class GridConfig(_Strict):
+    """A quantizer whose codebook is a product of scalar grids."""
+
+    levels: Levels
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    @property
+    def dim(self) -> int:
+        return len(self.levels)
+
+
+class FSPConfig(GridConfig):
     """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
 
     training_only: ClassVar[frozenset[str]] = frozenset({"rejection", "eta"})
@@ -69,16 +83,8 @@ class FSPConfig(_Strict):
         1.0, gt=0, le=2, description="Width of the perturbation over that of a cell."
     )
 
-    @property
-    def codebook_size(self) -> int:
-        return math.prod(self.levels)
 
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
-
-
-class FSQConfig(_Strict):
+class FSQConfig(GridConfig):
     """Finite scalar quantization, symmetric, with noise in training (baseline)."""
 
     training_only: ClassVar[frozenset[str]] = frozenset({"noise_rate"})
@@ -90,14 +96,6 @@ class FSQConfig(_Strict):
     noise_rate: float = Field(
         0.5, ge=0, le=1, description="Share of training scalars that get noise, not rounding."
     )
-
-    @property
-    def codebook_size(self) -> int:
-        return math.prod(self.levels)
-
-    @property
-    def dim(self) -> int:
-        return len(self.levels)
 
 
 class _CodebookConfig(_Strict):
@@ -142,7 +140,7 @@ class VPConfig(_CodebookConfig):
     calibrate_every: NotNegative = Field(
         2000,
         description="Steps between settings of eta to the error of a k-means codebook on the "
-        "queue; 0: never. Takes seconds at 1,024 codes, a minute at 16,384, on two CPU cores.",
+        "queue; 0: never.",
     )
 
 

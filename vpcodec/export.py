@@ -86,11 +86,11 @@ def export_model(model: AudioAutoencoder, target: Path, *, force: bool = False) 
 
 def _write(model: AudioAutoencoder, folder: Path) -> None:
     config = model.config
-    half = _stored_state(model)
-    weights = save(half, metadata={"format": "pt"})
+    stored = _stored_state(model)
+    weights = save(stored, metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
     rounded = AudioAutoencoder(config).eval().requires_grad_(False)
-    rounded.load_state_dict(half)
+    rounded.load_state_dict(stored)
     mark = fingerprint(config, weights)
     metadata = {
         "model_type": "vpcodec",

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ..config import FSPConfig, FSQConfig, QuantizerConfig
+from ..config import GridConfig, QuantizerConfig
 from . import options
 
 
@@ -97,7 +97,7 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 
 def _quantizer(config: QuantizerConfig) -> str:
-    if isinstance(config, FSPConfig | FSQConfig):
+    if isinstance(config, GridConfig):
         return f"{config.type} {list(config.levels)}"
     return f"{config.type}, {config.codebook_size} codes of {config.dim} dimensions"
 

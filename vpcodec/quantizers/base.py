@@ -98,9 +98,9 @@ class Quantizer(nn.Module, ABC):
             ValueError: tokens that are no integers or not in 0 .. K - 1.
         """
 
-    @abstractmethod
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) codes as `tokens_to_latents` gives them -> (...) int64 tokens, exactly."""
+        return self.encode(latents)
 
     def check_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents as float32; see `forward` for what is refused."""

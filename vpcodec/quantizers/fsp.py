@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, Quantizer, check_levels, check_share, moment_loss
-from .grid import digits_to_tokens, tokens_to_digits
+from .base import Quantized, check_share, moment_loss
+from .grid import GridQuantizer, digits_to_tokens
 
 # Variance of the pre-activation a for which g(a) is (nearly) uniform on [0, 1].
 TARGET_VARIANCE = {
@@ -20,7 +20,7 @@ TARGET_VARIANCE = {
 REJECTIONS = ("vector", "dimension")
 
 
-class FSP(Quantizer):
+class FSP(GridQuantizer):
     """Quantizer without a codebook: each latent dimension is squashed to [0, 1] and cut in L cells.
 
     With g the activation, z = g(a), the centroid of cell l is c_l = (l + 1/2) / L. In training a
@@ -54,8 +54,7 @@ class FSP(Quantizer):
         rejection: str = "vector",
         eta: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.levels = check_levels(levels)
+        super().__init__(levels)
         if activation not in TARGET_VARIANCE:
             raise ValueError(f"activation must be one of {list(TARGET_VARIANCE)}, got {activation}")
         if rejection not in REJECTIONS:
@@ -63,8 +62,6 @@ class FSP(Quantizer):
         if not 0 < eta <= 2:
             raise ValueError(f"eta must be within (0, 2], got {eta}")
         check_share(quantize_rate=quantize_rate)
-        self.dim = len(self.levels)
-        self.codebook_size = math.prod(self.levels)
         self.latent_std = math.sqrt(TARGET_VARIANCE[activation])
         self.activation = activation
         self.quantize_rate = quantize_rate
@@ -78,7 +75,7 @@ class FSP(Quantizer):
             a = self.check_latents(latents)
             z = self._squash(a)
             digits = self._digits(z.detach())
-            centroids = self._centroids(digits)
+            centroids = self._points(digits)
             if self.training:
                 proposal = z.detach() + (torch.rand_like(z) - 0.5) * (self.eta / self._levels)
                 accepted = (proposal >= 0) & (proposal <= 1)
@@ -94,22 +91,6 @@ class FSP(Quantizer):
             loss = moment_loss(a, TARGET_VARIANCE[self.activation], shared=self.training)
             return Quantized(self._scale(out), digits_to_tokens(digits, self.levels), loss, stats)
 
-    def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) pre-activations -> (...) int64 tokens."""
-        with torch.autocast(latents.device.type, enabled=False):
-            digits = self._digits(self._squash(self.check_latents(latents)))
-            return digits_to_tokens(digits, self.levels)
-
-    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(...) integer tokens -> (..., D) float32 scaled centroids."""
-        digits = tokens_to_digits(self.check_tokens(tokens), self.levels)
-        return self._scale(self._centroids(digits))
-
-    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) scaled centroids -> (...) int64 tokens, exactly."""
-        digits = self._digits(self.check_latents(latents) / math.sqrt(12) + 0.5)
-        return digits_to_tokens(digits, self.levels)
-
     def _squash(self, a: torch.Tensor) -> torch.Tensor:
         if self.activation == "tanh":
             return (torch.tanh(a) + 1) / 2
@@ -124,8 +105,5 @@ class FSP(Quantizer):
         digits = torch.floor(z * self._levels).long()
         return torch.minimum(digits.clamp(min=0), self._levels - 1)
 
-    def _centroids(self, digits: torch.Tensor) -> torch.Tensor:
+    def _points(self, digits: torch.Tensor) -> torch.Tensor:
         return (digits.float() + 0.5) / self._levels
-
-    def _scale(self, z: torch.Tensor) -> torch.Tensor:
-        return (z - 0.5) * math.sqrt(12)

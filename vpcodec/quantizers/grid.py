@@ -1,13 +1,64 @@
-"""Tokens of a product of scalar grids: mixed-radix numbers, the first dimension least significant.
+"""Quantizers whose codes are the points of a product of scalar grids.
 
-Integer arithmetic only: the public code's float32 sums are exact below 2^24 codes alone.
+Tokens are mixed-radix numbers, the first dimension least significant, in integer arithmetic only:
+the public code's float32 sums are exact below 2^24 codes alone.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
+
+from .base import Quantizer, check_levels
+
+
+class GridQuantizer(Quantizer):
+    """Everything but training: latents are squashed to [0, 1]^D, each dimension to its grid.
+
+    Codes are (z - 1/2) sqrt(12) of the points z, of unit variance for uniform z.
+
+    Args:
+        levels: points per dimension, each at least 2; token = sum_i digit_i * prod(levels[:i]).
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = check_levels(levels)
+        self.dim = len(self.levels)
+        self.codebook_size = math.prod(self.levels)
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) pre-activations -> (...) int64 tokens."""
+        with torch.autocast(latents.device.type, enabled=False):
+            digits = self._digits(self._squash(self.check_latents(latents)))
+            return digits_to_tokens(digits, self.levels)
+
+    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(...) integer tokens -> (..., D) float32 scaled points."""
+        return self._scale(self._points(tokens_to_digits(self.check_tokens(tokens), self.levels)))
+
+    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """(..., D) scaled points -> (...) int64 tokens, exactly."""
+        digits = self._digits(self.check_latents(latents) / math.sqrt(12) + 0.5)
+        return digits_to_tokens(digits, self.levels)
+
+    @abstractmethod
+    def _squash(self, a: torch.Tensor) -> torch.Tensor:
+        """(..., D) pre-activations -> z within [0, 1]."""
+
+    @abstractmethod
+    def _digits(self, z: torch.Tensor) -> torch.Tensor:
+        """(..., D) z -> (..., D) int64, the nearest point of each dimension."""
+
+    @abstractmethod
+    def _points(self, digits: torch.Tensor) -> torch.Tensor:
+        """(..., D) int64 digits -> (..., D) float32 points within [0, 1]."""
+
+    def _scale(self, z: torch.Tensor) -> torch.Tensor:
+        return (z - 0.5) * math.sqrt(12)
 
 
 def digits_to_tokens(digits: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:

@@ -72,10 +72,6 @@ class LFQ(Quantizer):
         bits = self.check_tokens(tokens).unsqueeze(-1) // self._bits % 2
         return bits.float() * 2 - 1
 
-    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) signs -> (...) int64 tokens, exactly."""
-        return self.encode(latents)
-
     def _entropy_loss(self, z: torch.Tensor) -> torch.Tensor:
         """(N, D) -> E[H(p(c|z))] - H(E[p(c|z)]) in nats."""
         logits = 4 * z / self.temperature  # |z + 1|^2 - |z - 1|^2 = 4 z

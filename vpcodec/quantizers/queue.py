@@ -7,11 +7,11 @@ import hashlib
 import torch
 import torch.distributed as dist
 
-from .base import NoCodebookError, Quantizer, check_positive, processes, rank
-from .knn import nearest
+from .base import NoCodebookError, check_positive, processes, rank
+from .table import TableQuantizer
 
 
-class QueueQuantizer(Quantizer):
+class QueueQuantizer(TableQuantizer):
     """A quantizer that remembers latents of the steps before, and draws its own random numbers.
 
     The queue is part of the state dict, together with how many latents ever came in and with the
@@ -49,21 +49,7 @@ class QueueQuantizer(Quantizer):
         self.register_buffer("queue", torch.zeros(0, dim))
         self.register_buffer("codebook", torch.zeros(0, dim))
 
-    def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) latents -> (...) int64 indices of the nearest codes."""
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.check_latents(latents)
-            return nearest(z.reshape(-1, self.dim), self._codes()).reshape(z.shape[:-1])
-
-    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(...) integer tokens -> (..., D) float32 codes."""
-        return self._codes()[self.check_tokens(tokens)]
-
-    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) codes -> (...) int64 tokens, exactly."""
-        return self.encode(latents)
-
-    def _codes(self) -> torch.Tensor:
+    def codes(self) -> torch.Tensor:
         if not self.fitted:
             raise NoCodebookError(f"{type(self).__name__} has no codebook yet: {self.how_to_fit}")
         return self.codebook

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .base import Quantized, Quantizer, check_positive, mean_square
-from .knn import nearest
+from .base import Quantized, check_positive, mean_square
+from .table import TableQuantizer
 
 
-class SimVQ(Quantizer):
+class SimVQ(TableQuantizer):
     """`vector_quantize_pytorch.SimVQ` (arXiv 2411.02038) behind our contract.
 
     The library computes training passes, with autocast off: codes C W of a frozen Gaussian C,
@@ -33,6 +33,9 @@ class SimVQ(Quantizer):
     @property
     def codebook(self) -> torch.Tensor:
         """(K, D) float32 codes, without a gradient."""
+        return self.codes()
+
+    def codes(self) -> torch.Tensor:
         with torch.autocast(self.library.frozen_codebook.device.type, enabled=False):
             return self.library.codebook.detach()
 
@@ -46,17 +49,3 @@ class SimVQ(Quantizer):
                 return Quantized(codes, tokens, mean_square(z - codes).detach() * 1.25)
             codes, tokens, loss = self.library(z.reshape(1, -1, self.dim))
             return Quantized(codes.reshape(z.shape), tokens.long().reshape(z.shape[:-1]), loss)
-
-    def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) latents -> (...) int64 indices of the nearest codes."""
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.check_latents(latents)
-            return nearest(z.reshape(-1, self.dim), self.codebook).reshape(z.shape[:-1])
-
-    def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(...) integer tokens -> (..., D) float32 codes."""
-        return self.codebook[self.check_tokens(tokens)]
-
-    def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) codes -> (...) int64 tokens, exactly."""
-        return self.encode(latents)
