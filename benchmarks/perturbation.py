@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 
 from vpcodec.audio import find_audio, load, resample
-from vpcodec.config import load_recipe
 from vpcodec.quantizers import VP
 from vpcodec.quantizers.knn import kth_distances
 from vpcodec.quantizers.vp import Walk
+from vpcodec.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

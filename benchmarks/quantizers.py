@@ -26,10 +26,11 @@ from quality import compare
 from torch import nn
 
 from vpcodec.audio import find_audio, load, resample
-from vpcodec.config import DataConfig, LossConfig, ModelConfig, OptimConfig
+from vpcodec.config import ModelConfig
 from vpcodec.files import find_files
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
+from vpcodec.recipe import DataConfig, LossConfig, OptimConfig
 from vpcodec.training.data import Crops
 from vpcodec.training.losses import ReconstructionLoss
 from vpcodec.training.trainer import build_optimizers

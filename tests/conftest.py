@@ -88,9 +88,9 @@ def through_onnx(tmp_path: Path) -> Callable[[Any, np.ndarray], tuple[np.ndarray
 def debug_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model folder of recipes/debug.yaml, untrained, exported."""
     torch = pytest.importorskip("torch", reason="needs the train extra")
-    from vpcodec.config import load_recipe
     from vpcodec.export import export_model
     from vpcodec.models import AudioAutoencoder
+    from vpcodec.recipe import load_recipe
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "debug"

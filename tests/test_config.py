@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vpcodec.config import ConfigError, ModelConfig, load_recipe, parse_model
+from vpcodec.config import ConfigError, ModelConfig, parse_model
+from vpcodec.recipe import load_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "recipes").glob("*.yaml"))
 DEBUG = next(path for path in RECIPES if path.stem == "debug")

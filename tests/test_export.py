@@ -14,7 +14,6 @@ pytest.importorskip("yaml", reason="needs the train extra")
 
 from vpcodec import Codec, __version__, export  # noqa: E402
 from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
-from vpcodec.config import load_recipe  # noqa: E402
 from vpcodec.export import ExportError, export_model, export_run  # noqa: E402
 from vpcodec.hub import (  # noqa: E402
     ModelError,
@@ -23,6 +22,7 @@ from vpcodec.hub import (  # noqa: E402
     write_folder_config,
 )
 from vpcodec.models import AudioAutoencoder  # noqa: E402
+from vpcodec.recipe import load_recipe  # noqa: E402
 from vpcodec.training.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
 
 DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from vpcodec.config import ModelConfig, load_recipe  # noqa: E402
+from vpcodec.config import ModelConfig  # noqa: E402
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.models.layers import (  # noqa: E402
     ConvUnit,
@@ -27,6 +27,7 @@ from vpcodec.models.layers import (  # noqa: E402
 )
 from vpcodec.models.local_attention import LocalAttention, LocalTransformer  # noqa: E402
 from vpcodec.models.tconv import EnhanceBlock, TConv, tpool  # noqa: E402
+from vpcodec.recipe import load_recipe  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 MINIMAL = {

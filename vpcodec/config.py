@@ -1,4 +1,4 @@
-"""What a model is (`ModelConfig`, config.json) and how it is trained (`Recipe`, a YAML file).
+"""What a model is: `ModelConfig`, the contents of config.json.
 
 Every field is documented here and nowhere else; unknown keys and wrong types are refused.
 """
@@ -6,7 +6,6 @@ Every field is documented here and nowhere else; unknown keys and wrong types ar
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,7 +21,11 @@ from pydantic import (
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # what a token file can hold
+UNKNOWN_TYPE = "unknown_type"
+TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "huggingface"}
+TAGGED = {"quantizer", "noise"}  # fields that are one of several; lists of them have numbers
 
 
 class ConfigError(ValueError):
@@ -39,11 +42,11 @@ Levels = Annotated[tuple[Annotated[int, Field(ge=2)], ...], AfterValidator(_not_
 Codes = Annotated[int, Field(gt=0, le=MAX_CODEBOOK)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class GridConfig(_Strict):
+class GridConfig(Strict):
     """A quantizer whose codebook is a product of scalar grids."""
 
     levels: Levels
@@ -98,7 +101,7 @@ class FSQConfig(GridConfig):
     )
 
 
-class _CodebookConfig(_Strict):
+class _CodebookConfig(Strict):
     """A quantizer whose codebook is a table."""
 
     dim: Positive = Field(5, description="Latent dimensions.")
@@ -170,7 +173,7 @@ class SimVQConfig(_CodebookConfig):
     type: Literal["simvq"] = "simvq"
 
 
-class LFQConfig(_Strict):
+class LFQConfig(Strict):
     """Lookup-free quantization: one bit per dimension (baseline)."""
 
     training_only: ClassVar[frozenset[str]] = frozenset(
@@ -188,9 +191,18 @@ class LFQConfig(_Strict):
         return 2**self.dim
 
 
-def _quantizer_type(value: Any) -> str:
-    found = value.get("type", "fsp") if isinstance(value, dict) else getattr(value, "type", "fsp")
-    return str(found)
+def by_type(default: str, *types: str) -> Discriminator:
+    """Tells the members of a union by their field `type`.."""
+
+    def tag(value: Any) -> str:
+        found = value.get("type", default) if isinstance(value, dict) else value
+        return str(getattr(found, "type", found))
+
+    return Discriminator(
+        tag,
+        custom_error_type=UNKNOWN_TYPE,
+        custom_error_message=f"must be one of {', '.join(types)}",
+    )
 
 
 QuantizerConfig = Annotated[
@@ -200,15 +212,11 @@ QuantizerConfig = Annotated[
     | Annotated[VQConfig, Tag("vq")]
     | Annotated[SimVQConfig, Tag("simvq")]
     | Annotated[LFQConfig, Tag("lfq")],
-    Discriminator(
-        _quantizer_type,
-        custom_error_type="quantizer_type",
-        custom_error_message="must be one of fsp, vp, fsq, vq, simvq, lfq",
-    ),
+    by_type("fsp", "fsp", "vp", "fsq", "vq", "simvq", "lfq"),
 ]
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
 
     name: str = Field(
@@ -303,100 +311,14 @@ class ModelConfig(_Strict):
         return (1 + self.decoder_delay) * self.hop_length / self.sample_rate
 
 
-class DataConfig(_Strict):
-    """Where training audio comes from."""
-
-    train: str | None = Field(
-        None,
-        description="Folder of audio files (any format, searched recursively); none: generated.",
-    )
-    crop_seconds: float = Field(1.536, gt=0, description="Length of a training crop.")
-    batch_size: Positive = Field(8, description="Crops per step.")
-    gain_db: tuple[float, float] = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
-    cache_mb: int = Field(
-        2048,
-        ge=0,
-        description="Memory for decoded files of up to a minute; longer ones are sought.",
-    )
-
-
-class LossConfig(_Strict):
-    """Weights of the loss terms."""
-
-    wave: float = Field(1.0, ge=0, description="L1 on the waveform over the mean of |target|.")
-    stft: float = Field(
-        1.0, ge=0, description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10."
-    )
-    mel: float = Field(2.0, ge=0, description="Multi-resolution mel: L1 of log10.")
-    quantizer: float = Field(
-        1.0, ge=0, description="The quantizer's own loss (moments of latents)."
-    )
-    fft_sizes: tuple[Positive, ...] = Field((64, 128, 256, 512, 1024, 2048), min_length=1)
-    mel_bands: tuple[NotNegative, ...] = Field(
-        (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel at that size."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> LossConfig:
-        if len(self.fft_sizes) != len(self.mel_bands):
-            raise ValueError("mel_bands needs one entry per FFT size")
-        return self
-
-
-class OptimConfig(_Strict):
-    """AdamW, alone or with Muon for the matrices; linear warm-up and cosine decay."""
-
-    name: Literal["adamw", "muon"] = Field(
-        "adamw", description="muon: Muon for weights of linear layers, AdamW for all others."
-    )
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
-    final_lr: float = Field(1e-5, ge=0, description="Learning rate of the last step.")
-    warmup_steps: int = Field(200, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(0.01, ge=0)
-    grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights that ship.")
-
-
-class TrainConfig(_Strict):
-    """How long, how precise, what is written."""
-
-    steps: Positive = 1000
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 autocast; auto: where the machine multiplies bf16 faster."
-    )
-    log_every: Positive = 20
-    save_every: Positive = 500
-    audio_every: Positive = Field(1000, description="Steps between audio samples in TensorBoard.")
-
-
-class Recipe(_Strict):
-    """One training: model, data, losses, optimiser and schedule."""
-
-    model: ModelConfig
-    data: DataConfig = Field(default_factory=DataConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    optim: OptimConfig = Field(default_factory=OptimConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-
-    @model_validator(mode="after")
-    def _crops_fill_the_windows(self) -> Recipe:
-        crop = int(self.data.crop_seconds * self.model.sample_rate)
-        crop -= self.model.decoder_delay * self.model.hop_length
-        if crop <= max(self.loss.fft_sizes) // 2:
-            raise ValueError("data.crop_seconds is too short for the largest of loss.fft_sizes")
-        return self
-
-
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """The first thing wrong, in a line that begins with the path of the field."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     for at in range(len(path) - 1, 0, -1):
-        if path[at - 1] == "quantizer":
+        if path[at] in TAGS and (path[at - 1] in TAGGED or path[at - 1].isdigit()):
             del path[at]  # pydantic's tag of the union, no field
-    if first["type"] == "quantizer_type":
+    if first["type"] == UNKNOWN_TYPE:
         path.append("type")
     where = ".".join(path)
     return f"{where}: {first['msg']}" if where else str(first["msg"])
@@ -411,46 +333,4 @@ def parse_model(data: Any) -> ModelConfig:
     try:
         return ModelConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe file and apply overrides such as `optim.lr=3e-4` (values are YAML).
-
-    Raises:
-        ConfigError: unreadable file, unknown key, wrong type; the message names file and field.
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections")
-    for item in overrides or []:
-        key, eq, value = item.partition("=")
-        if not eq:
-            raise ConfigError(f"override {item!r} is not of the form section.field=value")
-        *parents, leaf = key.split(".")
-        node = data
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"override {item!r}: {part} is not a section")
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {item!r}: {value!r} is not a YAML value") from None
-        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-            try:
-                value = float(value)
-            except ValueError:
-                pass
-        node[leaf] = value
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {_explain(error)}") from None
+        raise ConfigError(explain(error)) from None

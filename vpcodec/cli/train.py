@@ -23,8 +23,8 @@ def train(
     from . import common
 
     common.need_extra("train", "torch", "torchaudio", "safetensors", "tensorboard", "yaml")
-    from ..config import load_recipe
     from ..hub import WEIGHTS
+    from ..recipe import load_recipe
     from ..training.checkpoints import CheckpointError
     from ..training.data import DataError
     from ..training.trainer import Trainer, TrainingError

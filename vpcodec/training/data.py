@@ -11,7 +11,7 @@ import numpy as np
 import soundfile
 
 from ..audio import find_audio, resample
-from ..config import DataConfig
+from ..recipe import DataConfig
 
 LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import LossConfig
+from ..recipe import LossConfig
 
 FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
 

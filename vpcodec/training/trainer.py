@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..config import ConfigError, OptimConfig, Recipe, VPConfig, parse_model
+from ..config import ConfigError, VPConfig, parse_model
 from ..files import atomic_output
 from ..models import AudioAutoencoder
 from ..quantizers import VP
+from ..recipe import OptimConfig, Recipe
 from .checkpoints import (
     CHECKPOINT,
     CheckpointError,
