@@ -9,7 +9,11 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("torchaudio", reason="needs the train extra")
 
 from vpcodec.recipe import LossConfig  # noqa: E402
-from vpcodec.training.losses import ReconstructionLoss  # noqa: E402
+from vpcodec.training.losses import (  # noqa: E402
+    ReconstructionLoss,
+    discriminator_loss,
+    generator_losses,
+)
 
 RATE = 16_000
 
@@ -70,3 +74,95 @@ def test_silence_gives_finite_losses_and_gradients(loss, target, output):
 def test_sizes_without_mel_bands_leave_the_mel_term_out():
     loss = ReconstructionLoss(LossConfig(fft_sizes=(128,), mel_bands=(0,)), RATE)
     assert loss(signal_noise(), signal_noise(0.1))["mel"].item() == 0
+
+
+def outputs(*logits: float, hidden: float = 1.0) -> list[list[torch.Tensor]]:
+    """Of discriminators with two hidden layers and constant logits."""
+    return [
+        [torch.full((2, 4, 7), hidden), torch.full((2, 3), hidden), torch.full((2, 1, 5), logit)]
+        for logit in logits
+    ]
+
+
+def random_outputs(seed: int) -> list[list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(2, 4, size, generator=generator) for size in sizes]
+        for sizes in ((9, 3), (50, 20, 5))
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_discriminators_loss_does_not_depend_on_how_many_there_are(count):
+    def loss(real: float, fake: float) -> float:
+        return discriminator_loss(outputs(*[real] * count), outputs(*[fake] * count)).item()
+
+    assert loss(1.0, 0.0) == 0
+    assert loss(0.5, 0.5) == 0.5
+    assert loss(0.0, 1.0) == 2
+
+
+def test_discriminators_count_alike_however_many_logits_they_have():
+    def one(logit: float, size: int) -> list[torch.Tensor]:
+        return [torch.ones(1), torch.full((1, 1, size), logit)]
+
+    real, fake = [one(1.0, 5), one(1.0, 500)], [one(0.0, 5), one(1.0, 500)]
+    assert discriminator_loss(real, fake).item() == 0.5
+    assert generator_losses(real, fake)["adversarial"].item() == 0.5
+
+
+def test_the_adversarial_loss_is_zero_where_the_discriminators_are_fooled():
+    for logit, expected in ((1.0, 0.0), (0.5, 0.25), (0.0, 1.0), (-1.0, 4.0)):
+        losses = generator_losses(outputs(1.0, 0.3), outputs(logit, logit))
+        assert losses["adversarial"].item() == expected
+
+
+def test_feature_matching_is_relative_and_about_hidden_layers_only():
+    real = outputs(1.0, 1.0, hidden=-2.0)
+    assert generator_losses(real, outputs(0.0, -7.0, hidden=-2.0))["feature"].item() == 0
+    assert generator_losses(real, outputs(1.0, 1.0, hidden=1.0))["feature"].item() == 1.5
+
+
+def test_feature_matching_does_not_depend_on_the_level_of_activations():
+    real, fake = random_outputs(0), random_outputs(1)
+    plain = generator_losses(real, fake)["feature"]
+    scaled = [[[20 * x for x in member] for member in side] for side in (real, fake)]
+    torch.testing.assert_close(generator_losses(*scaled)["feature"], plain)
+
+
+def test_no_gradient_of_the_codecs_losses_goes_to_outputs_for_recorded_audio():
+    real, fake = random_outputs(0), random_outputs(1)
+    for tensor in [t for side in (real, fake) for member in side for t in member]:
+        tensor.requires_grad_()
+    sum(generator_losses(real, fake).values()).backward()
+    assert all(tensor.grad is None for member in real for tensor in member)
+    assert all(tensor.grad.abs().max() > 0 for member in fake for tensor in member)
+
+
+def test_discriminators_of_another_number_are_refused():
+    with pytest.raises(ValueError):
+        discriminator_loss(outputs(1.0, 1.0), outputs(1.0))
+    with pytest.raises(ValueError):
+        generator_losses(outputs(1.0, 1.0), outputs(1.0))
+
+
+@pytest.mark.parametrize("name", ["wave", "stft", "mel", "adversarial", "feature"])
+def test_the_pull_of_a_term_follows_its_gradient_however_large_it_is(loss, name):
+    """No term is replaced by a constant above a bound: twice the weight is twice the pull."""
+
+    def pull(level: float, weight: float) -> tuple[float, torch.Tensor]:
+        error = torch.from_numpy(noise(0.5, seed=3)).float()[None]
+        y = (signal_noise() + level * error).requires_grad_()
+        features = [[y.view(1, 10, -1), y.mean(-1)]]
+        real = [[signal_noise().view(1, 10, -1), y.new_zeros(1)]]
+        terms = loss(signal_noise(), y) | generator_losses(real, features)
+        (weight * terms[name]).backward()
+        return terms[name].item(), y.grad
+
+    for level in (0.5, 1000.0):
+        value, once = pull(level, 1.0)
+        assert once.norm() > 0
+        torch.testing.assert_close(pull(level, 2.0)[1], 2 * once)
+        finite = pull(level * 1.01, 1.0)[0] - value
+        error = torch.from_numpy(noise(0.5, seed=3)).float()[None]
+        assert finite == pytest.approx((once * error).sum().item() * level * 0.01, rel=0.1)

@@ -11,21 +11,27 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
-for package in ("yaml", "torchaudio", "safetensors", "tensorboard"):
+for package in ("yaml", "torchaudio", "safetensors", "accelerate", "tensorboard"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.recipe import Recipe, load_recipe  # noqa: E402
 from vpcodec.training import checkpoints, trainer  # noqa: E402
 from vpcodec.training.checkpoints import (  # noqa: E402
-    CHECKPOINT,
+    BEST,
     CheckpointError,
+    averaged_weights,
+    checkpoint_path,
+    find_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from vpcodec.training.trainer import Trainer, TrainingError, build_optimizers  # noqa: E402
+from vpcodec.training.optim import build_optimizers, learning_rate  # noqa: E402
+from vpcodec.training.trainer import Trainer, TrainingError  # noqa: E402
 
-DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+DEBUG = RECIPES / "debug.yaml"
+SPEECH = Path(__file__).resolve().parent / "resources" / "speech.wav"
 RATE = 16_000
 VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 9}"
 
@@ -35,7 +41,7 @@ def debug(*overrides: str) -> Recipe:
 
 
 def short(*overrides: str) -> Recipe:
-    """Twelve small steps, saved every fifth, each in the log."""
+    """Twelve small steps, adversarial from the fourth on, saved every fifth, each in the log."""
     return debug(
         "train.steps=12",
         "train.save_every=5",
@@ -44,6 +50,7 @@ def short(*overrides: str) -> Recipe:
         "data.batch_size=2",
         "optim.name=muon",
         "optim.warmup_steps=3",
+        "discriminator.start_step=4",
         *overrides,
     )
 
@@ -54,10 +61,10 @@ def rows(run: Path) -> list[dict]:
 
 def results(run: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Weights, averages and optimiser states, and the log without its times."""
-    groups, state = load_checkpoint(run)
+    groups, state = load_checkpoint(find_checkpoint(run))
     assert state["step"] == 12
     flat = {f"{group}/{k}": v for group, values in groups.items() for k, v in values.items()}
-    times = ("seconds", "audio_seconds_per_second")
+    times = ("seconds", "audio_seconds_per_second", "wait_share")
     return flat, [{k: v for k, v in row.items() if k not in times} for row in rows(run)]
 
 
@@ -108,7 +115,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_training_lowers_the_losses(debug_run):
     log = rows(debug_run)
-    for name in ("loss", "mel", "stft"):
+    for name in ("mel", "stft"):
         first = np.mean([row[name] for row in log[:5]])
         assert np.mean([row[name] for row in log[-5:]]) < 0.75 * first
 
@@ -117,11 +124,17 @@ def test_the_log_holds_what_users_plot(debug_run):
     log = rows(debug_run)
     assert [row["step"] for row in log] == list(range(1, 61))
     names = {"step", "seconds", "loss", "wave", "stft", "mel", "quantizer", "grad_norm", "lr"}
+    names |= {"accepted", "audio_seconds_per_second", "wait_share", "perplexity", "cvu"}
+    adversarial = {"adversarial", "feature", "discriminator", "discriminator_grad_norm"}
     for row in log:
-        assert names | {"accepted", "audio_seconds_per_second"} <= set(row)
+        assert names <= set(row)
+        assert adversarial.isdisjoint(row) if row["step"] <= 20 else adversarial <= set(row)
         assert all(math.isfinite(value) for value in row.values())
         terms = row["wave"] + row["stft"] + 2 * row["mel"] + row["quantizer"]
+        terms += 0.1 * row.get("adversarial", 0) + 0.5 * row.get("feature", 0)
         assert row["loss"] == pytest.approx(terms, rel=1e-4)
+        assert 1 <= row["perplexity"] <= 125
+        assert row["cvu"] == pytest.approx(row["perplexity"] / 125, rel=1e-4)
 
 
 def test_tensorboard_shows_curves_and_audio(debug_run):
@@ -132,6 +145,7 @@ def test_tensorboard_shows_curves_and_audio(debug_run):
     assert {"loss", "mel", "lr"} <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Scalars("mel")] == list(range(1, 61))
     assert set(board.Tags()["audio"]) == {"original", "decoded"}
+    assert set(board.Tags()["images"]) == {"original spectrogram", "decoded spectrogram"}
 
 
 def test_the_run_keeps_its_recipe(debug_run):
@@ -140,9 +154,10 @@ def test_the_run_keeps_its_recipe(debug_run):
 
 
 def test_a_finished_run_stays_as_it_is(whole_run):
-    before = (whole_run / CHECKPOINT).read_bytes(), rows(whole_run)
+    path = find_checkpoint(whole_run)
+    before = path.read_bytes(), rows(whole_run), sorted(whole_run.rglob("*"))
     Trainer(short(), whole_run).train()
-    assert ((whole_run / CHECKPOINT).read_bytes(), rows(whole_run)) == before
+    assert (path.read_bytes(), rows(whole_run), sorted(whole_run.rglob("*"))) == before
 
 
 @pytest.mark.parametrize("moment", ["before a step", "in a step", "between the optimisers"])
@@ -195,7 +210,7 @@ def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path):
     run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path)
     run.train()
     model = AudioAutoencoder(run.recipe.model).eval()
-    model.load_state_dict(load_checkpoint(tmp_path)[0]["average"])
+    model.load_state_dict(averaged_weights(load_checkpoint(find_checkpoint(tmp_path))[0]))
     assert len(torch.unique(model.quantizer.codebook, dim=0)) == 64
     with torch.no_grad():
         z = model.encoder(torch.from_numpy(run.data.batch(0)))
@@ -219,25 +234,24 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     first.loss = at_step(first, 8, first.loss, no_numbers)
     with pytest.raises(TrainingError, match="step 8"):
         first.train()
-    groups, state = load_checkpoint(tmp_path)
+    groups, state = load_checkpoint(find_checkpoint(tmp_path))
     assert state["step"] == 5
     assert all(torch.isfinite(value).all() for value in groups["model"].values())
 
 
 def test_resuming_keeps_the_precision(tmp_path, monkeypatch):
     recipe = short("train.precision=auto")
-    monkeypatch.setattr(trainer, "_use_bf16", lambda precision, device: False)
+    monkeypatch.setattr(trainer, "_precision", lambda name, device: "fp32")
     Trainer(recipe, tmp_path).save()
-    monkeypatch.setattr(trainer, "_use_bf16", lambda precision, device: True)
-    assert Trainer(recipe, tmp_path).bf16 is False
+    monkeypatch.setattr(trainer, "_precision", lambda name, device: "bf16")
+    assert Trainer(recipe, tmp_path).precision == "fp32"
 
 
 @pytest.mark.parametrize("victim", ["replace", "write"])
 def test_dying_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch, victim):
     run = Trainer(short(), tmp_path)
     run.save()
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    run.step = 3
+    before = checkpoint_path(tmp_path, 0).read_bytes()
 
     def die(*arguments, **options):
         raise KeyboardInterrupt
@@ -246,8 +260,9 @@ def test_dying_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch, vic
     monkeypatch.setattr(module, name, die)
     with pytest.raises(KeyboardInterrupt):
         run.save()
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, "recipe.json"}
+    assert checkpoint_path(tmp_path, 0).read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "recipe.json"}
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
 
 
 def test_a_run_of_another_model_is_refused(tmp_path):
@@ -259,7 +274,7 @@ def test_a_run_of_another_model_is_refused(tmp_path):
 
 
 def test_a_run_of_another_optimiser_is_refused(tmp_path):
-    Trainer(short("train.steps=1"), tmp_path).train()
+    Trainer(short(), tmp_path).save()
     with pytest.raises(CheckpointError, match="optimi"):
         Trainer(short("optim.name=adamw"), tmp_path)
 
@@ -270,11 +285,11 @@ def test_a_run_of_another_optimiser_is_refused(tmp_path):
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-10]),
         lambda path: path.write_bytes(b"\xff" * 1000),
-        lambda path: save_checkpoint(path.parent, {}, {"step": 1}),
-        lambda path: save_checkpoint(path.parent, {}, {"step": 1, "config": {"name": "x"}}),
-        lambda path: save_checkpoint(path.parent, {}, {"step": 1, "config": {"size": 3}}),
+        lambda path: save_checkpoint(path, {}, {"step": 1}),
+        lambda path: save_checkpoint(path, {}, {"step": 1, "config": {"name": "x"}}),
+        lambda path: save_checkpoint(path, {}, {"step": 1, "config": {"size": 3}}),
         lambda path: save_checkpoint(
-            path.parent,
+            path,
             {},
             {"step": 1, "seconds": 0.0, "config": short().model.model_dump(mode="json")},
         ),
@@ -283,15 +298,16 @@ def test_a_run_of_another_optimiser_is_refused(tmp_path):
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path, damage):
     Trainer(short(), tmp_path).save()
-    damage(tmp_path / CHECKPOINT)
+    damage(checkpoint_path(tmp_path, 0))
     with pytest.raises(CheckpointError):
         Trainer(short(), tmp_path)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     groups = {"model": {"a.b": torch.randn(3, 2)}, "rng": {"cpu": torch.get_rng_state()}}
-    save_checkpoint(tmp_path, groups | {"optimizer0": {"0.step": 7}}, {"step": 3, "x": [1.5]})
-    loaded, state = load_checkpoint(tmp_path)
+    path = tmp_path / "new folder" / "x.safetensors"
+    save_checkpoint(path, groups | {"optimizer0": {"0.step": 7}}, {"step": 3, "x": [1.5]})
+    loaded, state = load_checkpoint(path)
     assert state == {"step": 3, "x": [1.5]}
     assert torch.equal(loaded["model"]["a.b"], groups["model"]["a.b"])
     assert torch.equal(loaded["rng"]["cpu"], groups["rng"]["cpu"])
@@ -314,18 +330,40 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
         Trainer(short("model.attention_window=8"), tmp_path, init_from=debug_model / name)
 
 
-def test_the_learning_rate_warms_up_and_decays_to_its_end(tmp_path):
-    run = Trainer(debug("train.steps=60", "optim.warmup_steps=10", "optim.final_lr=1e-5"), tmp_path)
-    rates = [run.learning_rate(step) for step in range(60)]
+def test_the_learning_rate_warms_up_and_decays_to_its_end():
+    recipe = debug("optim.warmup_steps=10", "optim.final_lr=1e-5")
+    rates = [learning_rate(step, 60, recipe.optim) for step in range(60)]
     assert rates[0] == pytest.approx(0.003 / 10)
     assert max(rates) == pytest.approx(0.003)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == pytest.approx(1e-5)
 
 
-def test_a_schedule_without_warm_up_starts_at_the_peak(tmp_path):
-    run = Trainer(debug("optim.warmup_steps=0"), tmp_path)
-    assert run.learning_rate(0) == pytest.approx(0.003)
+def test_a_schedule_without_warm_up_starts_at_the_peak():
+    assert learning_rate(0, 60, debug("optim.warmup_steps=0").optim) == pytest.approx(0.003)
+
+
+def test_one_cycle_goes_up_to_its_peak_and_down_to_its_end():
+    optim = debug("optim.schedule=onecycle", "optim.peak_at=0.4", "optim.final_lr=1e-5").optim
+    rates = [learning_rate(step, 101, optim) for step in range(101)]
+    assert rates[0] == pytest.approx(0.0003)
+    assert rates.index(max(rates)) == 40 and rates[40] == pytest.approx(0.003)
+    assert rates[20] == pytest.approx((0.0003 + 0.003) / 2)
+    assert rates[70] == pytest.approx((0.00001 + 0.003) / 2)
+    assert rates[100] == pytest.approx(1e-5)
+    assert rates[:41] == sorted(rates[:41]) and rates[40:] == sorted(rates[40:], reverse=True)
+
+
+def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up():
+    optim = debug("optim.schedule=constant", "optim.warmup_steps=10").optim
+    rates = [learning_rate(step, 60, optim) for step in range(60)]
+    assert rates[0] == pytest.approx(0.0003) and rates[9:] == pytest.approx([0.003] * 51)
+
+
+def test_a_run_of_one_step_has_a_learning_rate():
+    for schedule in ("cosine", "onecycle", "constant"):
+        optim = debug(f"optim.schedule={schedule}", "optim.warmup_steps=0").optim
+        assert 0 < learning_rate(0, 1, optim) <= 0.003
 
 
 def test_the_learning_rate_reaches_every_parameter(tmp_path):
@@ -389,3 +427,225 @@ def test_biases_norms_and_alphas_do_not_decay(name):
         if isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
     }
     assert decaying == expected
+
+
+def test_adversarial_training_improves_a_held_out_clip(debug_run, tmp_path):
+    """Mel distance on crops of another seed, against that of the same run without training."""
+    recipe = debug("train.log_every=1")
+    untrained = Trainer(recipe, tmp_path).model.eval()
+    trained = AudioAutoencoder(recipe.model).eval()
+    groups, _ = load_checkpoint(find_checkpoint(debug_run))
+    trained.load_state_dict(averaged_weights(groups))
+    other = Trainer(debug("train.seed=1"), tmp_path / "other")
+    crops = torch.from_numpy(other.data.batch(0))
+    with torch.no_grad():
+        before, after = (
+            other.loss(crops[:, : output.shape[1]], output)["mel"].item()
+            for output in (untrained(crops)[0], trained(crops)[0])
+        )
+    assert after < 0.6 * before
+
+
+def test_the_discriminators_are_trained_and_their_learning_rate_moves(tmp_path):
+    """At every update, whatever its interval: the rate is a function of the step alone."""
+    run = Trainer(short("discriminator.every=3", "discriminator.start_step=2"), tmp_path)
+    rates, weights = [], []
+    for step in range(12):
+        terms = run.train_step(torch.from_numpy(run.data.batch(step)))
+        assert ("discriminator" in terms) == (step in (2, 5, 8, 11))
+        assert ("adversarial" in terms) == (step >= 2)
+        rates.append(run.discriminator_optimizer.param_groups[0]["lr"])
+        weights.append(next(run.discriminators.parameters()).detach().clone())
+    peak = run.recipe.discriminator.lr
+    for step in (2, 5, 8, 11):
+        assert rates[step] == pytest.approx(peak * run.learning_rate(step) / run.recipe.optim.lr)
+    assert len({rates[step] for step in (2, 5, 8, 11)}) == 4
+    assert not torch.equal(weights[2], weights[1]) and torch.equal(weights[3], weights[2])
+    assert not torch.equal(weights[5], weights[4])
+
+
+def test_the_codec_step_leaves_no_gradient_in_the_discriminators(tmp_path):
+    run = Trainer(short("discriminator.every=2", "discriminator.start_step=1"), tmp_path)
+    for step in range(3):
+        run.train_step(torch.from_numpy(run.data.batch(step)))
+    assert all(parameter.grad is None for parameter in run.discriminators.parameters())
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_gradients_are_clipped_once_when_they_are_complete(tmp_path, monkeypatch, adversarial):
+    recipe = short(
+        "train.accumulate=3",
+        "optim.grad_clip=1e-3",
+        f"discriminator.start_step={0 if adversarial else 9}",
+    )
+    run = Trainer(recipe, tmp_path)
+    backwards, clips = [], []
+    clip, backward = torch.nn.utils.clip_grad_norm_, torch.Tensor.backward
+    monkeypatch.setattr(
+        torch.Tensor, "backward", lambda *a, **o: (backwards.append(1), backward(*a, **o))[1]
+    )
+
+    def spy(parameters, largest):
+        parameters = list(parameters)
+        clips.append((len(backwards), clip(parameters, largest)))
+        total = sum(p.grad.square().sum() for p in parameters if p.grad is not None).sqrt()
+        assert total <= largest * 1.001
+        return clips[-1][1]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    run.train_step(torch.from_numpy(np.stack([run.data.batch(i) for i in range(3)])))
+    assert [count for count, _ in clips] == ([3, 6] if adversarial else [3])
+
+
+def test_accumulated_batches_give_the_mean_of_their_gradients(tmp_path):
+    recipe = short("train.accumulate=2", "discriminator.size=none")
+    run = Trainer(recipe, tmp_path)
+    batches = torch.from_numpy(np.stack([run.data.batch(i) for i in range(2)]))
+    found = []
+    for batch in batches:
+        run._seed(len(found))
+        run._codec_pass(batch, False, 1.0)
+        found.append([p.grad.clone() for p in run.model.parameters()])
+        run.model.zero_grad()
+    seen = []
+    run._update = lambda optimizers, module, *rest: (
+        seen.extend(p.grad.clone() for p in module.parameters()) or torch.tensor(0.0)
+    )
+    run.train_step(batches)
+    for both, first, second in zip(seen, *found):
+        torch.testing.assert_close(both, (first + second) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("quantizer", ["{type: fsp, levels: [5, 5, 5]}", VP_64])
+def test_an_adversarial_run_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
+    recipe = short(f"model.quantizer={quantizer}", "loss.balancer=true", "train.accumulate=2")
+    Trainer(recipe, tmp_path / "whole").train()
+    first = Trainer(recipe, tmp_path / "cut")
+    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    Trainer(recipe, tmp_path / "cut").train()
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+    run = Trainer(short(), tmp_path)
+
+    def terminate(terms):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return terms
+
+    run.loss = at_step(run, 7, run.loss, terminate)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert load_checkpoint(find_checkpoint(tmp_path))[1]["step"] == 8
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+
+
+def test_a_run_may_turn_adversarial_later_and_back(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        plain = Trainer(short("discriminator.size=none"), tmp_path)
+        plain.loss = at_step(plain, 5, plain.loss, press_ctrl_c)
+        plain.train()
+    middle = Trainer(short("discriminator.start_step=6", "train.steps=9"), tmp_path)
+    assert middle.step == 6
+    middle.train()
+    assert "discriminator" in rows(tmp_path)[-1]
+    Trainer(short("discriminator.size=none"), tmp_path).train()
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
+    assert "discriminator" not in rows(tmp_path)[-1]
+
+
+def test_a_run_with_other_discriminators_is_refused(tmp_path):
+    Trainer(short(), tmp_path).save()
+    with pytest.raises(CheckpointError, match="other discriminators"):
+        Trainer(short("discriminator.periods=[2, 3, 5]"), tmp_path)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_checkpoints_are_kept(tmp_path, keep):
+    Trainer(short(f"train.keep={keep}", "train.save_every=3"), tmp_path).train()
+    steps = [int(path.stem.removeprefix("step-")) for path in checkpoints.checkpoints(tmp_path)]
+    assert steps == [3, 6, 9, 12][-keep:]
+
+
+def test_a_run_says_when_its_data_changed(tmp_path):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(SPEECH.read_bytes())
+    recipe = short(f"data.train={folder}", "train.steps=12")
+    Trainer(recipe, tmp_path / "run").save()
+    assert Trainer(recipe, tmp_path / "run").notes == []
+    (folder / "b.wav").write_bytes(SPEECH.read_bytes())
+    assert "data changed" in Trainer(recipe, tmp_path / "run").notes[0]
+
+
+def test_the_run_s_readme_says_how_it_was_made(debug_run):
+    text = (debug_run / "README.md").read_text()
+    for part in ("levels:", "generated signals", "torch 2.11", "codec 0.0", "discriminators"):
+        assert part in text
+    assert "git checkout" in text or "commit " in text
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(tmp_path_factory) -> Path:
+    pytest.importorskip("pesq", reason="needs the score extra")
+    folder = tmp_path_factory.mktemp("runs") / "evaluated"
+    recipe = short(f"eval.data={SPEECH.parent}", "eval.every=6", "eval.max_seconds=2")
+    Trainer(recipe, folder).train()
+    return folder
+
+
+def test_evaluation_scores_held_out_speech(evaluated_run, whole_run):
+    found = [row for row in rows(evaluated_run) if "eval/stoi" in row]
+    assert [row["step"] for row in found] == [6, 12]
+    for row in found:
+        assert 1 <= row["eval/pesq_wb"] < 4.7 and -1 < row["eval/stoi"] < 1
+        assert row["eval/mel_distance"] > 0 and math.isfinite(row["eval/si_sdr"])
+        assert 0 < row["eval/cvu"] <= 1 and 1 <= row["eval/perplexity"] <= 125
+        assert 166.67 * math.log2(125) <= row["eval/bitrate"] < 3 * 166.67 * math.log2(125)
+    rest = [row for row in rows(evaluated_run) if "eval/stoi" not in row]
+    for row, expected in zip(rest, rows(whole_run), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_the_best_weights_are_kept_and_can_be_exported(evaluated_run, tmp_path):
+    from vpcodec import Codec
+    from vpcodec.export import export_run
+
+    scores = {r["step"]: r["eval/mel_distance"] for r in rows(evaluated_run) if "eval/stoi" in r}
+    _, state = load_checkpoint(evaluated_run / BEST)
+    assert state["step"] == min(scores, key=scores.get)
+    assert state["mel_distance"] == pytest.approx(min(scores.values()), rel=1e-4)
+    export_run(evaluated_run / BEST, tmp_path / "best")
+    codec = Codec.from_pretrained(str(tmp_path / "best"))
+    assert codec.decode(codec.encode(np.zeros(960, np.float32), RATE)).shape == (1, 960)
+
+
+def test_a_step_may_be_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__)
+    )
+    Trainer(short("train.compile=true"), tmp_path)
+    assert compiled == ["Encoder", "Decoder", "Discriminators"]
+
+
+def test_half_precision_needs_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(TrainingError, match="fp16"):
+        Trainer(load_recipe(DEBUG, ["train.precision=fp16"]), tmp_path)
+
+
+def test_bf16_trains_like_fp32(tmp_path, whole_run):
+    Trainer(short("train.precision=bf16"), tmp_path).train()
+    for row, expected in zip(rows(tmp_path), rows(whole_run)):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=0.1)
+    assert rows(tmp_path)[0]["loss"] != rows(whole_run)[0]["loss"]
+
+
+def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match="pip install wandb"):
+        Trainer(short("train.trackers=[wandb]"), tmp_path)

@@ -30,7 +30,12 @@ from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import AudioAutoencoder
 from .models.layers import State, zero_state
 from .quantizers import VP
-from .training.checkpoints import CheckpointError, load_checkpoint
+from .training.checkpoints import (
+    CheckpointError,
+    averaged_weights,
+    find_checkpoint,
+    load_checkpoint,
+)
 
 OPSET = 18
 SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
@@ -48,7 +53,8 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
     """Export the averaged weights of a training run.
 
     Args:
-        run: folder with checkpoint.safetensors.
+        run: its folder, of which the newest checkpoint is taken, or a checkpoint file such as
+            `best.safetensors`.
         target: model folder to make; appears whole or not at all.
         force: replace an existing folder.
 
@@ -57,10 +63,10 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
         FileExistsError: target exists and not `force`.
         ExportError: the graphs do not agree with torch.
     """
-    groups, state = load_checkpoint(run)
+    groups, state = load_checkpoint(find_checkpoint(run))
     try:
         model = AudioAutoencoder(parse_model(state["config"]))
-        model.load_state_dict(groups["average"])
+        model.load_state_dict(averaged_weights(groups))
         if isinstance(model.quantizer, VP) and not model.quantizer.fitted:  # interrupted
             model.quantizer.fit()
     except (KeyError, ConfigError, ValueError, RuntimeError) as error:

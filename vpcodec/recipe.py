@@ -116,8 +116,8 @@ class DataConfig(Strict):
     )
     cache_mb: NotNegative = Field(
         2048,
-        description="Memory for decoded files of up to a minute, all workers together; longer "
-        "ones are read where the crop lies.",
+        description="Memory for decoded files of up to a minute, all workers together; files "
+        "beyond it, and longer ones, are read where the crop lies.",
     )
     workers: NotNegative | None = Field(
         None,
@@ -268,7 +268,7 @@ class TrainConfig(Strict):
 
     steps: Positive = Field(1000, description="Updates of the codec.")
     accumulate: Positive = Field(1, description="Batches per update, their gradients averaged.")
-    seed: int = Field(0, description="Of weights, crops and noise.")
+    seed: NotNegative = Field(0, description="Of weights, crops and noise.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",

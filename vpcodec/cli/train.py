@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import typer
 
 
 def train(
-    recipe: Path = typer.Argument(..., help="Recipe file (YAML)."),
+    recipe: Path = typer.Argument(..., help="Recipe file (YAML); see docs/recipes.md."),
     overrides: list[str] = typer.Argument(
         None, metavar="[SECTION.FIELD=VALUE]...", help="Overrides, such as optim.lr=3e-4."
     ),
@@ -18,29 +20,76 @@ def train(
     init_from: Path = typer.Option(
         None, help="Start a new run from these weights (model folder or model.safetensors)."
     ),
+    processes: int = typer.Option(
+        1, min=1, help="Training processes on this machine, one per GPU; torchrun works as well."
+    ),
 ) -> None:
     """Train a model; interrupt and repeat the command to resume."""
     from . import common
 
-    common.need_extra("train", "torch", "torchaudio", "safetensors", "tensorboard", "yaml")
-    from ..hub import WEIGHTS
+    common.need_extra(
+        "train", "torch", "torchaudio", "safetensors", "accelerate", "tensorboard", "yaml"
+    )
     from ..recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if processes > 1:
+        _launch(processes)
+        return
+    from ..hub import WEIGHTS
     from ..training.checkpoints import CheckpointError
     from ..training.data import DataError
+    from ..training.evaluation import EvaluationError
+    from ..training.perceptual import PerceptualError
     from ..training.trainer import Trainer, TrainingError
 
     try:
         folder = run or Path("runs") / recipe.stem
         if init_from is not None and init_from.is_dir():
             init_from = init_from / WEIGHTS
-        trainer = Trainer(load_recipe(recipe, overrides), folder, init_from=init_from)
+        trainer = Trainer(loaded, folder, init_from=init_from)
+        say = typer.echo if trainer.main else lambda *arguments, **options: None
         if trainer.step:
-            typer.echo(f"resuming {folder} at step {trainer.step}", err=True)
+            say(f"resuming {folder} at step {trainer.step}", err=True)
         try:
             trainer.train()
         except KeyboardInterrupt:
-            typer.echo(f"saved at step {trainer.step}; repeat the command to go on", err=True)
+            say(f"stopped at step {trainer.step}; repeat the command to go on", err=True)
             raise
-    except (CheckpointError, DataError, TrainingError) as error:
+    except (CheckpointError, DataError, EvaluationError, PerceptualError, TrainingError) as error:
+        if int(os.environ.get("RANK", 0)):  # the first process says it for all
+            raise SystemExit(2) from None
         raise common.UsageError(str(error)) from None
-    typer.echo(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
+    say(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
+
+
+def _launch(processes: int) -> None:
+    """Run this very command in several processes, without `--processes`, and end as they do."""
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    arguments = sys.argv[1:]
+    for i, word in enumerate(arguments):
+        if word.partition("=")[0] == "--processes":
+            del arguments[i : i + (1 if "=" in word else 2)]
+            break
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "vpcodec", *arguments)
+    except SignalException as error:
+        raise SystemExit(128 + int(error.sigval)) from None
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code > 0 else 1) from None

@@ -42,6 +42,11 @@ class Quantized:
         self._tokens = tokens
 
     @property
+    def lazy(self) -> bool:
+        """Whether the tokens would have to be looked up."""
+        return not isinstance(self._tokens, torch.Tensor)
+
+    @property
     def tokens(self) -> torch.Tensor:
         if not isinstance(self._tokens, torch.Tensor):
             self._tokens = self._tokens()
@@ -223,3 +228,16 @@ def sum_with_gradient(value: torch.Tensor) -> torch.Tensor:
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value)
+
+
+def uniform_like(values: torch.Tensor) -> torch.Tensor:
+    """Uniform random numbers in [0, 1) of the shape, type and device of (B, ...) values.
+
+    Processes of a group whose random states are equal draw, each its part, what one process would
+    with the batches of all.
+    """
+    number = processes()
+    if number == 1:
+        return torch.rand_like(values)
+    shape = (number, *values.shape)
+    return torch.rand(shape, dtype=values.dtype, device=values.device)[rank()]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, check_share, moment_loss
+from .base import Quantized, check_share, moment_loss, uniform_like
 from .grid import GridQuantizer, digits_to_tokens
 
 # Variance of the pre-activation a for which g(a) is (nearly) uniform on [0, 1].
@@ -77,12 +77,12 @@ class FSP(GridQuantizer):
             digits = self._digits(z.detach())
             centroids = self._points(digits)
             if self.training:
-                proposal = z.detach() + (torch.rand_like(z) - 0.5) * (self.eta / self._levels)
+                proposal = z.detach() + (uniform_like(z) - 0.5) * (self.eta / self._levels)
                 accepted = (proposal >= 0) & (proposal <= 1)
                 if self.rejection == "vector":
                     accepted = accepted.all(-1, keepdim=True)
                 perturbed = torch.where(accepted, proposal, z.detach())
-                quantize = torch.rand_like(z[..., :1]) < self.quantize_rate
+                quantize = uniform_like(z[..., :1]) < self.quantize_rate
                 target = torch.where(quantize, centroids, perturbed)
                 out = z + (target - z.detach())
                 stats = {"accepted": accepted.float().mean()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, check_share
+from .base import Quantized, check_share, uniform_like
 from .grid import GridQuantizer, digits_to_tokens
 
 
@@ -40,8 +40,8 @@ class FSQ(GridQuantizer):
             digits = self._digits(z.detach())
             out = self._points(digits)
             if self.training:
-                moved = z.detach() + (torch.rand_like(z) - 0.5) / self._steps
-                noisy = torch.rand_like(z) < self.noise_rate
+                moved = z.detach() + (uniform_like(z) - 0.5) / self._steps
+                noisy = uniform_like(z) < self.noise_rate
                 out = z + (torch.where(noisy, moved, out) - z.detach())
             tokens = digits_to_tokens(digits, self.levels)
             return Quantized(self._scale(out), tokens, z.new_zeros(()))

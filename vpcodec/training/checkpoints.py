@@ -1,4 +1,8 @@
-"""Checkpoints: one safetensors file with everything that resuming needs, written atomically."""
+"""Checkpoints: one safetensors file with everything that resuming needs, written atomically.
+
+A run folder keeps the newest few in `checkpoints/step-00000500.safetensors`, and in
+`best.safetensors` the averaged weights that did best on held-out audio.
+"""
 
 from __future__ import annotations
 
@@ -8,44 +12,73 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from ..files import atomic_output
 
-CHECKPOINT = "checkpoint.safetensors"
+FOLDER = "checkpoints"
+BEST = "best.safetensors"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another model."""
 
 
-def save_checkpoint(
-    folder: Path, tensors: dict[str, dict[str, Any]], state: dict[str, Any]
-) -> None:
-    """Write `folder/checkpoint.safetensors`.
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / FOLDER / f"step-{step:08d}.safetensors"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / FOLDER).glob("step-*.safetensors"))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a run folder; a file is taken as it is.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    found = checkpoints(path)
+    if not found:
+        raise CheckpointError(f"{path}: no checkpoint in this folder")
+    return found[-1]
+
+
+def prune(run: Path, keep: int) -> None:
+    """Remove all checkpoints of a run but the newest `keep`."""
+    for path in checkpoints(run)[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, tensors: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
+    """Write a checkpoint.
 
     Args:
-        folder: the run.
-        tensors: groups of tensors by name, e.g. {"model": state_dict, "rng": {...}}; values that
-            are not tensors (step counts of optimisers) become scalars.
+        path: its file; the folder is made.
+        tensors: groups of tensors by name, e.g. {"model": state_dict}; values that are not tensors
+            (step counts of optimisers) become scalars.
         state: JSON-serialisable rest.
     """
     flat = {
-        f"{group}/{name}": torch.as_tensor(value).detach().contiguous().clone()
+        f"{group}/{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
         for group, values in tensors.items()
         for name, value in values.items()
     }
-    with atomic_output(folder / CHECKPOINT) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_output(path) as file:
         file.write(save(flat, metadata={"state": json.dumps(state)}))
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Read what `save_checkpoint` wrote.
 
     Raises:
         CheckpointError: no such file, or not a checkpoint.
     """
-    path = folder / CHECKPOINT
     groups: dict[str, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(path, "pt") as file:
@@ -58,6 +91,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, torch.Tensor]], d
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
     return groups, state
+
+
+def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """State dict of the averaged model in a checkpoint: parameters averaged, buffers as they were.
+
+    Raises:
+        KeyError: the checkpoint has no model.
+    """
+    return groups.get("model", {}) | groups["average"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -77,3 +119,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
         state.setdefault(int(index), {})[key] = value
     full = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load a model.safetensors strictly.
+
+    Raises:
+        CheckpointError: unreadable, or of another architecture.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file that can be read ({error})"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None

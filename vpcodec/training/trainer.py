@@ -1,180 +1,358 @@
-"""The trainer: one process, reconstruction losses, exact resume."""
+"""The trainer: any number of processes, adversarial or not, resumed exactly.
+
+All randomness of a step is a function of the seed and the number of the step, or part of the
+checkpoint, and the losses, noise and statistics of several processes are those of one process with
+all of the batch. So a run that is interrupted anywhere and resumed gives the same weights as one
+that was not, and two processes give what one gives with twice the batch, both up to rounding.
+"""
 
 from __future__ import annotations
 
 import copy
-import json
-import math
+import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
 
 from ..config import ConfigError, VPConfig, parse_model
 from ..files import atomic_output
 from ..models import AudioAutoencoder
-from ..quantizers import VP
-from ..recipe import OptimConfig, Recipe
+from ..quantizers import VP, CodebookUsage
+from ..recipe import Recipe
+from .balancer import Balancer
 from .checkpoints import (
-    CHECKPOINT,
+    BEST,
     CheckpointError,
+    averaged_weights,
+    checkpoint_path,
+    checkpoints,
+    find_checkpoint,
     load_checkpoint,
+    load_weights,
     optimizer_tensors,
+    prune,
     restore_optimizer,
     save_checkpoint,
 )
 from .data import Crops
-from .losses import ReconstructionLoss
+from .discriminators import Discriminators
+from .evaluation import Evaluation, codec_of
+from .log import RunLog, cut_metrics, write_readme
+from .losses import ReconstructionLoss, discriminator_loss, generator_losses
+from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
 
 LATENTS_PER_CODE = 64  # that a codebook is made of after training
+LISTENING_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
+LONGEST_WAIT = timedelta(hours=3)  # of a process for another, which may be making a codebook
+SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on by a launcher
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on; the last good checkpoint is kept."""
+    """A training that cannot start or go on; the last good checkpoint is kept."""
 
 
 class Trainer:
     """Trains one recipe in one run folder.
 
-    The folder holds `recipe.json`, `checkpoint.safetensors` (model, averaged weights, optimisers,
-    random state), `metrics.jsonl` and TensorBoard events. A run that is interrupted at any step
-    and resumed gives the same weights as one that was not.
+    The folder holds README.md and recipe.json, `checkpoints/` (model, averaged weights, optimisers,
+    discriminators), `best.safetensors`, metrics.jsonl and TensorBoard events.
 
     Args:
         recipe: what to train.
         folder: the run; created. An existing run is resumed if its recipe trains the same model.
         init_from: model.safetensors to start from, for a new run.
+
+    Raises:
+        TrainingError, CheckpointError, DataError: what the recipe asks for is not there.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, init_from: Path | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.device = _device(recipe.train.device)
-        self.bf16 = _use_bf16(recipe.train.precision, self.device)
+        self.accelerator = _accelerator(recipe)
+        self.device = self.accelerator.device
+        self.main = self.accelerator.is_main_process
+        self.precision = _precision(recipe.train.precision, self.device)
         torch.manual_seed(recipe.train.seed)
         self.model = AudioAutoencoder(recipe.model).to(self.device).train()
         if init_from is not None:
             load_weights(self.model, init_from)
-        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.loss = ReconstructionLoss(recipe.loss, recipe.model.sample_rate).to(self.device)
+        self.perceptual = _perceptual(recipe, self.device)
         self.optimizers = build_optimizers(self.model, recipe.optim)
+        self.discriminators: Discriminators | None = None
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if recipe.adversarial:
+            self.discriminators = Discriminators(recipe.discriminator).to(self.device).train()
+            self.discriminator_optimizer = build_discriminator_optimizer(
+                self.discriminators, recipe.discriminator
+            )
+        self.balancer = Balancer(self._weights(), recipe.loss.balancer_decay).to(self.device)
+        self.scalers = [
+            torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+            for _ in range(2)
+        ]
         self.data = Crops(
             recipe.data,
             sample_rate=recipe.model.sample_rate,
             multiple=recipe.model.hop_length,
             seed=recipe.train.seed,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            workers=_workers(recipe, self.accelerator),
         )
         self.step = 0
         self.seconds = 0.0
+        self.best: tuple[float, int] | None = None  # value and step
+        self.notes: list[str] = []  # for whoever starts the run
+        self._bad_step = torch.tensor(-1, device=self.device)
+        self._tokens: list[torch.Tensor] = []
+        self._candidates: dict[int, dict[str, torch.Tensor]] = {}  # weights being evaluated
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CHECKPOINT).exists():
+        if checkpoints(folder):
             self._resume()
         if isinstance(self.model.quantizer, VP) and self.step < recipe.train.steps:
             self.model.quantizer.forget_codebook()  # of other weights
-        with atomic_output(folder / "recipe.json") as file:
-            file.write(recipe.model_dump_json(indent=2).encode())
+        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._wrapped_discriminators: nn.Module | None = None
+        if self.discriminators is not None:
+            self._wrapped_discriminators = self.accelerator.prepare_model(self.discriminators)
+        if recipe.train.compile:
+            for module in (self.model.encoder, self.model.decoder, self.discriminators):
+                if module is not None:
+                    module.compile()
+        if self.main:
+            with atomic_output(folder / "recipe.json") as file:
+                file.write(recipe.model_dump_json(indent=2).encode())
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay from `lr` to `final_lr` at the last step."""
-        optim, steps = self.recipe.optim, self.recipe.train.steps
-        if step < optim.warmup_steps:
-            return optim.lr * (step + 1) / optim.warmup_steps
-        done = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
-        return optim.final_lr + (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * done)) / 2
+        """Of the codec at a step; the discriminators' is the same share of their peak."""
+        return learning_rate(step, self.recipe.train.steps, self.recipe.optim)
 
     def train_step(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One update on (B, T) samples; returns the loss terms."""
-        rate = self.learning_rate(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output, quantized = self.model(samples)
-        terms = self.loss(samples[:, : output.shape[1]], output)
-        terms["quantizer"] = quantized.loss
-        weights = self.recipe.loss
-        total = sum(getattr(weights, name) * value for name, value in terms.items())
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.grad_clip)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"step {self.step}: loss or gradient is not finite; "
-                f"the checkpoint in {self.folder} is the last good one"
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        """One update on (B, T) samples, or on (A, B, T), the gradients of A batches averaged.
+
+        Returns the loss terms, unweighted, their weighted sum `loss`, gradient norms and
+        statistics; scalars of this process.
+
+        Raises:
+            TrainingError: the gradient is not finite (on a GPU this is noticed when it is logged).
+        """
+        batches = samples if samples.ndim == 3 else samples.unsqueeze(0)
+        rate, config = self.learning_rate(self.step), self.recipe.discriminator
+        _set_rate(self.optimizers, rate)
+        adversarial = self.discriminators is not None and self.step >= config.start_step
+        turn = adversarial and (self.step - config.start_step) % config.every == 0
+        rows, pairs = [], []
+        for i, batch in enumerate(batches):
+            with self._last(i, len(batches), self._wrapped):
+                self._seed(self.step * len(batches) + i)
+                row, target, output = self._codec_pass(batch, adversarial, 1 / len(batches))
+            rows.append(row)
+            pairs.append((target, output.detach()))
+        terms = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        terms["grad_norm"] = self._update(
+            self.optimizers, self.model, self.recipe.optim.grad_clip, self.scalers[0]
+        )
+        if turn:
+            _set_rate([self.discriminator_optimizer], config.lr * rate / self.recipe.optim.lr)
+            terms |= self._discriminator_update(pairs)
         self.step += 1
         self._update_average()
-        return {"loss": total, **terms, "grad_norm": norm, **quantized.stats}
+        return terms
+
+    def _codec_pass(
+        self, samples: torch.Tensor, adversarial: bool, share: float
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Forward and backward of (B, T) samples: the terms, the target and the output.
+
+        Args:
+            samples: one batch.
+            adversarial: whether the discriminators have their say.
+            share: factor of the gradient.
+        """
+        with self._autocast():
+            output, quantized = self._wrapped(samples)
+        target = samples[:, : output.shape[1]]
+        terms = self.loss(target, output)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(target, output)
+        if adversarial:
+            self.discriminators.requires_grad_(False)
+            with self._autocast():
+                with torch.no_grad():
+                    real = self.discriminators(target)
+                fake = self.discriminators(output)
+            terms |= generator_losses(real, fake)
+        weights, scaler = self._weights(), self.scalers[0]
+        total = sum(weights[name] * value for name, value in terms.items())
+        own = self.recipe.loss.quantizer * quantized.loss
+        if self.recipe.loss.balancer:
+            gradient = self.balancer.gradient(terms, output, scaler.scale(output.new_ones(())))
+            roots, gradients = [output], [gradient * share]
+            if own.requires_grad:
+                roots, gradients = [*roots, scaler.scale(own * share)], [*gradients, None]
+            torch.autograd.backward(roots, gradients)
+        else:
+            scaler.scale((total + own) * share).backward()
+        if not quantized.lazy and self.main:
+            self._tokens.append(quantized.tokens)
+        terms = {"loss": total + own} | terms | {"quantizer": quantized.loss} | quantized.stats
+        return {name: value.detach() for name, value in terms.items()}, target, output
+
+    def _discriminator_update(
+        self, pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """One update of the discriminators on batches of targets and outputs."""
+        self.discriminators.requires_grad_(True)
+        losses = []
+        for i, (target, output) in enumerate(pairs):
+            with self._last(i, len(pairs), self._wrapped_discriminators):
+                with self._autocast():
+                    both = self._wrapped_discriminators(torch.cat([target, output]))
+                halves = [[layer.chunk(2) for layer in layers] for layers in both]
+                real, fake = ([[half[i] for half in layers] for layers in halves] for i in (0, 1))
+                loss = discriminator_loss(real, fake)
+                self.scalers[1].scale(loss / len(pairs)).backward()
+            losses.append(loss.detach())
+        norm = self._update(
+            [self.discriminator_optimizer],
+            self.discriminators,
+            self.recipe.discriminator.grad_clip,
+            self.scalers[1],
+        )
+        return {
+            "discriminator": sum(losses) / len(losses),
+            "discriminator_grad_norm": norm,
+        }
+
+    def _update(
+        self,
+        optimizers: list[torch.optim.Optimizer],
+        module: nn.Module,
+        grad_clip: float,
+        scaler: torch.amp.GradScaler,
+    ) -> torch.Tensor:
+        """Clip the whole gradient, once, and step; the norm before clipping."""
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip)
+        if not scaler.is_enabled():  # which skips such steps, and makes some on purpose
+            bad = (self._bad_step < 0) & ~torch.isfinite(norm)
+            self._bad_step = torch.where(bad, self.step, self._bad_step)
+            if self.device.type == "cpu":
+                self._check_finite()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        return norm
+
+    def _check_finite(self) -> None:
+        """Stop if a gradient was not finite; all processes have the same and stop together."""
+        bad = int(self._bad_step)
+        if bad < 0 and any(s.is_enabled() and s.get_scale() < 1 for s in self.scalers):
+            bad = self.step  # the scale fell and fell
+        if bad >= 0:
+            found = checkpoints(self.folder)
+            kept = f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
+            raise TrainingError(f"step {bad}: loss or gradient is not finite; {kept}")
 
     def train(self) -> None:
-        """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop."""
+        """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop.
+
+        Raises:
+            KeyboardInterrupt: it was stopped, and has saved.
+            TrainingError: it cannot go on.
+        """
         train = self.recipe.train
-        console = Console(stderr=True)
+        if self.step >= train.steps:
+            return
         with ExitStack() as stack:
-            log = stack.enter_context(open(self.folder / "metrics.jsonl", "a"))
-            progress = stack.enter_context(_progress(console))
-            board = _tensorboard(self.folder)
-            stack.callback(board.close)
-            task = progress.add_task("training", total=train.steps, completed=self.step, note="")
-            if self.data.skipped:
-                console.print(f"left out {len(self.data.skipped)} files that cannot be read")
-            began, first = time.perf_counter(), self.step
+            log = stack.enter_context(
+                RunLog(self.folder, self.recipe, step=self.step, enabled=self.main)
+            )
+            evaluation = self._start_evaluation(stack, log)
+            self._describe(log)
             interrupted = stack.enter_context(_deferred_interrupt())
-            for batch in self.data.batches(self.step, train.steps):
-                tick = time.perf_counter()
-                terms = self.train_step(torch.from_numpy(batch).to(self.device))
-                self.seconds += time.perf_counter() - tick
-                if self.step % train.log_every == 0 or self.step == train.steps:
-                    speed = batch.size * (self.step - first) / self.recipe.model.sample_rate
-                    speed /= time.perf_counter() - began
-                    row = self._log(terms, speed, log, board)
-                    note = f"loss {row['loss']:.3f}  mel {row['mel']:.3f}  {speed:.1f} s/s"
-                    if console.is_terminal:
-                        progress.update(task, completed=self.step, note=note)
-                    else:
-                        print(f"step {self.step}/{train.steps}  {note}", file=sys.stderr)
-                if self.step % train.audio_every == 0:
-                    self._log_audio(batch, board)
-                self._calibrate(console)
+            batches = self.data.batches(
+                self.step * train.accumulate, train.steps * train.accumulate
+            )
+            stack.enter_context(closing(batches))
+            clock = _Clock()
+            while self.step < train.steps:
+                with clock.waiting():
+                    samples = np.stack([next(batches) for _ in range(train.accumulate)])
+                terms = self.train_step(torch.from_numpy(samples).to(self.device))
+                clock.audio += samples.size * self.accelerator.num_processes
                 last = self.step == train.steps
-                if self.step % train.save_every == 0 or last or interrupted():
+                if self.step % train.log_every == 0 or last:
+                    self._log(terms, clock, log)
+                if self.step % train.audio_every == 0:
+                    self._log_audio(samples[0], log)
+                self._calibrate(log)
+                stop = self._any(interrupted())
+                if self.step % train.save_every == 0 or last or stop:
+                    self.seconds += clock.lap()
                     self.save()
-                if interrupted():
+                if stop and not last:
                     raise KeyboardInterrupt
                 if last:
-                    self._fit_codebook(console)
+                    self._fit_codebook(log)
+                if evaluation is not None:
+                    self._evaluate(evaluation, log, last=last)
+            self.accelerator.wait_for_everyone()
+            if train.trackers:
+                self.accelerator.end_training()
 
     def save(self) -> None:
-        """Write the checkpoint."""
-        groups: dict[str, dict[str, Any]] = {
-            "model": self.model.state_dict(),
-            "average": self.average_state(),
-            "rng": {"cpu": torch.get_rng_state()},
-        }
-        if self.device.type == "cuda":
-            groups["rng"]["cuda"] = torch.cuda.get_rng_state()
-        for i, optimizer in enumerate(self.optimizers):
-            groups[f"optimizer{i}"] = optimizer_tensors(optimizer)
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "bf16": self.bf16,
-            "optimizer": self.recipe.optim.name,
-            "config": self.recipe.model.model_dump(mode="json"),
-        }
-        save_checkpoint(self.folder, groups, state)
+        """Write the checkpoint; returns when it is there, in every process.
+
+        Raises:
+            TrainingError: a gradient was not finite, so there is nothing worth keeping.
+        """
+        self._check_finite()
+        if self.main:
+            groups: dict[str, dict[str, Any]] = {
+                "model": self.model.state_dict(),
+                "average": self.average,
+                "balancer": self.balancer.state_dict(),
+            }
+            for i, optimizer in enumerate(self.optimizers):
+                groups[f"optimizer{i}"] = optimizer_tensors(optimizer)
+            if self.discriminators is not None:
+                groups["discriminators"] = self.discriminators.state_dict()
+                groups["discriminator_optimizer"] = optimizer_tensors(self.discriminator_optimizer)
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "precision": self.precision,
+                "optimizer": self.recipe.optim.name,
+                "config": self.recipe.model.model_dump(mode="json"),
+                "data": self.data.fingerprint,
+                "best": self.best,
+                "scalers": [scaler.state_dict() for scaler in self.scalers],
+            }
+            save_checkpoint(checkpoint_path(self.folder, self.step), groups, state)
+            prune(self.folder, self.recipe.train.keep)
+        self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        groups, state = load_checkpoint(self.folder)
+        path = find_checkpoint(self.folder)
+        groups, state = load_checkpoint(path)
         try:
             if parse_model(state["config"]) != self.recipe.model:
                 raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
@@ -182,30 +360,32 @@ class Trainer:
                 raise CheckpointError(f"{self.folder}: holds a run of another optimiser")
             self.model.load_state_dict(groups["model"])
             self.average = {k: groups["average"][k].to(self.device) for k in self.average}
+            self.balancer.load_state_dict(groups.get("balancer", {}))
             for i, optimizer in enumerate(self.optimizers):
                 restore_optimizer(optimizer, groups.get(f"optimizer{i}", {}))
-            torch.set_rng_state(groups["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in groups["rng"]:
-                torch.cuda.set_rng_state(groups["rng"]["cuda"])
+            if self.discriminators is not None and "discriminators" in groups:
+                self._resume_discriminators(groups)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
             if self.recipe.train.precision == "auto":
-                self.bf16 = bool(state["bf16"])
+                self.precision = str(state["precision"])
+            for scaler, saved in zip(self.scalers, state["scalers"]):
+                if scaler.is_enabled() and saved:
+                    scaler.load_state_dict(saved)
+            if state["data"] != self.data.fingerprint:
+                self.notes.append("the training data changed since the run was interrupted")
         except (KeyError, TypeError, ConfigError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{self.folder}: the checkpoint is incomplete ({reason})"
-            ) from None
-        self._cut_metrics()
+            raise CheckpointError(f"{path}: the checkpoint is incomplete ({reason})") from None
+        if self.main:
+            cut_metrics(self.folder, self.step)
 
-    def _cut_metrics(self) -> None:
-        """Drop rows of steps after the checkpoint: they will come again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            rows = path.read_text().splitlines(keepends=True)
-            with atomic_output(path) as file:
-                for row in rows:
-                    if row.endswith("\n") and json.loads(row)["step"] <= self.step:
-                        file.write(row.encode())
+    def _resume_discriminators(self, groups: dict[str, dict[str, torch.Tensor]]) -> None:
+        try:
+            self.discriminators.load_state_dict(groups["discriminators"])
+        except RuntimeError:
+            raise CheckpointError(f"{self.folder}: holds a run with other discriminators") from None
+        restore_optimizer(self.discriminator_optimizer, groups.get("discriminator_optimizer", {}))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -215,138 +395,292 @@ class Trainer:
 
     def average_state(self) -> dict[str, Any]:
         """State dict of the averaged model: parameters averaged, buffers those of now."""
-        return self.model.state_dict() | self.average
+        return averaged_weights({"model": self.model.state_dict(), "average": self.average})
 
-    def _log(self, terms: dict[str, torch.Tensor], speed: float, log: TextIO, board: Any) -> dict:
-        row = {name: value.item() for name, value in terms.items()}
-        row |= {"lr": self.learning_rate(self.step - 1), "audio_seconds_per_second": speed}
-        for name, value in row.items():
-            board.add_scalar(name, value, self.step)
-        rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
-        print(
-            json.dumps({"step": self.step, "seconds": round(self.seconds, 1)} | rounded), file=log
+    def _weights(self) -> dict[str, float]:
+        """Of the loss terms that are functions of the output."""
+        loss = self.recipe.loss
+        names = ("wave", "stft", "mel", "perceptual", "adversarial", "feature")
+        return {name: getattr(loss, name) for name in names}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type,
+            AUTOCAST.get(self.precision, torch.bfloat16),
+            enabled=self.precision in AUTOCAST,
         )
-        log.flush()
-        return row
 
-    def _log_audio(self, batch: Any, board: Any) -> None:
+    def _last(self, index: int, number: int, module: nn.Module) -> Any:
+        """Processes share the gradients of the last of several batches alone."""
+        return nullcontext() if index == number - 1 else self.accelerator.no_sync(module)
+
+    def _seed(self, batch: int) -> None:
+        """The random numbers of a batch: the same in all processes, which share them out."""
+        seeds = np.random.SeedSequence([self.recipe.train.seed, batch]).generate_state(2)
+        torch.manual_seed(int(seeds[0]) << 31 | int(seeds[1]) >> 1)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        votes = torch.tensor(int(flag))  # on the CPU, so that no GPU is waited for
+        torch.distributed.all_reduce(votes)
+        return bool(votes)
+
+    def _describe(self, log: RunLog) -> None:
+        """README.md, and on stderr what a person should know first."""
+        sources = ", ".join(corpus.path for corpus in self.recipe.data.train) or "generated signals"
+        data = f"{sources} ({self.data.hours:.1f} h)" if self.data.hours else sources
+        parameters = {"codec": self.model, "discriminators": self.discriminators}
+        if self.main:
+            write_readme(
+                self.folder,
+                self.recipe,
+                parameters={k: _parameters(m) for k, m in parameters.items() if m is not None},
+                data=data,
+            )
+        for note in self.notes:
+            log.message(note)
+        if self.data.skipped:
+            log.message(
+                f"left out {len(self.data.skipped)} files that cannot be read; the first: "
+                f"{self.data.skipped[0]}"
+            )
+        if self.recipe.train.trackers:
+            self.accelerator.init_trackers("vpcodec", self.recipe.model_dump(mode="json"))
+
+    def _log(self, terms: dict[str, torch.Tensor], clock: _Clock, log: RunLog) -> None:
+        names = sorted(terms)
+        values = torch.stack([terms[name].float() for name in names])
+        values = self.accelerator.reduce(values, "mean").tolist()
+        self._check_finite()
+        self.seconds += clock.lap()
+        row = dict(zip(names, values))
+        row |= {
+            "lr": self.learning_rate(self.step - 1),
+            "audio_seconds_per_second": clock.speed / self.recipe.model.sample_rate,
+            "wait_share": clock.wait_share,
+        }
+        if self._tokens:
+            usage = CodebookUsage(self.recipe.model.codebook_size)
+            for tokens in self._tokens:
+                usage.update(tokens)
+            row |= {"perplexity": usage.perplexity, "cvu": usage.cvu}
+            self._tokens.clear()
+        log.row(self.step, self.seconds, row)
+        if self.recipe.train.trackers:
+            self.accelerator.log(row, self.step)
+        note = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "mel"))
+        if "discriminator" in row:
+            note += f"  D {row['discriminator']:.3f}"
+        log.progress(self.step, f"{note}  {row['audio_seconds_per_second']:.1f} s/s")
+
+    def _log_audio(self, batch: np.ndarray, log: RunLog) -> None:
         """First crop and its reconstruction by the averaged weights, really quantized."""
-        rate = self.recipe.model.sample_rate
+        model = self._averaged() if self.main else None
+        if model is None:
+            return
         crop = torch.from_numpy(batch[:1]).to(self.device)
-        model = self._averaged()
-        if not model.quantizer.fitted:
-            if not isinstance(model.quantizer, VP):
-                return
-            try:
-                model.quantizer.fit(max_iterations=5)  # of a copy, for listening
-            except ValueError:  # too few latents so far
-                return
         with torch.no_grad():
             output, _ = model(crop)
-        board.add_audio("original", crop[0].cpu(), self.step, rate)
-        board.add_audio("decoded", output[0].cpu(), self.step, rate)
+        log.audio(self.step, "original", crop[0])
+        log.audio(self.step, "decoded", output[0])
 
-    def _averaged(self) -> AudioAutoencoder:
-        """A copy of the model with the averaged weights, in eval mode."""
+    def _averaged(self) -> AudioAutoencoder | None:
+        """A copy of the model with the averaged weights, in eval mode; with a codebook.
+
+        A VP quantizer gets a quick one of the queue. None where there cannot be a codebook yet.
+        """
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average_state())
-        return model.eval()
+        model.eval()
+        if not model.quantizer.fitted:
+            if not isinstance(model.quantizer, VP):
+                return None
+            try:
+                model.quantizer.fit(max_iterations=LISTENING_ITERATIONS)
+            except ValueError:  # too few latents so far
+                return None
+        return model
 
-    def _calibrate(self, console: Console) -> None:
-        """Let a VP quantizer set its eta when it is time to."""
+    def _start_evaluation(self, stack: ExitStack, log: RunLog) -> Evaluation | None:
+        if self.recipe.eval.data is None or not self.main:
+            return None
+        evaluation = stack.enter_context(Evaluation(self.recipe.eval, self.recipe.model))
+        if evaluation.skipped:
+            log.message(f"evaluation leaves out {len(evaluation.skipped)} files")
+        return evaluation
+
+    def _evaluate(self, evaluation: Evaluation, log: RunLog, *, last: bool) -> None:
+        """Start an evaluation when it is time to; log those that have ended."""
+        if self.step % self.recipe.eval.every == 0 or last:
+            model = self._averaged()
+            if model is None:
+                log.message(f"step {self.step}: no codebook to evaluate yet")
+            else:
+                needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
+                state = model.state_dict()
+                self._candidates[self.step] = {k: state[k] for k in state if k not in needless}
+                evaluation.start(self.step, codec_of(model, self.device))
+        for step, values in evaluation.results(wait=last):
+            log.row(step, self.seconds, {f"eval/{name}": v for name, v in values.items()})
+            shown = ("pesq_wb", "stoi", "mel_distance", "bitrate")
+            note = "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
+            log.message(f"step {step}: held out: {note}")
+            self._keep_best(step, values)
+        for text in (*evaluation.missing, *evaluation.failures):
+            if text not in self.notes:
+                self.notes.append(text)
+                log.message(text)
+
+    def _keep_best(self, step: int, values: dict[str, float]) -> None:
+        name = self.recipe.eval.best
+        state, value = self._candidates.pop(step), values.get(name)
+        if value is None or value != value:
+            return
+        better = min if name == "mel_distance" else max
+        if self.best is None or better(value, self.best[0]) != self.best[0]:
+            self.best = value, step
+            config = self.recipe.model.model_dump(mode="json")
+            save_checkpoint(
+                self.folder / BEST, {"average": state}, {"step": step, "config": config} | values
+            )
+
+    def _calibrate(self, log: RunLog) -> None:
+        """Let a VP quantizer set its eta when it is time to: in one process, for all."""
         config = self.recipe.model.quantizer
         if not isinstance(config, VPConfig) or not config.calibrate_every:
             return
         if self.step % config.calibrate_every:
             return
-        with console.status("calibrating the perturbation"):
+        quantizer = self.model.quantizer
+        if self.main:
             try:
-                self.model.quantizer.calibrate(seed=self.step)
+                with log.console.status("calibrating the perturbation"):
+                    quantizer.calibrate(seed=self.step)
             except ValueError as error:
-                console.print(f"step {self.step}: eta stays as it is: {error}")
+                log.message(f"step {self.step}: eta stays as it is: {error}")
+        if self.accelerator.num_processes > 1:
+            found = torch.tensor([float(quantizer.eta), quantizer.mh_steps], device=self.device)
+            torch.distributed.broadcast(found, 0)
+            quantizer.eta.fill_(found[0])
+            quantizer.mh_steps = int(found[1])
 
     @torch.no_grad()
-    def _fit_codebook(self, console: Console) -> None:
+    def _fit_codebook(self, log: RunLog) -> None:
         """Make the codebook of a VP quantizer: of training crops through the averaged encoder."""
         if not isinstance(self.recipe.model.quantizer, VPConfig):
             return
-        model = self._averaged()
-        wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
-        latents: list[torch.Tensor] = []
-        with console.status(f"making the codebook of {wanted:,} latents"):
-            for batch in self.data.batches(0, self.recipe.train.steps):
-                z = model.encoder(torch.from_numpy(batch).to(self.device))
-                latents.append(z.float().flatten(0, 1))
-                if len(latents) * len(latents[0]) >= wanted:
-                    break
-            data = torch.cat(latents)
-            try:
-                result = self.model.quantizer.fit(data, seed=self.recipe.train.seed)
-            except ValueError as error:
-                raise TrainingError(f"no codebook: {error}; the weights are saved") from None
+        error: ValueError | None = None
+        if self.main:
+            model = copy.deepcopy(self.model)
+            model.load_state_dict(self.average_state())
+            wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
+            per_batch = self.data.length // self.recipe.model.hop_length
+            per_batch *= self.recipe.data.batch_size
+            latents = []
+            with (
+                log.console.status(f"making the codebook of {wanted:,} latents"),
+                closing(self.data.batches(0, -(-wanted // per_batch))) as batches,
+            ):
+                for batch in batches:
+                    z = model.encoder(torch.from_numpy(batch).to(self.device))
+                    latents.append(z.float().flatten(0, 1))
+                data = torch.cat(latents)
+                try:
+                    result = self.model.quantizer.fit(data, seed=self.recipe.train.seed)
+                    log.message(
+                        f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}"
+                    )
+                except ValueError as found:
+                    error = found
         self.save()
-        console.print(f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}")
+        if error is not None:
+            raise TrainingError(f"no codebook: {error}; the weights are saved") from None
 
 
-def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for matrices of linear layers and AdamW for the rest.
+class _Clock:
+    """Time and audio since the last lap, and how much of the time was waiting for data."""
 
-    Weight decay applies to matrices and kernels, not to biases, norms and Snake's alpha.
-    """
-    matrices, kernels, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        plain = name.endswith("weight") and parameter.ndim >= 2
-        if not plain or name.startswith("quantizer."):  # biases, norms, Snake's alpha, codes
-            vectors.append(parameter)
-        elif optim.name == "muon" and parameter.ndim == 2:
-            matrices.append(parameter)
-        else:
-            kernels.append(parameter)
-    decay = optim.weight_decay
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
-    ]
-    if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=optim.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
-    return optimizers
+    def __init__(self) -> None:
+        self.audio = 0
+        self.speed = self.wait_share = 0.0
+        self._waited = 0.0
+        self._began = self._marked = time.perf_counter()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load a model.safetensors strictly.
-
-    Raises:
-        CheckpointError: unreadable, or of another architecture.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file that can be read ({error})"
-        ) from None
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None
+    def lap(self) -> float:
+        """Seconds since the last one."""
+        now = time.perf_counter()
+        seconds, self._marked = now - self._marked, now
+        if self.audio:
+            whole = now - self._began
+            self.speed, self.wait_share = self.audio / whole, self._waited / whole
+            self.audio, self._waited, self._began = 0, 0.0, now
+        return seconds
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+def _set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
-def _use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bf16; "auto" multiplies matrices both ways and takes the faster."""
-    if precision != "auto":
-        return precision == "bf16"
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    """Processes and devices; the precision is ours, since losses and quantizers are kept out."""
+    missing = [name for name in recipe.train.trackers if find_spec(name) is None]
+    if missing:
+        raise TrainingError(f"train.trackers: pip install {' '.join(missing)}")
+    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("train.device: there is no GPU that torch can use")
+    return Accelerator(
+        cpu=recipe.train.device == "cpu",
+        mixed_precision="no",
+        log_with=list(recipe.train.trackers) or None,
+        kwargs_handlers=[
+            # queues and averages of quantizers are equal in all processes as they are
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
+    )
+
+
+def _workers(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Loader processes: threads beside a CPU training, which leaves none idle."""
+    if recipe.data.workers is not None or recipe.data.streams:
+        return recipe.data.workers or 0
+    if accelerator.device.type == "cpu":
+        return 0
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, (os.cpu_count() or 1) // local - 1))
+
+
+def _perceptual(recipe: Recipe, device: torch.device) -> nn.Module | None:
+    if not recipe.loss.perceptual:
+        return None
+    from .perceptual import PerceptualLoss
+
+    loss = PerceptualLoss(recipe.loss.perceptual_model, recipe.model.sample_rate)
+    return loss.to(device)
+
+
+def _precision(name: str, device: torch.device) -> str:
+    """What to autocast to; "auto" multiplies matrices both ways and takes the faster."""
+    if name == "fp16" and device.type == "cpu":
+        raise TrainingError("train.precision: fp16 needs a GPU; bf16 and fp32 work on a CPU")
+    if name != "auto":
+        return name
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
@@ -356,18 +690,20 @@ def _use_bf16(precision: str, device: torch.device) -> bool:
             a @ b
         return time.perf_counter() - began
 
-    return seconds(torch.bfloat16) < seconds(torch.float32)
+    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "fp32"
 
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold back the first Ctrl-C or SIGTERM; the function given tells whether one came."""
-    came: list[int] = []
+    came: list[float] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
-        came.append(number)
-        signal.signal(number, previous[number])  # the second one acts at once
+        came.append(time.monotonic())
+        if came[-1] - came[0] > SIGNAL_ECHO:  # asked again: act at once
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -379,21 +715,3 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description} {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))

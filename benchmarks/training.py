@@ -1,0 +1,197 @@
+"""How fast a recipe trains, and where the time goes.
+
+Real steps of the trainer on real audio, in variants of one recipe: without and with discriminators,
+bf16 and fp32, FSP and VP, with torch.compile; on a GPU if there is one. Per step: waiting for the
+loader, codec forward (of which the quantizer), losses of the codec (forward, and back to its
+output: spectral and adversarial), codec backward, optimiser and average, update of the
+discriminators. The variants run one after the other in one process each; the first one is what the
+ratios refer to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEECH = ROOT.parent / "shared" / "data" / "speech_train_opus"
+VP = "model.quantizer={type: vp, dim: 5, codebook_size: 16384, calibrate_every: 0}"
+BF16, FP32 = "train.precision=bf16", "train.precision=fp32"
+NONE, SMALL, FULL = (f"discriminator.size={size}" for size in ("none", "small", "full"))
+VARIANTS = {
+    "FSP, bf16": (BF16, NONE),
+    "FSP, fp32": (FP32, NONE),
+    "VP, bf16": (BF16, NONE, VP),
+    "FSP, bf16, compiled": (BF16, NONE, "train.compile=true"),
+    "FSP, bf16, small GAN": (BF16, SMALL),
+    "FSP, fp32, small GAN": (FP32, SMALL),
+    "FSP, bf16, small GAN, D every 2nd": (BF16, SMALL, "discriminator.every=2"),
+    "FSP, bf16, small GAN, balancer": (BF16, SMALL, "loss.balancer=true"),
+    "VP, bf16, small GAN": (BF16, SMALL, VP),
+    "FSP, bf16, full GAN": (BF16, FULL),
+}
+PARTS = ("data", "forward", "quantizer", "losses", "backward", "update", "discriminators")
+
+
+class Stopwatch:
+    """Times the parts of a trainer's steps."""
+
+    def __init__(self, trainer: Any) -> None:
+        import torch
+
+        self.trainer = trainer
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._sync = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
+        self._mark = 0.0
+        self._inside = False  # of the update of the discriminators
+        quantizer = trainer.model.quantizer
+        quantizer.forward = self._timed("quantizer", quantizer.forward)
+        trainer._update_average = self._timed("update", trainer._update_average)
+        trainer._update = self._update(trainer._update)
+        trainer._discriminator_update = self._discriminators(trainer._discriminator_update)
+        trainer._codec_pass = self._codec_pass(trainer._codec_pass)
+        trainer._wrapped = self._forward(trainer._wrapped)
+
+    def now(self) -> float:
+        self._sync()
+        return time.perf_counter()
+
+    def add(self, part: str, began: float) -> None:
+        self.seconds[part] += self.now() - began
+
+    def _timed(self, part: str, function: Callable) -> Callable:
+        def wrapped(*arguments: Any) -> Any:
+            began = self.now()
+            result = function(*arguments)
+            self.add(part, began)
+            return result
+
+        return wrapped
+
+    def _update(self, function: Callable) -> Callable:
+        timed = self._timed("update", function)
+        return lambda *arguments: (function if self._inside else timed)(*arguments)
+
+    def _discriminators(self, function: Callable) -> Callable:
+        timed = self._timed("discriminators", function)
+
+        def wrapped(*arguments: Any) -> Any:
+            self._inside = True
+            try:
+                return timed(*arguments)
+            finally:
+                self._inside = False
+
+        return wrapped
+
+    def _forward(self, module: Any) -> Callable:
+        def wrapped(samples: Any) -> Any:
+            began = self.now()
+            output, quantized = module(samples)
+            self.add("forward", began)
+            self._mark = self.now()
+            output.register_hook(self._at_output)
+            return output, quantized
+
+        return wrapped
+
+    def _at_output(self, gradient: Any) -> None:
+        """The gradient has come to the output: losses are done, the codec's backward begins."""
+        self.add("losses", self._mark)
+        self._mark = self.now()
+
+    def _codec_pass(self, function: Callable) -> Callable:
+        def wrapped(*arguments: Any) -> Any:
+            result = function(*arguments)
+            self.add("backward", self._mark)
+            return result
+
+        return wrapped
+
+
+def measure(
+    recipe: Path, overrides: list[str], warmup: int, steps: int, queue: multiprocessing.Queue
+) -> None:
+    """Run one variant; puts {"speed", "step", parts...} into the queue."""
+    import torch
+
+    from vpcodec.recipe import load_recipe
+    from vpcodec.training.trainer import Trainer
+
+    loaded = load_recipe(recipe, ["discriminator.start_step=0", *overrides])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(loaded, Path(folder))
+        batches = trainer.data.batches(0, warmup + steps)
+        for _ in range(warmup):
+            trainer.train_step(torch.from_numpy(next(batches)).to(trainer.device))
+        watch = Stopwatch(trainer)
+        first = watch.now()
+        samples = 0
+        for _ in range(steps):
+            began = watch.now()
+            batch = next(batches)
+            watch.add("data", began)
+            trainer.train_step(torch.from_numpy(batch).to(trainer.device))
+            samples += batch.size
+        whole = watch.now() - first
+        batches.close()
+    row = {part: watch.seconds[part] / steps for part in PARTS}
+    row["forward"] -= row["quantizer"]
+    row |= {"step": whole / steps, "speed": samples / loaded.model.sample_rate / whole}
+    if trainer.device.type == "cuda":
+        row["memory"] = torch.cuda.max_memory_allocated() / 2**30
+    queue.put(row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "speech_3k.yaml")
+    parser.add_argument("--speech", type=Path, default=SPEECH, help="folder of speech")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--batch", type=int, help="data.batch_size; default: the recipe's")
+    parser.add_argument("--only", nargs="*", help="variants whose name contains one of these")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    common = [f"data.train={args.speech}" if args.speech.is_dir() else "data.train=null"]
+    if args.batch:
+        common.append(f"data.batch_size={args.batch}")
+    context = multiprocessing.get_context("spawn")
+    results: dict[str, dict[str, float]] = {}
+    for name, overrides in VARIANTS.items():
+        if args.only and not any(word in name for word in args.only):
+            continue
+        print(f"{name} ...", file=sys.stderr)
+        queue = context.Queue()
+        process = context.Process(
+            target=measure,
+            args=(args.recipe, [*common, *overrides], args.warmup, args.steps, queue),
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            print(f"{name}: failed", file=sys.stderr)
+            continue
+        results[name] = queue.get()
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return
+    first = next(iter(results.values()))["speed"]
+    print(f"| {args.recipe.stem} | audio s/s | ratio | ms per step | {' | '.join(PARTS)} |")
+    print("|---|" + "---:|" * (3 + len(PARTS)))
+    for name, row in results.items():
+        shares = " | ".join(f"{row[part] / row['step']:.0%}" for part in PARTS)
+        speed = f"{row['speed']:.1f} | {row['speed'] / first:.2f}"
+        print(f"| {name} | {speed} | {1000 * row['step']:.0f} | {shares} |")
+
+
+if __name__ == "__main__":
+    main()

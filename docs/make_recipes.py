@@ -1,0 +1,128 @@
+"""Makes docs/recipes.md of the models in vpcodec/recipe.py and vpcodec/config.py.
+
+python docs/make_recipes.py          # write it
+python docs/make_recipes.py --check  # exit 1 if it is not up to date
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from vpcodec import config, recipe
+
+WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+TARGET = Path(__file__).with_name("recipes.md")
+HEAD = """# Recipes
+
+A recipe is a YAML file that says what to train and how. Its sections are those below; fields that
+it leaves out have their defaults, unknown fields and wrong values are refused by name.
+
+    vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
+
+Overrides on the command line are `section.field=value`, with YAML values:
+`'data.train=[speech/, {path: music/, weight: 0.2}]'`. Repeat the command to resume. With
+`--processes 4` it trains in four processes of this machine, one per GPU; `torchrun -m vpcodec train
+...` and `accelerate launch -m vpcodec train ...` do so on many machines. `data.batch_size` is that
+of one process.
+
+This page is made of the code: `python docs/make_recipes.py`.
+"""
+SECTIONS = (
+    ("data", recipe.DataConfig),
+    ("loss", recipe.LossConfig),
+    ("discriminator", recipe.DiscriminatorConfig),
+    ("optim", recipe.OptimConfig),
+    ("eval", recipe.EvalConfig),
+    ("train", recipe.TrainConfig),
+    ("model", config.ModelConfig),
+)
+PARTS = {
+    "data": [
+        ("A corpus", recipe.AudioCorpus),
+        ("LibriTTS", recipe.LibriTTSCorpus),
+        ("A dataset of the Hugging Face Hub", recipe.HuggingFaceCorpus),
+    ],
+    "model": [
+        (f"Quantizer `{name}`", getattr(config, f"{name.upper()}Config", None))
+        for name in ("fsp", "vp", "fsq", "vq", "lfq")
+    ]
+    + [("Quantizer `simvq`", config.SimVQConfig)],
+}
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name, model in SECTIONS:
+        parts += [f"\n## `{name}`\n", describe(model), *table(model)]
+        for title, part in PARTS.get(name, ()):
+            parts += [f"\n### {title}\n", describe(part), *table(part)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def describe(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split()) + "\n"
+
+
+def table(model: type[BaseModel]) -> list[str]:
+    rows = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        cells = (
+            f"`{name}`",
+            kind(field.annotation),
+            default(field),
+            (field.description or "Tells it from the others.").replace("|", "\\|"),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def kind(annotation: Any) -> str:
+    """A type in words."""
+    if annotation in WORDS:
+        return WORDS[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return kind(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return "two numbers"
+    if origin is tuple:
+        return f"list of {kind(arguments[0])}"
+    if type(None) in arguments:
+        rest = [argument for argument in arguments if argument is not type(None)]
+        return f"{kind(rest[0]) if len(rest) == 1 else union(rest)} or null"
+    return union(arguments)
+
+
+def union(members: Iterable[Any]) -> str:
+    """Members of a union by the tags that tell them."""
+    names = [get_args(member.__origin__.model_fields["type"].annotation)[0] for member in members]
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def default(field: Any) -> str:
+    if field.default_factory is not None:
+        return "`{type: fsp}`"
+    if field.default is PydanticUndefined:
+        return "required"
+    value = field.default
+    if isinstance(value, tuple):
+        return f"`[{', '.join(str(item) for item in value)}]`"
+    if value is None or isinstance(value, bool):
+        return f"`{str(value).lower()}`".replace("none", "null")
+    return f"`{value}`" if value != "" else "empty"
+
+
+if __name__ == "__main__":
+    text = page()
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if TARGET.exists() and TARGET.read_text() == text else 1)
+    TARGET.write_text(text)
