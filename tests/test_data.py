@@ -20,7 +20,7 @@ pytest.importorskip("torch", reason="needs the train extra")
 
 from vpcodec.audio import resample  # noqa: E402
 from vpcodec.recipe import DataConfig  # noqa: E402
-from vpcodec.training import data  # noqa: E402
+from vpcodec.training import corpora, data  # noqa: E402
 from vpcodec.training.data import Crops, DataError  # noqa: E402
 
 RATE = 16_000
@@ -177,7 +177,7 @@ def test_parts_are_what_a_cut_from_the_whole_file_resampled_would_be(tmp_path, n
     whole = resample(samples, 44_100, RATE)
     for offset, first, count in [(0.0, 0, 500), (0.25, 1001, 800), (1.5, 7000, 2000)]:
         start = round(offset * RATE) + first
-        part = data._read_part(tmp_path / name, offset, first, count, RATE)
+        part = corpora.read_part(tmp_path / name, offset, first, count, RATE)
         np.testing.assert_allclose(part, whole[start : start + count], atol=1e-5)
     assert len(part) == 1000  # up to the end of the file
     assert capfd.readouterr().err == ""

@@ -16,7 +16,7 @@ for package in ("yaml", "torchaudio", "safetensors", "accelerate", "tensorboard"
 
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.recipe import Recipe, load_recipe  # noqa: E402
-from vpcodec.training import checkpoints, trainer  # noqa: E402
+from vpcodec.training import checkpoints, hardware, trainer  # noqa: E402
 from vpcodec.training.checkpoints import (  # noqa: E402
     BEST,
     CheckpointError,
@@ -26,8 +26,9 @@ from vpcodec.training.checkpoints import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
+from vpcodec.training.hardware import TrainingError  # noqa: E402
 from vpcodec.training.optim import build_optimizers, learning_rate  # noqa: E402
-from vpcodec.training.trainer import Trainer, TrainingError  # noqa: E402
+from vpcodec.training.trainer import Trainer  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEBUG = RECIPES / "debug.yaml"
@@ -241,9 +242,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
 
 def test_resuming_keeps_the_precision(tmp_path, monkeypatch):
     recipe = short("train.precision=auto")
-    monkeypatch.setattr(trainer, "_precision", lambda name, device: "fp32")
+    monkeypatch.setattr(trainer, "choose_precision", lambda name, device: "fp32")
     Trainer(recipe, tmp_path).save()
-    monkeypatch.setattr(trainer, "_precision", lambda name, device: "bf16")
+    monkeypatch.setattr(trainer, "choose_precision", lambda name, device: "bf16")
     assert Trainer(recipe, tmp_path).precision == "fp32"
 
 
@@ -640,12 +641,14 @@ def test_half_precision_needs_a_gpu(tmp_path):
 
 def test_bf16_trains_like_fp32(tmp_path, whole_run):
     Trainer(short("train.precision=bf16"), tmp_path).train()
-    for row, expected in zip(rows(tmp_path), rows(whole_run)):
-        assert row["loss"] == pytest.approx(expected["loss"], rel=0.1)
-    assert rows(tmp_path)[0]["loss"] != rows(whole_run)[0]["loss"]
+    found, expected = rows(tmp_path), rows(whole_run)
+    assert 0 < abs(found[0]["loss"] - expected[0]["loss"]) < 0.02 * expected[0]["loss"]
+    for name in ("mel", "stft"):  # of different noise soon, since rounding decides on cells
+        ends = [np.mean([row[name] for row in log[-4:]]) for log in (found, expected)]
+        assert ends[0] == pytest.approx(ends[1], rel=0.25)
 
 
 def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    monkeypatch.setattr(hardware, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match="pip install wandb"):
         Trainer(short("train.trackers=[wandb]"), tmp_path)

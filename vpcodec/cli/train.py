@@ -34,14 +34,16 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     if processes > 1:
-        _launch(processes)
-        return
+        from ..training.launch import launch
+
+        raise SystemExit(launch(processes, _without_processes(sys.argv[1:])))
     from ..hub import WEIGHTS
     from ..training.checkpoints import CheckpointError
     from ..training.data import DataError
     from ..training.evaluation import EvaluationError
+    from ..training.hardware import TrainingError
     from ..training.perceptual import PerceptualError
-    from ..training.trainer import Trainer, TrainingError
+    from ..training.trainer import Trainer
 
     try:
         folder = run or Path("runs") / recipe.stem
@@ -63,33 +65,8 @@ def train(
     say(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
 
 
-def _launch(processes: int) -> None:
-    """Run this very command in several processes, without `--processes`, and end as they do."""
-    import uuid
-
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    arguments = sys.argv[1:]
+def _without_processes(arguments: list[str]) -> list[str]:
     for i, word in enumerate(arguments):
         if word.partition("=")[0] == "--processes":
-            del arguments[i : i + (1 if "=" in word else 2)]
-            break
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "vpcodec", *arguments)
-    except SignalException as error:
-        raise SystemExit(128 + int(error.sigval)) from None
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        raise SystemExit(code if code > 0 else 1) from None
+            return arguments[:i] + arguments[i + (1 if "=" in word else 2) :]
+    return arguments

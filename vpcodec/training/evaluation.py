@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import math
 import os
@@ -16,13 +15,14 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from ..audio import AudioError, AudioReader, find_audio, resample
+from ..audio import AudioError, AudioReader, resample
 from ..config import ModelConfig
 from ..metrics.workers import METRICS, Workers, measure
 from ..models import AudioAutoencoder
 from ..quantizers import CodebookUsage
 from ..recipe import EvalConfig
 from ..tokenfile import AUDIO, TokenHeader, write_tokens
+from .corpora import DataError, list_audio
 
 CodecFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -196,27 +196,18 @@ class Evaluation:
 
 
 def find_clips(data: str | None) -> list[Path]:
-    """The audio files of a folder, a glob or a manifest (.txt with a path per line), sorted.
+    """The audio files of a folder, a glob or a manifest, sorted, each once.
 
     Raises:
         EvaluationError: nothing there.
     """
     if not data:
         raise EvaluationError("eval.data is not set")
-    path = Path(data)
     try:
-        if path.is_dir():
-            found = [path / name for name in find_audio(path)]
-        elif path.suffix.lower() == ".txt":
-            lines = map(str.strip, path.read_text().splitlines())
-            found = [path.parent / line for line in lines if line]
-        else:
-            found = [Path(name) for name in glob.glob(data, recursive=True)]
-    except (AudioError, OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{data}: {error}") from None
-    if not found:
-        raise EvaluationError(f"{data}: no audio files")
-    return sorted(found)
+        listing = list_audio(data)
+    except DataError as error:
+        raise EvaluationError(f"eval.data: {error}") from None
+    return [listing.root / name for name in sorted(set(listing.names))]
 
 
 def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:

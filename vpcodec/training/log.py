@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +113,32 @@ class RunLog:
         samples = samples.detach().float().cpu()
         self._board.add_audio(name, samples, step, self._rate)
         self._board.add_image(f"{name} spectrogram", spectrogram(samples), step)
+
+
+class Clock:
+    """Time and audio since the last lap, and how much of the time was waiting for data."""
+
+    def __init__(self) -> None:
+        self.audio = 0
+        self.speed = self.wait_share = 0.0
+        self._waited = 0.0
+        self._began = self._marked = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def lap(self) -> float:
+        """Seconds since the last one."""
+        now = time.perf_counter()
+        seconds, self._marked = now - self._marked, now
+        if self.audio:
+            whole = now - self._began
+            self.speed, self.wait_share = self.audio / whole, self._waited / whole
+            self.audio, self._waited, self._began = 0, 0.0, now
+        return seconds
 
 
 def spectrogram(samples: torch.Tensor) -> torch.Tensor:

@@ -9,20 +9,12 @@ that was not, and two processes give what one gives with twice the batch, both u
 from __future__ import annotations
 
 import copy
-import os
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from datetime import timedelta
-from importlib.util import find_spec
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from ..config import ConfigError, VPConfig, parse_model
@@ -48,19 +40,20 @@ from .checkpoints import (
 from .data import Crops
 from .discriminators import Discriminators
 from .evaluation import Evaluation, codec_of
-from .log import RunLog, cut_metrics, write_readme
+from .hardware import (
+    TrainingError,
+    choose_precision,
+    deferred_interrupt,
+    loader_workers,
+    make_accelerator,
+)
+from .log import Clock, RunLog, cut_metrics, write_readme
 from .losses import ReconstructionLoss, discriminator_loss, generator_losses
 from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
 
 LATENTS_PER_CODE = 64  # that a codebook is made of after training
 LISTENING_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
-LONGEST_WAIT = timedelta(hours=3)  # of a process for another, which may be making a codebook
-SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on by a launcher
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the last good checkpoint is kept."""
 
 
 class Trainer:
@@ -81,10 +74,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, folder: Path, *, init_from: Path | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.accelerator = _accelerator(recipe)
+        self.accelerator = make_accelerator(recipe)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
-        self.precision = _precision(recipe.train.precision, self.device)
+        self.precision = choose_precision(recipe.train.precision, self.accelerator)
         torch.manual_seed(recipe.train.seed)
         self.model = AudioAutoencoder(recipe.model).to(self.device).train()
         if init_from is not None:
@@ -105,15 +98,16 @@ class Trainer:
             torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
             for _ in range(2)
         ]
-        self.data = Crops(
-            recipe.data,
-            sample_rate=recipe.model.sample_rate,
-            multiple=recipe.model.hop_length,
-            seed=recipe.train.seed,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-            workers=_workers(recipe, self.accelerator),
-        )
+        with self.accelerator.local_main_process_first():  # which fetches what is missing
+            self.data = Crops(
+                recipe.data,
+                sample_rate=recipe.model.sample_rate,
+                multiple=recipe.model.hop_length,
+                seed=recipe.train.seed,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+                workers=loader_workers(recipe, self.accelerator),
+            )
         self.step = 0
         self.seconds = 0.0
         self.best: tuple[float, int] | None = None  # value and step
@@ -287,12 +281,12 @@ class Trainer:
             )
             evaluation = self._start_evaluation(stack, log)
             self._describe(log)
-            interrupted = stack.enter_context(_deferred_interrupt())
+            interrupted = stack.enter_context(deferred_interrupt())
             batches = self.data.batches(
                 self.step * train.accumulate, train.steps * train.accumulate
             )
             stack.enter_context(closing(batches))
-            clock = _Clock()
+            clock = Clock()
             while self.step < train.steps:
                 with clock.waiting():
                     samples = np.stack([next(batches) for _ in range(train.accumulate)])
@@ -449,7 +443,7 @@ class Trainer:
         if self.recipe.train.trackers:
             self.accelerator.init_trackers("vpcodec", self.recipe.model_dump(mode="json"))
 
-    def _log(self, terms: dict[str, torch.Tensor], clock: _Clock, log: RunLog) -> None:
+    def _log(self, terms: dict[str, torch.Tensor], clock: Clock, log: RunLog) -> None:
         names = sorted(terms)
         values = torch.stack([terms[name].float() for name in names])
         values = self.accelerator.reduce(values, "mean").tolist()
@@ -599,32 +593,6 @@ class Trainer:
             raise TrainingError(f"no codebook: {error}; the weights are saved") from None
 
 
-class _Clock:
-    """Time and audio since the last lap, and how much of the time was waiting for data."""
-
-    def __init__(self) -> None:
-        self.audio = 0
-        self.speed = self.wait_share = 0.0
-        self._waited = 0.0
-        self._began = self._marked = time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-
-    def lap(self) -> float:
-        """Seconds since the last one."""
-        now = time.perf_counter()
-        seconds, self._marked = now - self._marked, now
-        if self.audio:
-            whole = now - self._began
-            self.speed, self.wait_share = self.audio / whole, self._waited / whole
-            self.audio, self._waited, self._began = 0, 0.0, now
-        return seconds
-
-
 def _set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -635,35 +603,6 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    """Processes and devices; the precision is ours, since losses and quantizers are kept out."""
-    missing = [name for name in recipe.train.trackers if find_spec(name) is None]
-    if missing:
-        raise TrainingError(f"train.trackers: pip install {' '.join(missing)}")
-    if recipe.train.device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("train.device: there is no GPU that torch can use")
-    return Accelerator(
-        cpu=recipe.train.device == "cpu",
-        mixed_precision="no",
-        log_with=list(recipe.train.trackers) or None,
-        kwargs_handlers=[
-            # queues and averages of quantizers are equal in all processes as they are
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-        ],
-    )
-
-
-def _workers(recipe: Recipe, accelerator: Accelerator) -> int:
-    """Loader processes: threads beside a CPU training, which leaves none idle."""
-    if recipe.data.workers is not None or recipe.data.streams:
-        return recipe.data.workers or 0
-    if accelerator.device.type == "cpu":
-        return 0
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, (os.cpu_count() or 1) // local - 1))
-
-
 def _perceptual(recipe: Recipe, device: torch.device) -> nn.Module | None:
     if not recipe.loss.perceptual:
         return None
@@ -671,47 +610,3 @@ def _perceptual(recipe: Recipe, device: torch.device) -> nn.Module | None:
 
     loss = PerceptualLoss(recipe.loss.perceptual_model, recipe.model.sample_rate)
     return loss.to(device)
-
-
-def _precision(name: str, device: torch.device) -> str:
-    """What to autocast to; "auto" multiplies matrices both ways and takes the faster."""
-    if name == "fp16" and device.type == "cpu":
-        raise TrainingError("train.precision: fp16 needs a GPU; bf16 and fp32 work on a CPU")
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
-        a @ b
-        began = time.perf_counter()
-        for _ in range(5):
-            a @ b
-        return time.perf_counter() - began
-
-    return "bf16" if seconds(torch.bfloat16) < seconds(torch.float32) else "fp32"
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C or SIGTERM; the function given tells whether one came."""
-    came: list[float] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: Any) -> None:
-        came.append(time.monotonic())
-        if came[-1] - came[0] > SIGNAL_ECHO:  # asked again: act at once
-            signal.signal(number, previous[number])
-            signal.raise_signal(number)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        pass
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

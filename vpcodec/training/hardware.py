@@ -1,0 +1,103 @@
+"""What a training runs on: processes, devices, precision, and the signals that end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from ..recipe import Recipe
+
+LONGEST_WAIT = timedelta(hours=3)  # of a process for another, which may be making a codebook
+SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on by a launcher
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the last good checkpoint is kept."""
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Processes and devices; the precision is ours, since losses and quantizers are kept out."""
+    missing = [name for name in recipe.train.trackers if find_spec(name) is None]
+    if missing:
+        raise TrainingError(f"train.trackers: pip install {' '.join(missing)}")
+    if recipe.train.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("train.device: there is no GPU that torch can use")
+    return Accelerator(
+        cpu=recipe.train.device == "cpu",
+        mixed_precision="no",
+        log_with=list(recipe.train.trackers) or None,
+        kwargs_handlers=[
+            # queues and averages of quantizers are equal in all processes as they are
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        ],
+    )
+
+
+def loader_workers(recipe: Recipe, accelerator: Accelerator) -> int:
+    """Loader processes: threads beside a CPU training, which leaves none idle."""
+    if recipe.data.workers is not None or recipe.data.streams:
+        return recipe.data.workers or 0
+    if accelerator.device.type == "cpu":
+        return 0
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(8, (os.cpu_count() or 1) // local - 1))
+
+
+def choose_precision(name: str, accelerator: Accelerator) -> str:
+    """What to autocast to; "auto": bf16 where it is faster, as the main process finds for all."""
+    device = accelerator.device
+    if name == "fp16" and device.type == "cpu":
+        raise TrainingError("train.precision: fp16 needs a GPU; bf16 and fp32 work on a CPU")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    faster = torch.tensor(_seconds(torch.bfloat16) < _seconds(torch.float32))
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast(faster, 0)
+    return "bf16" if faster else "fp32"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """For a few matrix products on the CPU."""
+    a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
+    a @ b
+    began = time.perf_counter()
+    for _ in range(5):
+        a @ b
+    return time.perf_counter() - began
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C or SIGTERM; the function given tells whether one came."""
+    came: list[float] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > SIGNAL_ECHO:  # asked again: act at once
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: signals are somebody else's
+        pass
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
