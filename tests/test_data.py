@@ -204,7 +204,7 @@ def test_what_cannot_be_cached_is_not_read_whole(tmp_path, monkeypatch):
     for number in range(40):
         drawn.batch(number)
     assert sorted(count for count in frames if count > 17 * 96) == [10 * RATE] * 3
-    assert 0 < sum(samples.nbytes for samples in drawn._cache.values()) <= 2**20
+    assert 0 < sum(samples.nbytes for samples, _ in drawn._cache.values()) <= 2**20
 
 
 def test_a_long_file_that_is_broken_in_one_place_is_used_elsewhere(tmp_path, monkeypatch):
@@ -254,10 +254,6 @@ def test_several_processes_draw_what_one_with_larger_batches_does(two_corpora, r
     for number in (0, 1, 1000):
         split = np.concatenate([part.batch(number) for part in parts])
         np.testing.assert_array_equal(split, whole.batch(number))
-
-
-def test_a_negative_seed_is_a_seed(recordings):
-    assert not np.array_equal(crops(recordings, seed=-1).batch(0), crops(recordings).batch(0))
 
 
 # Manifests and globs
@@ -496,7 +492,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="ne
 def test_closing_the_iterator_ends_the_workers(recordings):
     before = children()
     batches = crops(recordings, workers=2).batches(0, 1000)
-    next(batches)
+    next(batches), next(batches)  # one of each
     assert len(children() - before) == 2
     for number in children() - before:
         os.kill(number, signal.SIGINT)  # as a terminal does

@@ -17,13 +17,13 @@ pytest.importorskip("torch", reason="needs the train extra")
 
 import torch  # noqa: E402
 
+from vpcodec.audio import resample  # noqa: E402
 from vpcodec.codec import Codec  # noqa: E402
 from vpcodec.config import ModelConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.metrics.workers import METRICS, Workers, measure  # noqa: E402
 from vpcodec.recipe import EvalConfig  # noqa: E402
 from vpcodec.tokenfile import TokenHeader, write_tokens  # noqa: E402
-from vpcodec.training import evaluation as module  # noqa: E402
 from vpcodec.training.evaluation import Evaluation, EvaluationError, codec_of  # noqa: E402
 
 RATE, HOP = 16_000, 96
@@ -79,7 +79,7 @@ def test_clips_are_mono_at_the_models_rate_in_whole_hops_and_not_too_long(tmp_pa
     assert [len(clip) for clip in clips] == [19_200, 31_968, 31_968]
     assert all(clip.dtype == np.float32 and clip.ndim == 1 for clip in clips)
     np.testing.assert_allclose(clips[2], noise(2.0)[:31_968], atol=1e-7)
-    mono = module.resample((left + right) / 2, 22_050, RATE)
+    mono = resample((left + right) / 2, 22_050, RATE)
     np.testing.assert_allclose(clips[0], mono[:19_200], atol=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_the_results_are_means_over_the_clips_that_have_a_value(folder, speech_w
     evaluation = make(folder)
     assert len(evaluation.clips) == 4 and evaluation.missing == []
     evaluation.start(7, toy_codec)
-    [(step, values)] = evaluation.results(wait=True)
+    [(step, values)] = evaluation.results(wait=60.0)
     assert step == 7 and values["unscored"] == 1
     single = [measure(clip, toy_codec(clip)[1], RATE) for clip in evaluation.clips]
     for name in METRICS:
@@ -146,7 +146,7 @@ def test_the_bit_rate_is_that_of_token_files(folder, tmp_path, make):
         )
         write_tokens(tmp_path / "a.tok", toy_codec(clip)[0][None], header)
         n_bytes += (tmp_path / "a.tok").stat().st_size
-    [(_, values)] = evaluation.results(wait=True)
+    [(_, values)] = evaluation.results(wait=60.0)
     assert values["bitrate"] == pytest.approx(8 * n_bytes * RATE / sum(map(len, evaluation.clips)))
 
 
@@ -155,7 +155,7 @@ def test_evaluations_come_in_the_order_in_which_they_were_started(folder, make):
     gains = {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.125}
     for step, gain in gains.items():
         evaluation.start(step, lambda x, gain=gain: (toy_codec(x)[0], x * np.float32(gain)))
-    found = evaluation.results(wait=True)
+    found = evaluation.results(wait=60.0)
     assert [step for step, _ in found] == [1, 2, 3, 4]
     distances = [values["mel_distance"] for _, values in found]
     assert distances[0] == 0 and distances == sorted(distances)
@@ -173,12 +173,12 @@ def test_a_third_evaluation_waits_for_the_first(folder, make):
 
     evaluation.start(3, codec)
     assert before[:1] == [1]
-    assert before + [step for step, _ in evaluation.results(wait=True)] == [1, 2, 3]
+    assert before + [step for step, _ in evaluation.results(wait=60.0)] == [1, 2, 3]
 
 
 def test_results_are_not_waited_for_unless_asked(folder, make):
     evaluation = make(folder)
-    assert evaluation.results() == [] == evaluation.results(wait=True)
+    assert evaluation.results() == [] == evaluation.results(wait=60.0)
     evaluation.start(1, toy_codec)
     stopped = []
 
@@ -192,7 +192,7 @@ def test_results_are_not_waited_for_unless_asked(folder, make):
     assert evaluation.results() == []
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
-    assert [step for step, _ in evaluation.results(wait=True)] == [1]
+    assert [step for step, _ in evaluation.results(wait=60.0)] == [1]
 
 
 @pytest.mark.parametrize("idle", [False, True])
@@ -200,18 +200,18 @@ def test_a_killed_worker_costs_its_evaluation_at_most(folder, make, idle):
     evaluation = make(folder)
     evaluation.start(1, toy_codec)
     if idle:
-        evaluation.results(wait=True)
+        evaluation.results(wait=60.0)
     wait_for(lambda: bool(evaluation._workers.pids))
     for pid in evaluation._workers.pids:
         os.kill(pid, signal.SIGKILL)
         if idle:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     if not idle:
-        assert evaluation.results(wait=True) == []
+        assert evaluation.results(wait=60.0) == []
         [line] = evaluation.failures
         assert "step 1" in line and "signal 9" in line
     evaluation.start(2, toy_codec)
-    assert [step for step, _ in evaluation.results(wait=True)] == [2]
+    assert [step for step, _ in evaluation.results(wait=60.0)] == [2]
     assert len(evaluation.failures) == (0 if idle else 1)
 
 
@@ -219,7 +219,7 @@ def test_a_model_that_gives_nan_costs_the_evaluation_only(folder, make):
     evaluation = make(folder)
     evaluation.start(1, lambda x: (toy_codec(x)[0], x * np.float32("nan")))
     evaluation.start(2, toy_codec)
-    assert [step for step, _ in evaluation.results(wait=True)] == [2]
+    assert [step for step, _ in evaluation.results(wait=60.0)] == [2]
     assert len(evaluation.failures) == 1 and "NaN" in evaluation.failures[0]
 
 
@@ -233,18 +233,18 @@ def test_audio_of_another_length_and_errors_of_the_codec_reach_the_caller(folder
 
     with pytest.raises(RuntimeError, match="out of memory"):
         evaluation.start(2, fail)
-    assert evaluation.results(wait=True) == [] == evaluation.failures
+    assert evaluation.results(wait=60.0) == [] == evaluation.failures
 
 
 def test_workers_do_not_stop_at_an_interrupt(folder, make):
     evaluation = make(folder)
     evaluation.start(1, toy_codec)
-    evaluation.results(wait=True)
+    evaluation.results(wait=60.0)
     workers = evaluation._workers.pids
     for pid in workers:
         os.kill(pid, signal.SIGINT)
     evaluation.start(2, toy_codec)
-    assert [step for step, _ in evaluation.results(wait=True)] == [2]
+    assert [step for step, _ in evaluation.results(wait=60.0)] == [2]
     assert evaluation._workers.pids == workers
 
 
@@ -252,7 +252,7 @@ def test_workers_do_not_stop_at_an_interrupt(folder, make):
 def test_workers_have_the_lowest_priority_one_thread_and_no_torch(folder, make):
     evaluation = make(folder)
     evaluation.start(1, toy_codec)
-    evaluation.results(wait=True)
+    evaluation.results(wait=60.0)
     for pid in evaluation._workers.pids:
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
@@ -267,7 +267,7 @@ def test_closing_ends_the_workers_of_a_running_evaluation(folder):
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    assert evaluation._workers.pids == [] == evaluation.results(wait=True)
+    assert evaluation._workers.pids == [] == evaluation.results(wait=60.0)
     evaluation.close()
 
 
@@ -288,7 +288,7 @@ def test_metrics_without_their_package_are_left_out_and_named(folder, tmp_path, 
     monkeypatch.syspath_prepend(tmp_path)
     evaluation = make(folder)
     evaluation.start(1, toy_codec)
-    [(_, values)] = evaluation.results(wait=True)
+    [(_, values)] = evaluation.results(wait=60.0)
     assert "pesq_wb" in evaluation.missing and "pesq_wb" not in values
     assert math.isfinite(values["mel_distance"])
     with pytest.raises(EvaluationError, match=r"pesq_wb.*vpcodec\[score\]"):

@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -23,9 +25,15 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # what a token file can hold
+MAX_TABLE = 2**20  # codes of a table: more take too long to make and to search
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "huggingface"}
-TAGGED = {"quantizer", "noise"}  # fields that are one of several; lists of them have numbers
+TEXTUAL = ("str", "Literal", "Config", "Corpus")  # types, or parts of their names, that take text
+TAGGED = {
+    "quantizer",
+    "noise",
+    "data",
+}  # fields that are one of several; lists of them have numbers
 
 
 class ConfigError(ValueError):
@@ -39,11 +47,29 @@ def _not_too_many(levels: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Levels = Annotated[tuple[Annotated[int, Field(ge=2)], ...], AfterValidator(_not_too_many)]
-Codes = Annotated[int, Field(gt=0, le=MAX_CODEBOOK)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Refuses unknown fields, infinite numbers, and to take text or truth values for numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = str(cls.model_fields[info.field_name].annotation)
+        truth, text = (
+            "bool" in kind,
+            any(word in kind for word in ("str", "Literal", "Config", "Corpus")),
+        )
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if truth and not isinstance(item, bool):
+                raise ValueError("should be true or false")
+            if not truth and isinstance(item, bool):
+                raise ValueError("should not be true or false")
+        if not text and isinstance(value, str):
+            raise ValueError("should be a number")
+        return value
 
 
 class GridConfig(Strict):
@@ -105,7 +131,7 @@ class _CodebookConfig(Strict):
     """A quantizer whose codebook is a table."""
 
     dim: Positive = Field(5, description="Latent dimensions.")
-    codebook_size: Codes = Field(16_384, description="Codes.")
+    codebook_size: Annotated[int, Field(gt=0, le=MAX_TABLE)] = Field(16_384, description="Codes.")
 
 
 class VPConfig(_CodebookConfig):
@@ -145,6 +171,14 @@ class VPConfig(_CodebookConfig):
         description="Steps between settings of eta to the error of a k-means codebook on the "
         "queue; 0: never.",
     )
+
+    @model_validator(mode="after")
+    def _enough_latents(self) -> VPConfig:
+        if self.queue_size is not None and self.queue_size < self.codebook_size:
+            raise ValueError("queue_size must be at least codebook_size")
+        if self.neighbors > min(self.search_size or MAX_TABLE, self.queue_size or MAX_TABLE):
+            raise ValueError("neighbors must be at most search_size and queue_size")
+        return self
 
 
 class VQConfig(_CodebookConfig):
@@ -321,7 +355,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] == UNKNOWN_TYPE:
         path.append("type")
     where = ".".join(path)
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {reason}" if where else reason
 
 
 def parse_model(data: Any) -> ModelConfig:

@@ -33,6 +33,7 @@ from .quantizers import VP
 from .training.checkpoints import (
     CheckpointError,
     averaged_weights,
+    brief,
     find_checkpoint,
     load_checkpoint,
 )
@@ -69,9 +70,12 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
         model.load_state_dict(averaged_weights(groups))
         if isinstance(model.quantizer, VP) and not model.quantizer.fitted:  # interrupted
             model.quantizer.fit()
+        if not model.quantizer.fitted:
+            raise CheckpointError(f"{run}: the quantizer has no codebook yet; train on")
+    except CheckpointError:
+        raise
     except (KeyError, ConfigError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{run}: the checkpoint is incomplete ({reason})") from None
+        raise CheckpointError(f"{run}: the checkpoint is incomplete ({brief(error)})") from None
     export_model(model, target, force=force)
 
 

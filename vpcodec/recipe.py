@@ -6,6 +6,7 @@ combinations that cannot work are refused with the path of the field.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,13 @@ from .config import (
     explain,
 )
 
-Range = tuple[float, float]
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
+Decibels = Annotated[float, Field(ge=-120, le=120)]
+Range = tuple[Decibels, Decibels]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Beta, Beta]
+WHISPER_SECONDS = 30.0  # that its encoder has positions for
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 class AudioCorpus(Strict):
@@ -35,7 +42,7 @@ class AudioCorpus(Strict):
         "manifest: .txt with a path per line, or .tsv, .csv, .jsonl with a column `path` and, if "
         "known, `seconds` and `offset`; paths are relative to the manifest.",
     )
-    weight: float = Field(1.0, gt=0, description="Share of the crops, relative to other corpora.")
+    weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
 class LibriTTSCorpus(Strict):
@@ -58,7 +65,7 @@ class LibriTTSCorpus(Strict):
     download: bool = Field(
         False, description="Fetch subsets that are not there (through torchaudio)."
     )
-    weight: float = Field(1.0, gt=0, description="Share of the crops, relative to other corpora.")
+    weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
 class HuggingFaceCorpus(Strict):
@@ -73,7 +80,7 @@ class HuggingFaceCorpus(Strict):
     split: str = Field("train", description="Split.")
     column: str = Field("audio", description="Column of the audio.")
     shuffle_buffer: Positive = Field(1000, description="Items among which the order is random.")
-    weight: float = Field(1.0, gt=0, description="Share of the crops, relative to other corpora.")
+    weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
 def _corpus(value: Any) -> Any:
@@ -103,7 +110,7 @@ class DataConfig(Strict):
         description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
         "one alone needs no list. None: generated signals.",
     )
-    crop_seconds: float = Field(1.536, gt=0, description="Length of a training crop.")
+    crop_seconds: float = Field(1.536, gt=0, le=600, description="Length of a training crop.")
     batch_size: Positive = Field(8, description="Crops per process and (partial) step.")
     gain_db: Range = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
     flip_polarity: bool = Field(True, description="Turn the sign of half of the crops.")
@@ -119,7 +126,7 @@ class DataConfig(Strict):
         description="Memory for decoded files of up to a minute, all workers together; files "
         "beyond it, and longer ones, are read where the crop lies.",
     )
-    workers: NotNegative | None = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
         description="Worker processes of the loader per training process; 0: threads. None: "
         "threads when training on a CPU, up to 8 processes beside a GPU.",
@@ -179,7 +186,7 @@ class LossConfig(Strict):
     balancer_decay: float = Field(
         0.99, ge=0, lt=1, description="Of the balancer's averages of gradient norms."
     )
-    fft_sizes: tuple[Positive, ...] = Field(
+    fft_sizes: tuple[Annotated[int, Field(ge=4)], ...] = Field(
         (64, 128, 256, 512, 1024, 2048), min_length=1, description="FFT sizes of `stft` and `mel`."
     )
     mel_bands: tuple[NotNegative, ...] = Field(
@@ -190,6 +197,13 @@ class LossConfig(Strict):
     def _consistent(self) -> LossConfig:
         if len(self.fft_sizes) != len(self.mel_bands):
             raise ValueError("mel_bands needs one entry per FFT size")
+        if len(set(self.fft_sizes)) < len(self.fft_sizes):
+            raise ValueError("fft_sizes has an entry twice")
+        for size, bands in zip(self.fft_sizes, self.mel_bands):
+            if bands > size // 4:
+                raise ValueError(f"mel_bands must be at most a quarter of the FFT size: {bands}")
+        if not self.wave + self.stft + self.mel + self.perceptual:
+            raise ValueError("one of wave, stft, mel and perceptual needs a weight")
         return self
 
 
@@ -212,7 +226,7 @@ class DiscriminatorConfig(Strict):
     )
     every: Positive = Field(1, description="Update the discriminators at each n-th step.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate; its schedule is the codec's.")
-    betas: Range = Field((0.8, 0.99), description="Of AdamW.")
+    betas: Betas = Field((0.8, 0.99), description="Of AdamW.")
     weight_decay: float = Field(1e-5, ge=0, description="Of AdamW.")
     grad_clip: float = Field(10.0, gt=0, description="Largest gradient norm.")
 
@@ -241,26 +255,40 @@ class OptimConfig(Strict):
     peak_at: float = Field(
         0.4, gt=0, lt=1, description="Share of the steps before the peak of onecycle."
     )
-    betas: Range = Field((0.9, 0.98), description="Of AdamW.")
+    betas: Betas = Field((0.9, 0.98), description="Of AdamW.")
     weight_decay: float = Field(
         0.01, ge=0, description="Of matrices and kernels; not of biases, norms and codes."
     )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights that ship.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> OptimConfig:
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr is {self.final_lr:g}, above lr, {self.lr:g}")
+        return self
+
 
 class EvalConfig(Strict):
     """Quality on held-out audio during training."""
 
-    data: str | None = Field(
-        None, description="Folder, glob or manifest of held-out audio; none: no evaluation."
+    data: Annotated[CorpusConfig, BeforeValidator(_corpus)] | None = Field(
+        None, description="Corpus of held-out audio, as in `data`; none: no evaluation."
     )
     every: Positive = Field(1000, description="Steps between evaluations; there is one at the end.")
     max_files: Positive = Field(64, description="Files used, spread over all.")
-    max_seconds: float = Field(15.0, gt=0, description="Beginning of each file that is used.")
+    max_seconds: float = Field(
+        15.0, ge=0.5, le=600, description="Beginning of each file that is used."
+    )
     best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr"] = Field(
         "mel_distance", description="What decides which averaged weights are kept as the best."
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalConfig:
+        if isinstance(self.data, HuggingFaceCorpus):
+            raise ValueError("data must be files: a streamed dataset has no random access")
+        return self
 
 
 class TrainConfig(Strict):
@@ -268,7 +296,9 @@ class TrainConfig(Strict):
 
     steps: Positive = Field(1000, description="Updates of the codec.")
     accumulate: Positive = Field(1, description="Batches per update, their gradients averaged.")
-    seed: NotNegative = Field(0, description="Of weights, crops and noise.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="Of weights, crops and noise."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -310,19 +340,33 @@ class Recipe(Strict):
         crop -= self.model.decoder_delay * self.model.hop_length
         if crop <= max(self.loss.fft_sizes) // 2:
             raise ValueError("data.crop_seconds is too short for the largest of loss.fft_sizes")
-        if self.adversarial and crop <= max(self.discriminator.fft_sizes, default=0) // 2:
+        seconds = self.data.crop_seconds
+        if self.loss.perceptual and seconds > WHISPER_SECONDS:
+            raise ValueError(
+                f"data.crop_seconds is {seconds:g}, but loss.perceptual takes {WHISPER_SECONDS:g}"
+            )
+        if not self.adversarial:
+            return self
+        discriminator = self.discriminator
+        if crop <= max(discriminator.fft_sizes, default=0) // 2:
             raise ValueError(
                 "data.crop_seconds is too short for the largest of discriminator.fft_sizes"
             )
+        if crop < 2 * max(discriminator.periods, default=0):
+            raise ValueError("data.crop_seconds is too short for discriminator.periods")
         return self
 
     @model_validator(mode="after")
     def _adversarial_training_begins(self) -> Recipe:
-        if self.adversarial and self.discriminator.start_step >= self.train.steps:
+        if not self.adversarial:
+            return self
+        if self.discriminator.start_step >= self.train.steps:
             raise ValueError(
                 f"discriminator.start_step is {self.discriminator.start_step}, but train.steps "
                 f"ends at {self.train.steps}"
             )
+        if not self.loss.adversarial + self.loss.feature:
+            raise ValueError("a discriminator needs loss.adversarial or loss.feature")
         return self
 
     @property
@@ -348,26 +392,42 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections")
     for item in overrides or []:
-        key, eq, value = item.partition("=")
-        if not eq:
-            raise ConfigError(f"override {item!r} is not of the form section.field=value")
-        *parents, leaf = key.split(".")
-        node = data
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"override {item!r}: {part} is not a section")
-        try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {item!r}: {value!r} is not a YAML value") from None
-        if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-            try:
-                value = float(value)
-            except ValueError:
-                pass
-        node[leaf] = value
+        _override(data, item)
     try:
-        return Recipe.model_validate(data)
+        return Recipe.model_validate(_numbers(data))
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from None
+
+
+def _override(data: dict[str, Any], item: str) -> None:
+    """Set one field of a recipe.
+
+    Raises:
+        ConfigError: not of the form section.field=value.
+    """
+    import yaml
+
+    key, eq, value = item.partition("=")
+    *parents, leaf = key.split(".")
+    if not eq or not all((*parents, leaf)):
+        raise ConfigError(f"override {item!r} is not of the form section.field=value")
+    node = data
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {item!r}: {part} is not a section")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {item!r}: {value!r} is not a YAML value") from None
+
+
+def _numbers(data: Any) -> Any:
+    """The same with numbers such as 3e-4, which YAML 1.1 reads as text."""
+    if isinstance(data, dict):
+        return {key: _numbers(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_numbers(value) for value in data]
+    if isinstance(data, str) and NUMBER.fullmatch(data):
+        return float(data)
+    return data

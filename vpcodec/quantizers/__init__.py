@@ -1,7 +1,7 @@
 """Quantizers: one contract (`Quantizer`), one result (`Quantized`)."""
 
 from ..config import QuantizerConfig
-from .base import NoCodebookError, Quantized, Quantizer
+from .base import NoCodebookError, NotFiniteError, Quantized, Quantizer
 from .fsp import FSP
 from .fsq import FSQ
 from .lfq import LFQ
@@ -18,6 +18,7 @@ __all__ = [
     "VQ",
     "CodebookUsage",
     "NoCodebookError",
+    "NotFiniteError",
     "Quantized",
     "Quantizer",
     "SimVQ",

@@ -18,6 +18,10 @@ class NoCodebookError(RuntimeError):
     """Tokens were asked of a quantizer whose codebook has not been made yet."""
 
 
+class NotFiniteError(ValueError):
+    """Latents that are NaN or infinite."""
+
+
 class Quantized:
     """What a quantizer returns.
 
@@ -117,7 +121,7 @@ class Quantizer(nn.Module, ABC):
         waits = latents.is_cuda and self.training
         if not torch.compiler.is_compiling() and not waits and not latents.isfinite().all():
             bad = latents[~latents.isfinite()][0].item()
-            raise ValueError(f"latents must be finite, got {bad}")
+            raise NotFiniteError(f"latents must be finite, got {bad}")
         return latents.float()
 
     def check_tokens(self, tokens: torch.Tensor) -> torch.Tensor:

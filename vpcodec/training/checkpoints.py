@@ -7,6 +7,7 @@ A run folder keeps the newest few in `checkpoints/step-00000500.safetensors`, an
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,8 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Remove all checkpoints of a run but the newest `keep`."""
-    for path in checkpoints(run)[:-keep]:
+    """Remove all checkpoints of a run but the newest `keep`, and unfinished ones of killed runs."""
+    for path in (*checkpoints(run)[:-keep], *(run / FOLDER).glob(".*.tmp")):
         path.unlink(missing_ok=True)
 
 
@@ -71,13 +72,15 @@ def save_checkpoint(path: Path, tensors: dict[str, dict[str, Any]], state: dict[
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(path) as file:
         file.write(save(flat, metadata={"state": json.dumps(state)}))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: no such file, or not a checkpoint.
+        CheckpointError: no such file, or not a checkpoint; what to do then if there are others.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
     try:
@@ -89,7 +92,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except (SafetensorError, KeyError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint ({error})") from None
+        others = [other for other in path.parent.glob("step-*.safetensors") if other != path]
+        advice = f"; without it, {max(others).name} is next" if others else ""
+        raise CheckpointError(f"{path}: not a checkpoint ({error}){advice}") from None
     return groups, state
 
 
@@ -100,6 +105,12 @@ def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, to
         KeyError: the checkpoint has no model.
     """
     return groups.get("model", {}) | groups["average"]
+
+
+def brief(error: Exception) -> str:
+    """An error in one line; of torch's about state dicts, the first thing that is wrong."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[1].strip() if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -134,5 +145,5 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
             f"{path}: not a safetensors file that can be read ({error})"
         ) from None
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        reason = brief(error)
         raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None

@@ -42,9 +42,17 @@ def open_files(corpus: AudioCorpus | LibriTTSCorpus) -> Files:
 
     Raises DataError where there is none that can be read.
     """
+    return Files(corpus.path, list_files(corpus))
+
+
+def list_files(corpus: AudioCorpus | LibriTTSCorpus) -> Listing:
+    """What a corpus names.
+
+    Raises DataError where there is nothing.
+    """
     if isinstance(corpus, LibriTTSCorpus):
-        return Files(corpus.path, Listing(*_find_libritts(corpus)))
-    return Files(corpus.path, list_audio(corpus.path))
+        return Listing(*_find_libritts(corpus))
+    return _list_audio(corpus.path)
 
 
 class Listing:
@@ -207,7 +215,7 @@ def _naming(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {reason}") from error
 
 
-def list_audio(path: str) -> Listing:
+def _list_audio(path: str) -> Listing:
     """The audio of a folder, a glob or a manifest."""
     here = Path(path)
     if here.is_dir():

@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from .corpora import (
 
 LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
 SILENCE = 1e-8  # mean power, -80 dB; no ratio to noise is made of less
+RETRIES = (0.1, 1.0)  # seconds before a file is read again after an error of the system
 MAX_FAILURES = 1000  # files, or items of a stream, in a row
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
 COUNTED = 1024  # batches between remembered counts of the items of streams
@@ -81,15 +83,14 @@ class Crops:
     ) -> None:
         self.config = config
         self.sample_rate = sample_rate
-        self.seed = seed % 2**64
+        self.seed = seed
         self.process, self.processes = process, processes
         self.workers = 0 if config.streams else workers
         self.length = -(-int(config.crop_seconds * sample_rate) // multiple) * multiple
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self._ahead = 2 * self._threads  # batches
         self._skipped: dict[str, None] = {}
-        self._cache: dict[tuple[int, int], np.ndarray] = {}
-        self._cached_bytes = 0
+        self._cache: dict[tuple[int, int], tuple[np.ndarray, np.float32]] = {}
 
         self._noise = None if config.noise is None else self._scan(config.noise)
         self._corpora = [self._open(corpus) for corpus in config.train]
@@ -198,7 +199,7 @@ class Crops:
     def _open(self, corpus: AudioCorpus | LibriTTSCorpus | HuggingFaceCorpus) -> Files | Stream:
         if not isinstance(corpus, HuggingFaceCorpus):
             return self._scan(corpus)
-        keep = (self._ahead + 1) * self.config.batch_size + MAX_FAILURES
+        keep = (self._ahead + 2) * self.config.batch_size
         return Stream(corpus, self.seed, self.process, self.processes, keep)
 
     def _scan(self, corpus: AudioCorpus | LibriTTSCorpus) -> Files:
@@ -214,7 +215,7 @@ class Crops:
         """
         files = [self._noise] if self._noise else []
         files += [corpus for corpus in self._corpora if isinstance(corpus, Files)]
-        left = self.config.cache_mb * 2**20
+        left = self.config.cache_mb * 2**20 // max(1, self.workers)
         for index, some in enumerate(files):
             size = np.where(some.seconds > LONG_SECONDS, 0, some.seconds * self.sample_rate * 2)
             ends = np.cumsum(size)
@@ -279,7 +280,7 @@ class Crops:
             number, position = min(number, len(files) - 1), rng.random()
             if number not in files.broken:
                 try:
-                    samples = self._read(files, number, position)
+                    samples = self._read_patiently(files, number, position)
                 except UNREADABLE:
                     files.failures += 1
                     self._skipped[files.label(number)] = None
@@ -293,6 +294,17 @@ class Crops:
             if len(files.broken) == len(files) or files.failures >= MAX_FAILURES:
                 raise DataError(f"{files.name}: no audio file that can be read")
 
+    def _read_patiently(self, files: Files, number: int, position: float) -> np.ndarray:
+        """`_read`, again where the file system and not the file is at fault."""
+        for pause in RETRIES:
+            try:
+                return self._read(files, number, position)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError:
+                time.sleep(pause)
+        return self._read(files, number, position)
+
     def _read(self, files: Files, number: int, position: float) -> np.ndarray:
         """Up to `length` samples of a file, from `position` (0..1) of where they can begin."""
         path, offset = files.path(number), float(files.offsets[number])
@@ -300,16 +312,15 @@ class Crops:
         if not files.whole[number]:
             first = int(position * max(0, total - self.length))
             return read_part(path, offset, first, min(self.length, total), self.sample_rate)
-        samples = self._cache.get((files.index, number))
-        if samples is None:
+        found = self._cache.get((files.index, number))
+        if found is None:
             audio = read_part(path, offset, 0, total, self.sample_rate)
-            samples = np.round(audio * 32768).clip(-32768, 32767).astype(np.int16)
-            budget = self.config.cache_mb * 2**20 // max(1, self.workers)
-            if self._cached_bytes + samples.nbytes <= budget:
-                self._cache[files.index, number] = samples
-                self._cached_bytes += samples.nbytes
+            scale = np.float32(max(1.0, float(np.abs(audio).max())) / 32768)
+            found = np.round(audio / scale).clip(-32768, 32767).astype(np.int16), scale
+            self._cache[files.index, number] = found
+        samples, scale = found
         first = int(position * max(0, len(samples) - self.length))
-        return samples[first : first + self.length] / np.float32(32768)
+        return samples[first : first + self.length] * scale
 
     def _from_stream(self, stream: Stream, number: int, position: float) -> np.ndarray:
         """Up to `length` samples of item `number`, or of the next one that can be read."""
@@ -336,7 +347,7 @@ class _WorkerCrops:
 
     def __init__(self, crops: Crops) -> None:
         self.crops = copy.copy(crops)
-        self.crops._cache, self.crops._cached_bytes, self.crops._skipped = {}, 0, {}
+        self.crops._cache, self.crops._skipped = {}, {}
 
     def __getitem__(self, number: int) -> tuple[Any, list[str], str | None]:
         import torch

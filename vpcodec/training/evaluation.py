@@ -11,18 +11,18 @@ from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..audio import AudioError, AudioReader, resample
 from ..config import ModelConfig
 from ..metrics.workers import METRICS, Workers, measure
 from ..models import AudioAutoencoder
 from ..quantizers import CodebookUsage
-from ..recipe import EvalConfig
+from ..recipe import AudioCorpus, EvalConfig, LibriTTSCorpus
 from ..tokenfile import AUDIO, TokenHeader, write_tokens
-from .corpora import DataError, list_audio
+from .corpora import UNREADABLE, DataError, list_files, read_part
 
 CodecFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -42,6 +42,14 @@ class _Run:
     step: int
     totals: dict[str, float]  # what is known without them
     scores: list[Future[dict[str, float]]]
+
+
+class Clip(NamedTuple):
+    """A file, or a part of it; seconds are NaN for all of it."""
+
+    path: Path
+    offset: float
+    seconds: float
 
 
 class Evaluation:
@@ -101,11 +109,16 @@ class Evaluation:
         ]
         self._running.append(_Run(step, totals, scores))
 
-    def results(self, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
+    @property
+    def running(self) -> set[int]:
+        """Steps whose evaluations are under way."""
+        return {run.step for run in self._running}
+
+    def results(self, wait: float = 0.0) -> list[tuple[int, dict[str, float]]]:
         """The evaluations that have finished since the last call, oldest first.
 
         Args:
-            wait: for all that were started.
+            wait: seconds to wait for each that was started.
 
         Returns:
             step and values of each: `pesq_wb`, `stoi`, `si_sdr` (dB) and `mel_distance`, means
@@ -136,9 +149,9 @@ class Evaluation:
     ) -> None:
         self.close()
 
-    def _collect(self, run: _Run, block: bool) -> list[dict[str, float]] | None:
+    def _collect(self, run: _Run, seconds: float) -> list[dict[str, float]] | None:
         """The values of all clips; none of them after a failure, None while some are not ready."""
-        done, pending = wait(run.scores, None if block else 0, FIRST_EXCEPTION)
+        done, pending = wait(run.scores, seconds, FIRST_EXCEPTION)
         for error in filter(None, (score.exception() for score in done)):
             for score in pending:
                 score.cancel()
@@ -153,14 +166,14 @@ class Evaluation:
             spread = np.linspace(0, len(paths) - 1, config.max_files).round().astype(int)
             paths = [paths[i] for i in spread]
         clips = []
-        for path in paths:
+        for found in paths:
             try:
-                clips.append(_clip(path, self.model, config.max_seconds))
-            except AudioError as error:
-                self.skipped.append(str(error))
+                clips.append(_read_clip(found, self.model, config.max_seconds))
+            except UNREADABLE as error:
+                self.skipped.append(f"{found.path}: {error}")
         if not clips:
             reason = f" ({self.skipped[0]})" if self.skipped else ""
-            raise EvaluationError(f"{config.data}: no audio file that can be used{reason}")
+            raise EvaluationError(f"{config.data.path}: no audio file that can be used{reason}")
         return clips
 
     def _totals(self, tokens: list[np.ndarray]) -> dict[str, float]:
@@ -195,19 +208,18 @@ class Evaluation:
         )
 
 
-def find_clips(data: str | None) -> list[Path]:
-    """The audio files of a folder, a glob or a manifest, sorted, each once.
+def find_clips(corpus: AudioCorpus | LibriTTSCorpus) -> list[Clip]:
+    """What a corpus holds, sorted.
 
     Raises:
         EvaluationError: nothing there.
     """
-    if not data:
-        raise EvaluationError("eval.data is not set")
     try:
-        listing = list_audio(data)
+        listing = list_files(corpus)
     except DataError as error:
         raise EvaluationError(f"eval.data: {error}") from None
-    return [listing.root / name for name in sorted(set(listing.names))]
+    rows = zip(listing.names, listing.offsets.tolist(), listing.seconds.tolist(), strict=True)
+    return sorted(Clip(listing.root / name, offset, seconds) for name, offset, seconds in rows)
 
 
 def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
@@ -234,16 +246,16 @@ def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFuncti
     return codec
 
 
-def _clip(path: Path, model: ModelConfig, max_seconds: float) -> np.ndarray:
-    """The beginning of a file, (T,) float32; AudioError where there is none to use."""
+def _read_clip(clip: Clip, model: ModelConfig, max_seconds: float) -> np.ndarray:
+    """The beginning of a clip, (T,) float32.
+
+    Raises ValueError or another of UNREADABLE where there is none to use.
+    """
     rate, hop = model.sample_rate, model.hop_length
-    with AudioReader(path) as reader:
-        wanted = math.ceil(max_seconds * reader.sample_rate)
-        block = next(reader.blocks(wanted), np.empty((1, 0), np.float32))
-        samples = resample(block.mean(0), reader.sample_rate, rate)
-    samples = samples[: int(max_seconds * rate)]
+    seconds = min(max_seconds, clip.seconds) if clip.seconds > 0 else max_seconds
+    samples = read_part(clip.path, clip.offset, 0, int(seconds * rate), rate)
     if len(samples) < max(hop, MIN_SECONDS * rate):
-        raise AudioError(f"{path}: shorter than {MIN_SECONDS} s")
+        raise ValueError(f"shorter than {MIN_SECONDS} s")
     return np.ascontiguousarray(samples[: len(samples) // hop * hop])
 
 

@@ -32,14 +32,21 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise TrainingError(f"train.trackers: pip install {' '.join(missing)}")
     if recipe.train.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: there is no GPU that torch can use")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cpu = recipe.train.device == "cpu" or not torch.cuda.is_available()
+    if not cpu and local > torch.cuda.device_count():
+        raise TrainingError(f"{local} processes for {torch.cuda.device_count()} GPUs")
+    group: dict[str, Any] = {"timeout": LONGEST_WAIT}
+    if not cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        group["backend"] = "cpu:gloo,cuda:nccl"  # gloo for what is said on the CPU
     return Accelerator(
-        cpu=recipe.train.device == "cpu",
+        cpu=cpu,
         mixed_precision="no",
         log_with=list(recipe.train.trackers) or None,
         kwargs_handlers=[
             # queues and averages of quantizers are equal in all processes as they are
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            InitProcessGroupKwargs(**group),
         ],
     )
 

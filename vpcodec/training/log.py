@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -50,7 +52,8 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        again = any(folder.glob("events.out.tfevents.*"))
+        self._board = SummaryWriter(str(folder), purge_step=step + 1 if again else None)
         self._rows = open(folder / METRICS, "a")
         self._progress = Progress(
             TextColumn("{task.description} {task.completed}/{task.total}"),
@@ -90,7 +93,10 @@ class RunLog:
             return
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
-        rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
+        rounded = {
+            name: float(f"{value:.6g}") if math.isfinite(value) else None  # JSON has no NaN
+            for name, value in values.items()
+        }
         row = {"step": step, "seconds": round(seconds, 1)} | rounded
         print(json.dumps(row), file=self._rows, flush=True)
 
@@ -116,13 +122,20 @@ class RunLog:
 
 
 class Clock:
-    """Time and audio since the last lap, and how much of the time was waiting for data."""
+    """Time and audio of the training itself, and how much of the time was waiting for data.
+
+    What is done in between (saving, evaluating) does not count.
+    """
 
     def __init__(self) -> None:
-        self.audio = 0
-        self.speed = self.wait_share = 0.0
-        self._waited = 0.0
-        self._began = self._marked = time.perf_counter()
+        self.audio = 0  # samples
+        self._spent = self._waited = 0.0
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._spent += time.perf_counter() - began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -130,15 +143,12 @@ class Clock:
         yield
         self._waited += time.perf_counter() - began
 
-    def lap(self) -> float:
-        """Seconds since the last one."""
-        now = time.perf_counter()
-        seconds, self._marked = now - self._marked, now
-        if self.audio:
-            whole = now - self._began
-            self.speed, self.wait_share = self.audio / whole, self._waited / whole
-            self.audio, self._waited, self._began = 0, 0.0, now
-        return seconds
+    def lap(self) -> tuple[float, float, float]:
+        """Seconds, samples per second and share of waiting since the last lap."""
+        spent = max(self._spent, 1e-9)
+        found = self._spent, self.audio / spent, self._waited / spent
+        self.audio, self._spent, self._waited = 0, 0.0, 0.0
+        return found
 
 
 def spectrogram(samples: torch.Tensor) -> torch.Tensor:
@@ -151,14 +161,25 @@ def spectrogram(samples: torch.Tensor) -> torch.Tensor:
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the rows of steps after a checkpoint: they will come again."""
+    """Drop the rows of steps after a checkpoint, which will come again, and torn ones."""
     path = folder / METRICS
     if path.exists():
-        rows = path.read_text().splitlines(keepends=True)
+        rows = [(line, row) for line, row in read_metrics(folder) if row["step"] <= step]
         with atomic_output(path) as file:
-            for row in rows:
-                if row.endswith("\n") and json.loads(row)["step"] <= step:
-                    file.write(row.encode())
+            file.write("".join(line for line, _ in rows).encode())
+
+
+def read_metrics(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Lines and rows of metrics.jsonl that are whole."""
+    found = []
+    path = folder / METRICS
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines(keepends=True):
+            with suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                if line.endswith("\n") and isinstance(row["step"], int):
+                    found.append((line, row))
+    return found
 
 
 def write_readme(folder: Path, recipe: Recipe, *, parameters: dict[str, int], data: str) -> None:

@@ -48,7 +48,7 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
     decay = optim.weight_decay
     groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=_on_gpu(model))
     ]
     if matrices:
         muon = torch.optim.Muon(
@@ -67,4 +67,9 @@ def build_discriminator_optimizer(
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        fused=_on_gpu(discriminators),
     )
+
+
+def _on_gpu(module: torch.nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in module.parameters())

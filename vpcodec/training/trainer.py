@@ -9,6 +9,7 @@ that was not, and two processes give what one gives with twice the batch, both u
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from torch import nn
 from ..config import ConfigError, VPConfig, parse_model
 from ..files import atomic_output
 from ..models import AudioAutoencoder
-from ..quantizers import VP, CodebookUsage
+from ..quantizers import VP, CodebookUsage, NotFiniteError
+from ..quantizers.usage import LARGEST
 from ..recipe import Recipe
 from .balancer import Balancer
 from .checkpoints import (
     BEST,
     CheckpointError,
     averaged_weights,
+    brief,
     checkpoint_path,
     checkpoints,
     find_checkpoint,
@@ -39,7 +42,7 @@ from .checkpoints import (
 )
 from .data import Crops
 from .discriminators import Discriminators
-from .evaluation import Evaluation, codec_of
+from .evaluation import Evaluation, codec_of, find_clips
 from .hardware import (
     TrainingError,
     choose_precision,
@@ -47,11 +50,13 @@ from .hardware import (
     loader_workers,
     make_accelerator,
 )
-from .log import Clock, RunLog, cut_metrics, write_readme
+from .log import Clock, RunLog, cut_metrics, read_metrics, write_readme
 from .losses import ReconstructionLoss, discriminator_loss, generator_losses
 from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
 
 LATENTS_PER_CODE = 64  # that a codebook is made of after training
+STOP_SECONDS = 5.0  # that a run which is stopped waits for evaluations under way
+FINAL_SECONDS = 1800.0  # that one which has ended does
 LISTENING_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,10 +82,19 @@ class Trainer:
         self.accelerator = make_accelerator(recipe)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
-        self.precision = choose_precision(recipe.train.precision, self.accelerator)
+        found = load_checkpoint(find_checkpoint(folder)) if checkpoints(folder) else None
+        self.precision = recipe.train.precision
+        if self.precision == "auto" and found is not None:
+            self.precision = str(found[1].get("precision"))
+        self.precision = choose_precision(self.precision, self.accelerator)
+        if recipe.eval.data is not None and self.main:
+            find_clips(recipe.eval.data)  # before anything that takes long
         torch.manual_seed(recipe.train.seed)
         self.model = AudioAutoencoder(recipe.model).to(self.device).train()
-        if init_from is not None:
+        self.notes: list[str] = []  # for whoever starts the run
+        if init_from is not None and found is not None:
+            self.notes.append(f"the run goes on: {init_from} is not used")
+        elif init_from is not None:
             load_weights(self.model, init_from)
         self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.loss = ReconstructionLoss(recipe.loss, recipe.model.sample_rate).to(self.device)
@@ -110,14 +124,18 @@ class Trainer:
             )
         self.step = 0
         self.seconds = 0.0
-        self.best: tuple[float, int] | None = None  # value and step
-        self.notes: list[str] = []  # for whoever starts the run
         self._bad_step = torch.tensor(-1, device=self.device)
-        self._tokens: list[torch.Tensor] = []
+        self._sums: dict[str, torch.Tensor] = {}  # of terms since they were logged
+        self._counts: dict[str, int] = {}
+        self._tokens: list[torch.Tensor] = []  # since then, of this process
         self._candidates: dict[int, dict[str, torch.Tensor]] = {}  # weights being evaluated
+        self._told = 0  # of files that cannot be read
         folder.mkdir(parents=True, exist_ok=True)
-        if checkpoints(folder):
-            self._resume()
+        if found is not None:
+            self._resume(*found)
+        self._agree_on_step()
+        if self.main:
+            cut_metrics(folder, self.step)
         if isinstance(self.model.quantizer, VP) and self.step < recipe.train.steps:
             self.model.quantizer.forget_codebook()  # of other weights
         self._wrapped = self.accelerator.prepare_model(self.model)
@@ -128,9 +146,6 @@ class Trainer:
             for module in (self.model.encoder, self.model.decoder, self.discriminators):
                 if module is not None:
                     module.compile()
-        if self.main:
-            with atomic_output(folder / "recipe.json") as file:
-                file.write(recipe.model_dump_json(indent=2).encode())
 
     def learning_rate(self, step: int) -> float:
         """Of the codec at a step; the discriminators' is the same share of their peak."""
@@ -154,7 +169,10 @@ class Trainer:
         for i, batch in enumerate(batches):
             with self._last(i, len(batches), self._wrapped):
                 self._seed(self.step * len(batches) + i)
-                row, target, output = self._codec_pass(batch, adversarial, 1 / len(batches))
+                try:
+                    row, target, output = self._codec_pass(batch, adversarial, 1 / len(batches))
+                except NotFiniteError:
+                    raise self._not_finite(self.step) from None
             rows.append(row)
             pairs.append((target, output.detach()))
         terms = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
@@ -202,7 +220,7 @@ class Trainer:
             torch.autograd.backward(roots, gradients)
         else:
             scaler.scale((total + own) * share).backward()
-        if not quantized.lazy and self.main:
+        if self.main and not quantized.lazy and self.model.config.codebook_size <= LARGEST:
             self._tokens.append(quantized.tokens)
         terms = {"loss": total + own} | terms | {"quantizer": quantized.loss} | quantized.stats
         return {name: value.detach() for name, value in terms.items()}, target, output
@@ -261,9 +279,12 @@ class Trainer:
         if bad < 0 and any(s.is_enabled() and s.get_scale() < 1 for s in self.scalers):
             bad = self.step  # the scale fell and fell
         if bad >= 0:
-            found = checkpoints(self.folder)
-            kept = f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
-            raise TrainingError(f"step {bad}: loss or gradient is not finite; {kept}")
+            raise self._not_finite(bad)
+
+    def _not_finite(self, step: int) -> TrainingError:
+        found = checkpoints(self.folder)
+        kept = f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
+        return TrainingError(f"step {step}: loss or gradient is not finite; {kept}")
 
     def train(self) -> None:
         """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop.
@@ -273,7 +294,7 @@ class Trainer:
             TrainingError: it cannot go on.
         """
         train = self.recipe.train
-        if self.step >= train.steps:
+        if not self._any(self._unfinished()):
             return
         with ExitStack() as stack:
             log = stack.enter_context(
@@ -281,36 +302,67 @@ class Trainer:
             )
             evaluation = self._start_evaluation(stack, log)
             self._describe(log)
+            if train.trackers:
+                self.accelerator.init_trackers("vpcodec", self.recipe.model_dump(mode="json"))
+                stack.callback(self.accelerator.end_training)
             interrupted = stack.enter_context(deferred_interrupt())
             batches = self.data.batches(
                 self.step * train.accumulate, train.steps * train.accumulate
             )
-            stack.enter_context(closing(batches))
+            if self.step < train.steps:
+                stack.enter_context(closing(batches))
+                if self._evaluation_is_due() and not self._evaluated():
+                    self._evaluate(evaluation, log)  # it was lost when the run ended
             clock = Clock()
             while self.step < train.steps:
-                with clock.waiting():
-                    samples = np.stack([next(batches) for _ in range(train.accumulate)])
-                terms = self.train_step(torch.from_numpy(samples).to(self.device))
+                with clock.training():
+                    with clock.waiting():
+                        samples = np.stack([next(batches) for _ in range(train.accumulate)])
+                    terms = self.train_step(self._to_device(samples))
                 clock.audio += samples.size * self.accelerator.num_processes
+                self._add(terms)
                 last = self.step == train.steps
                 if self.step % train.log_every == 0 or last:
-                    self._log(terms, clock, log)
+                    self._log(clock, log)
                 if self.step % train.audio_every == 0:
                     self._log_audio(samples[0], log)
                 self._calibrate(log)
                 stop = self._any(interrupted())
-                if self.step % train.save_every == 0 or last or stop:
-                    self.seconds += clock.lap()
+                if not last and (stop or self.step % train.save_every == 0):
                     self.save()
                 if stop and not last:
+                    self._report(evaluation, log, wait=STOP_SECONDS)
                     raise KeyboardInterrupt
-                if last:
-                    self._fit_codebook(log)
-                if evaluation is not None:
-                    self._evaluate(evaluation, log, last=last)
-            self.accelerator.wait_for_everyone()
-            if train.trackers:
-                self.accelerator.end_training()
+                if not last and self._evaluation_is_due():
+                    self._evaluate(evaluation, log)
+                self._report(evaluation, log)
+            self._finish(evaluation, log)
+
+    def _unfinished(self) -> bool:
+        if not self.main:
+            return False
+        lost = self.recipe.eval.data is not None and not self._evaluated()
+        return self.step < self.recipe.train.steps or not self.model.quantizer.fitted or lost
+
+    def _finish(self, evaluation: Evaluation | None, log: RunLog) -> None:
+        """The codebook of a VP quantizer, the last checkpoint, the last evaluation."""
+        error = None
+        if self.main and isinstance(self.model.quantizer, VP) and not self.model.quantizer.fitted:
+            model = self._averaged_copy()
+            try:
+                self._make_codebook(model, log)
+                self.model.quantizer.codebook = model.quantizer.codebook
+            except ValueError as found:  # too few latents that differ
+                error = found
+        self.save()
+        if error is not None:
+            raise TrainingError(f"no codebook: {error}; the weights are saved")
+        if not self._evaluated():
+            self._evaluate(evaluation, log)
+        self._report(evaluation, log, wait=FINAL_SECONDS)
+        if self.main and isinstance(self.model.quantizer, VP):
+            self._refine_best(log)
+        self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """Write the checkpoint; returns when it is there, in every process.
@@ -319,12 +371,17 @@ class Trainer:
             TrainingError: a gradient was not finite, so there is nothing worth keeping.
         """
         self._check_finite()
+        self._list_skipped()
+        self._share_sums()
         if self.main:
             groups: dict[str, dict[str, Any]] = {
                 "model": self.model.state_dict(),
                 "average": self.average,
                 "balancer": self.balancer.state_dict(),
+                "log": self._sums,
             }
+            if self._tokens:
+                groups["tokens"] = {"all": torch.cat([t.flatten() for t in self._tokens])}
             for i, optimizer in enumerate(self.optimizers):
                 groups[f"optimizer{i}"] = optimizer_tensors(optimizer)
             if self.discriminators is not None:
@@ -337,16 +394,17 @@ class Trainer:
                 "optimizer": self.recipe.optim.name,
                 "config": self.recipe.model.model_dump(mode="json"),
                 "data": self.data.fingerprint,
-                "best": self.best,
+                "batch": self._batch(),
+                "log": self._counts,
                 "scalers": [scaler.state_dict() for scaler in self.scalers],
             }
             save_checkpoint(checkpoint_path(self.folder, self.step), groups, state)
             prune(self.folder, self.recipe.train.keep)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self) -> None:
+    def _resume(self, groups: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
         path = find_checkpoint(self.folder)
-        groups, state = load_checkpoint(path)
         try:
             if parse_model(state["config"]) != self.recipe.model:
                 raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
@@ -354,25 +412,26 @@ class Trainer:
                 raise CheckpointError(f"{self.folder}: holds a run of another optimiser")
             self.model.load_state_dict(groups["model"])
             self.average = {k: groups["average"][k].to(self.device) for k in self.average}
-            self.balancer.load_state_dict(groups.get("balancer", {}))
+            self.balancer.load_state_dict(groups["balancer"])
             for i, optimizer in enumerate(self.optimizers):
                 restore_optimizer(optimizer, groups.get(f"optimizer{i}", {}))
             if self.discriminators is not None and "discriminators" in groups:
                 self._resume_discriminators(groups)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
-            if self.recipe.train.precision == "auto":
-                self.precision = str(state["precision"])
+            self._sums = {k: v.to(self.device) for k, v in groups.get("log", {}).items()}
+            self._counts = {name: int(state["log"][name]) for name in self._sums}
+            self._tokens = list(groups.get("tokens", {}).values())
             for scaler, saved in zip(self.scalers, state["scalers"]):
                 if scaler.is_enabled() and saved:
                     scaler.load_state_dict(saved)
             if state["data"] != self.data.fingerprint:
                 self.notes.append("the training data changed since the run was interrupted")
+            if state["batch"] != self._batch():
+                self.notes.append("batches are of another size than before: other crops will come")
         except (KeyError, TypeError, ConfigError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path}: the checkpoint is incomplete ({reason})") from None
-        if self.main:
-            cut_metrics(self.folder, self.step)
+            raise CheckpointError(
+                f"{path}: the checkpoint is incomplete ({brief(error)})"
+            ) from None
 
     def _resume_discriminators(self, groups: dict[str, dict[str, torch.Tensor]]) -> None:
         try:
@@ -421,12 +480,43 @@ class Trainer:
         torch.distributed.all_reduce(votes)
         return bool(votes)
 
+    def _agree_on_step(self) -> None:
+        """All processes go on from the same checkpoint."""
+        if self.accelerator.num_processes > 1:
+            steps = torch.tensor([self.step, -self.step])
+            torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MIN)
+            if int(steps[0]) != -int(steps[1]):
+                raise TrainingError(f"{self.folder}: processes see different checkpoints in it")
+
+    def _batch(self) -> list[int]:
+        """What else than the seed decides which crops a step has."""
+        processes = self.accelerator.num_processes
+        return [self.recipe.data.batch_size, self.recipe.train.accumulate, processes]
+
+    def _to_device(self, samples: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(samples)
+        if self.device.type == "cuda":  # a copy from other memory would wait for the GPU
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _list_skipped(self) -> None:
+        """Files that could not be read, in the run folder."""
+        skipped, process = self.data.skipped, self.accelerator.process_index
+        if len(skipped) > self._told:
+            self._told = len(skipped)
+            with atomic_output(
+                self.folder / f"skipped{f'-{process}' if process else ''}.txt"
+            ) as file:
+                file.write("".join(f"{name}\n" for name in skipped).encode())
+
     def _describe(self, log: RunLog) -> None:
         """README.md, and on stderr what a person should know first."""
         sources = ", ".join(corpus.path for corpus in self.recipe.data.train) or "generated signals"
         data = f"{sources} ({self.data.hours:.1f} h)" if self.data.hours else sources
         parameters = {"codec": self.model, "discriminators": self.discriminators}
         if self.main:
+            with atomic_output(self.folder / "recipe.json") as file:
+                file.write(self.recipe.model_dump_json(indent=2).encode())
             write_readme(
                 self.folder,
                 self.recipe,
@@ -437,23 +527,40 @@ class Trainer:
             log.message(note)
         if self.data.skipped:
             log.message(
-                f"left out {len(self.data.skipped)} files that cannot be read; the first: "
-                f"{self.data.skipped[0]}"
+                f"left out {len(self.data.skipped)} files that cannot be read (skipped.txt); the "
+                f"first: {self.data.skipped[0]}"
             )
-        if self.recipe.train.trackers:
-            self.accelerator.init_trackers("vpcodec", self.recipe.model_dump(mode="json"))
+        self._list_skipped()
 
-    def _log(self, terms: dict[str, torch.Tensor], clock: Clock, log: RunLog) -> None:
-        names = sorted(terms)
-        values = torch.stack([terms[name].float() for name in names])
-        values = self.accelerator.reduce(values, "mean").tolist()
+    def _add(self, terms: dict[str, torch.Tensor]) -> None:
+        """Remember terms for the log."""
+        for name, value in terms.items():
+            before = self._sums.get(name)
+            self._sums[name] = value.float() if before is None else before + value.float()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _share_sums(self) -> None:
+        """Give all processes the mean of their sums."""
+        if self._sums and self.accelerator.num_processes > 1:
+            names = sorted(self._sums)
+            values = torch.stack([self._sums[name] for name in names])
+            self._sums = dict(zip(names, self.accelerator.reduce(values, "mean").unbind()))
+
+    def _log(self, clock: Clock, log: RunLog) -> None:
+        """A row of the means since the last one."""
+        self._share_sums()
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name] / self._counts[name] for name in names]).tolist()
+        self._sums.clear()
+        self._counts.clear()
         self._check_finite()
-        self.seconds += clock.lap()
+        seconds, speed, wait_share = clock.lap()
+        self.seconds += seconds
         row = dict(zip(names, values))
         row |= {
             "lr": self.learning_rate(self.step - 1),
-            "audio_seconds_per_second": clock.speed / self.recipe.model.sample_rate,
-            "wait_share": clock.wait_share,
+            "audio_seconds_per_second": speed / self.recipe.model.sample_rate,
+            "wait_share": wait_share,
         }
         if self._tokens:
             usage = CodebookUsage(self.recipe.model.codebook_size)
@@ -462,8 +569,7 @@ class Trainer:
             row |= {"perplexity": usage.perplexity, "cvu": usage.cvu}
             self._tokens.clear()
         log.row(self.step, self.seconds, row)
-        if self.recipe.train.trackers:
-            self.accelerator.log(row, self.step)
+        self.accelerator.log(row, self.step)
         note = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "mel"))
         if "discriminator" in row:
             note += f"  D {row['discriminator']:.3f}"
@@ -471,7 +577,10 @@ class Trainer:
 
     def _log_audio(self, batch: np.ndarray, log: RunLog) -> None:
         """First crop and its reconstruction by the averaged weights, really quantized."""
-        model = self._averaged() if self.main else None
+        if not self.main:
+            return
+        self._check_finite()
+        model = self._averaged()
         if model is None:
             return
         crop = torch.from_numpy(batch[:1]).to(self.device)
@@ -480,14 +589,15 @@ class Trainer:
         log.audio(self.step, "original", crop[0])
         log.audio(self.step, "decoded", output[0])
 
-    def _averaged(self) -> AudioAutoencoder | None:
-        """A copy of the model with the averaged weights, in eval mode; with a codebook.
-
-        A VP quantizer gets a quick one of the queue. None where there cannot be a codebook yet.
-        """
+    def _averaged_copy(self) -> AudioAutoencoder:
+        """A copy of the model with the averaged weights, in eval mode."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average_state())
-        model.eval()
+        return model.eval()
+
+    def _averaged(self) -> AudioAutoencoder | None:
+        """The same with a codebook, of VP a quick one; None if there cannot be one yet."""
+        model = self._averaged_copy()
         if not model.quantizer.fitted:
             if not isinstance(model.quantizer, VP):
                 return None
@@ -501,44 +611,87 @@ class Trainer:
         if self.recipe.eval.data is None or not self.main:
             return None
         evaluation = stack.enter_context(Evaluation(self.recipe.eval, self.recipe.model))
-        if evaluation.skipped:
-            log.message(f"evaluation leaves out {len(evaluation.skipped)} files")
+        for text in evaluation.skipped:
+            log.message(f"not evaluated: {text}")
+        for name in evaluation.missing:
+            log.message(f"{name} is left out: pip install 'vpcodec[score]'")
         return evaluation
 
-    def _evaluate(self, evaluation: Evaluation, log: RunLog, *, last: bool) -> None:
-        """Start an evaluation when it is time to; log those that have ended."""
-        if self.step % self.recipe.eval.every == 0 or last:
-            model = self._averaged()
-            if model is None:
-                log.message(f"step {self.step}: no codebook to evaluate yet")
-            else:
-                needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
-                state = model.state_dict()
-                self._candidates[self.step] = {k: state[k] for k in state if k not in needless}
-                evaluation.start(self.step, codec_of(model, self.device))
-        for step, values in evaluation.results(wait=last):
-            log.row(step, self.seconds, {f"eval/{name}": v for name, v in values.items()})
+    def _evaluation_is_due(self) -> bool:
+        return self.step > 0 and self.step % self.recipe.eval.every == 0
+
+    def _evaluated(self) -> bool:
+        """Whether metrics.jsonl has an evaluation of this step."""
+        rows = (row for _, row in read_metrics(self.folder) if row["step"] == self.step)
+        return any("eval/entropy" in row for row in rows)
+
+    def _evaluate(self, evaluation: Evaluation | None, log: RunLog) -> None:
+        """Have the averaged weights evaluated."""
+        if evaluation is None:
+            return
+        self._check_finite()
+        model = self._averaged()
+        if model is None:
+            log.message(f"step {self.step}: no codebook to evaluate yet")
+            return
+        needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
+        state = {k: v.cpu() for k, v in model.state_dict().items() if k not in needless}
+        self._candidates[self.step] = state
+        evaluation.start(self.step, codec_of(model, self.device))
+
+    def _report(self, evaluation: Evaluation | None, log: RunLog, *, wait: float = 0.0) -> None:
+        """Log the evaluations that have ended, after `wait` seconds at most; keep the best."""
+        if evaluation is None:
+            return
+        for step, values in evaluation.results(wait):
+            row = {f"eval/{name}": value for name, value in values.items()}
+            log.row(step, self.seconds, row)
+            self.accelerator.log(row, self.step)  # trackers do not go back
             shown = ("pesq_wb", "stoi", "mel_distance", "bitrate")
             note = "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
             log.message(f"step {step}: held out: {note}")
             self._keep_best(step, values)
-        for text in (*evaluation.missing, *evaluation.failures):
-            if text not in self.notes:
-                self.notes.append(text)
-                log.message(text)
+        while evaluation.failures:
+            log.message(evaluation.failures.pop(0))
+        self._candidates = {k: v for k, v in self._candidates.items() if k in evaluation.running}
 
     def _keep_best(self, step: int, values: dict[str, float]) -> None:
+        """Keep the weights of a step if no others did better, as best.safetensors says."""
         name = self.recipe.eval.best
-        state, value = self._candidates.pop(step), values.get(name)
-        if value is None or value != value:
+        value, path = values.get(name, math.nan), self.folder / BEST
+        if math.isnan(value):
             return
-        better = min if name == "mel_distance" else max
-        if self.best is None or better(value, self.best[0]) != self.best[0]:
-            self.best = value, step
-            config = self.recipe.model.model_dump(mode="json")
-            save_checkpoint(
-                self.folder / BEST, {"average": state}, {"step": step, "config": config} | values
-            )
+        if path.exists():
+            _, before = load_checkpoint(path)
+            sign = -1 if name == "mel_distance" else 1
+            if before.get("metric") == name and sign * value <= sign * before["value"]:
+                return
+        self._save_best(step, self._candidates[step], {"metric": name, "value": value})
+
+    def _save_best(self, step: int, state: dict[str, torch.Tensor], score: dict[str, Any]) -> None:
+        config = self.recipe.model.model_dump(mode="json")
+        save_checkpoint(
+            self.folder / BEST, {"average": state}, {"step": step, "config": config} | score
+        )
+
+    def _refine_best(self, log: RunLog) -> None:
+        """Give the best weights a codebook like that of the last ones, not a quick one."""
+        path = self.folder / BEST
+        if not path.exists():
+            return
+        groups, state = load_checkpoint(path)
+        if state["step"] == self.step or state.get("refined"):
+            return
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(groups["average"])
+        try:
+            self._make_codebook(model.eval(), log)
+        except ValueError as error:
+            log.message(f"the best weights keep their quick codebook: {error}")
+            return
+        groups["average"]["quantizer.codebook"] = model.quantizer.codebook
+        score = {"metric": state["metric"], "value": state["value"], "refined": True}
+        self._save_best(state["step"], groups["average"], score)
 
     def _calibrate(self, log: RunLog) -> None:
         """Let a VP quantizer set its eta when it is time to: in one process, for all."""
@@ -561,36 +714,24 @@ class Trainer:
             quantizer.mh_steps = int(found[1])
 
     @torch.no_grad()
-    def _fit_codebook(self, log: RunLog) -> None:
-        """Make the codebook of a VP quantizer: of training crops through the averaged encoder."""
-        if not isinstance(self.recipe.model.quantizer, VPConfig):
-            return
-        error: ValueError | None = None
-        if self.main:
-            model = copy.deepcopy(self.model)
-            model.load_state_dict(self.average_state())
-            wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
-            per_batch = self.data.length // self.recipe.model.hop_length
-            per_batch *= self.recipe.data.batch_size
-            latents = []
-            with (
-                log.console.status(f"making the codebook of {wanted:,} latents"),
-                closing(self.data.batches(0, -(-wanted // per_batch))) as batches,
-            ):
-                for batch in batches:
-                    z = model.encoder(torch.from_numpy(batch).to(self.device))
-                    latents.append(z.float().flatten(0, 1))
-                data = torch.cat(latents)
-                try:
-                    result = self.model.quantizer.fit(data, seed=self.recipe.train.seed)
-                    log.message(
-                        f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}"
-                    )
-                except ValueError as found:
-                    error = found
-        self.save()
-        if error is not None:
-            raise TrainingError(f"no codebook: {error}; the weights are saved") from None
+    def _make_codebook(self, model: AudioAutoencoder, log: RunLog) -> None:
+        """Make the codebook of a VP quantizer of the latents of training crops.
+
+        Raises ValueError where there are too few that differ.
+        """
+        wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
+        frames = self.data.length // self.recipe.model.hop_length
+        number = -(-wanted // (frames * self.recipe.data.batch_size))
+        with (
+            log.console.status(f"making the codebook of {wanted:,} latents"),
+            closing(self.data.batches(0, number)) as batches,
+        ):
+            latents = [
+                model.encoder(self._to_device(batch)).float().flatten(0, 1) for batch in batches
+            ]
+            data = torch.cat(latents)
+            result = model.quantizer.fit(data, seed=self.recipe.train.seed)
+        log.message(f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}")
 
 
 def _set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

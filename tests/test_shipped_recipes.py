@@ -33,7 +33,9 @@ def test_all_recipes_are_known():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_has_its_bit_rate_and_says_what_it_costs(path):
-    assert load_recipe(path).model.bitrate == pytest.approx(BITRATES[path.stem], abs=0.7)
+    model = load_recipe(path).model
+    assert model.bitrate == pytest.approx(BITRATES[path.stem], abs=0.7)
+    assert model.name and model.description and model.license != "unknown"
     assert "# Cost: " in path.read_text()
 
 
@@ -59,6 +61,15 @@ def test_a_recipe_trains_two_steps_of_its_real_model(path, tmp_path):
         assert ("discriminator" in terms) == recipe.adversarial
     run.save()
     assert Trainer(recipe, tmp_path).step == 2
+
+
+def test_rates_of_speech_3k():
+    config = load_recipe(ROOT / "recipes" / "speech_3k.yaml").model
+    assert (config.name, config.sample_rate, config.hop_length) == ("speech-3k", 16_000, 96)
+    assert config.frame_rate == pytest.approx(166.67, abs=0.005)
+    assert config.codebook_size == 250_047
+    assert config.bitrate == pytest.approx(2988.6, abs=0.05)
+    assert config.latency <= 0.020
 
 
 def test_the_documentation_of_recipes_is_up_to_date():
