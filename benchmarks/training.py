@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,8 @@ class Stopwatch:
         return wrapped
 
 
-def measure(
-    recipe: Path, overrides: list[str], warmup: int, steps: int, queue: multiprocessing.Queue
-) -> None:
-    """Run one variant; puts {"speed", "step", parts...} into the queue."""
+def measure(recipe: Path, overrides: list[str], warmup: int, steps: int) -> dict[str, float]:
+    """Run one variant: seconds per step and of its parts, seconds of audio per second."""
     import torch
 
     from vpcodec.recipe import load_recipe
@@ -148,7 +147,7 @@ def measure(
     row |= {"step": whole / steps, "speed": samples / loaded.model.sample_rate / whole}
     if trainer.device.type == "cuda":
         row["memory"] = torch.cuda.max_memory_allocated() / 2**30
-    queue.put(row)
+    return row
 
 
 def main() -> None:
@@ -161,7 +160,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="variants whose name contains one of these")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    common = [f"data.train={args.speech}" if args.speech.is_dir() else "data.train=null"]
+    if not args.speech.is_dir():
+        parser.error(f"{args.speech}: no such folder")
+    common = [f"data.train={args.speech}"]
     if args.batch:
         common.append(f"data.batch_size={args.batch}")
     context = multiprocessing.get_context("spawn")
@@ -170,17 +171,10 @@ def main() -> None:
         if args.only and not any(word in name for word in args.only):
             continue
         print(f"{name} ...", file=sys.stderr)
-        queue = context.Queue()
-        process = context.Process(
-            target=measure,
-            args=(args.recipe, [*common, *overrides], args.warmup, args.steps, queue),
-        )
-        process.start()
-        process.join()
-        if process.exitcode:
-            print(f"{name}: failed", file=sys.stderr)
-            continue
-        results[name] = queue.get()
+        overrides = [*common, *overrides]
+        with ProcessPoolExecutor(1, context) as pool:
+            done = pool.submit(measure, args.recipe, overrides, args.warmup, args.steps)
+            results[name] = done.result()
     if args.json:
         print(json.dumps(results, indent=2))
         return

@@ -51,6 +51,20 @@ def start(run: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
+def torchrun(run: Path, *arguments: str) -> subprocess.Popen:
+    """The same in two processes of torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "-m", "vpcodec", "train", str(DEBUG), *COMMON, *arguments]
+    return subprocess.Popen(
+        [*command, "--folder", str(run)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+
+
 def train_here(run: Path, *overrides: str) -> None:
     Trainer(load_recipe(DEBUG, [*COMMON, *overrides]), run).train()
 
@@ -126,7 +140,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 @pytest.mark.slow
 def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
     overrides = [VP, "train.steps=20", "data.batch_size=2", f"eval.data={SPEECH}", "eval.every=10"]
-    process = start(tmp_path, *overrides, "--processes", "2")
+    process = torchrun(tmp_path, *overrides)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     model = load_checkpoint(find_checkpoint(tmp_path))[0]["model"]
@@ -149,3 +163,12 @@ def test_sigterm_ends_all_processes_with_a_checkpoint(tmp_path, processes):
     assert "repeat the command to go on" in output
     state = load_checkpoint(find_checkpoint(tmp_path))[1]
     assert state["step"] == rows(tmp_path)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_in_one_line_by_several_processes(tmp_path):
+    process = start(tmp_path, "data.train=nowhere", "--processes", "2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "vpcodec: nowhere: no such folder or manifest" in output
+    assert "Traceback" not in output

@@ -657,3 +657,113 @@ def test_trackers_that_are_not_installed_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match="pip install wandb"):
         Trainer(short("train.trackers=[wandb]"), tmp_path)
+
+
+def test_a_better_score_is_not_forgotten_when_a_run_is_resumed(tmp_path):
+    pytest.importorskip("pesq", reason="needs the score extra")
+    recipe = short(f"eval.data={SPEECH.parent}", "eval.every=6", "eval.max_seconds=1")
+    run = Trainer(recipe, tmp_path)
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    state = {"step": 3, "metric": "mel_distance", "value": 0.0, "refined": False}
+    save_checkpoint(tmp_path / BEST, {"average": weights}, state)
+    run.train()
+    assert load_checkpoint(tmp_path / BEST)[1] == state
+
+
+def test_an_evaluation_that_was_lost_is_made_again(tmp_path):
+    pytest.importorskip("pesq", reason="needs the score extra")
+    recipe = short(f"eval.data={SPEECH.parent}", "eval.every=5", "eval.max_seconds=1")
+    first = Trainer(recipe, tmp_path)
+    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    checkpoint_path(tmp_path, 8).unlink()
+    kept = [row for row in rows(tmp_path) if "eval/stoi" not in row]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    Trainer(recipe, tmp_path).train()
+    assert sorted(row["step"] for row in rows(tmp_path) if "eval/stoi" in row) == [5, 10, 12]
+
+
+def test_a_run_killed_while_it_makes_its_codebook_makes_it_when_resumed(tmp_path):
+    recipe = short(f"model.quantizer={VP_64}")
+    Trainer(recipe, tmp_path / "whole").train()
+
+    def die(*arguments):
+        raise MemoryError
+
+    first = Trainer(recipe, tmp_path / "cut")
+    first._make_codebook = die
+    with pytest.raises(MemoryError):
+        first.train()
+    Trainer(recipe, tmp_path / "cut").train()
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path, whole_run):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')
+    Trainer(short(), tmp_path).train()
+    assert_same_run(tmp_path, whole_run)
+
+
+def test_weights_that_run_away_stop_the_run_in_one_line(tmp_path):
+    run = Trainer(short("optim.lr=1e30", "optim.warmup_steps=0"), tmp_path)
+    with pytest.raises(
+        TrainingError, match=r"^step \d+: .*not finite; there is no checkpoint yet$"
+    ):
+        run.train()
+
+
+def test_rows_have_the_means_since_the_last_one(tmp_path, whole_run):
+    recipe = short("train.log_every=4", "discriminator.every=3")
+    Trainer(recipe, tmp_path / "a").train()
+    whole = rows(whole_run)
+    found = rows(tmp_path / "a")
+    assert [row["step"] for row in found] == [4, 8, 12]
+    assert found[0]["mel"] == pytest.approx(np.mean([r["mel"] for r in whole[:4]]), rel=1e-4)
+    assert [("discriminator" in row) for row in found] == [False, True, True]
+    first = Trainer(recipe, tmp_path / "b")
+    first.loss = at_step(first, 6, first.loss, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    Trainer(recipe, tmp_path / "b").train()
+    assert_same_run(tmp_path / "b", tmp_path / "a")
+
+
+def test_a_damaged_checkpoint_names_the_one_before(tmp_path):
+    Trainer(short(), tmp_path).train()
+    (tmp_path / "checkpoints" / ".abc.tmp").write_bytes(b"of a killed run")
+    checkpoint_path(tmp_path, 12).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="without it, step-00000010.safetensors is next"):
+        Trainer(short(), tmp_path)
+    checkpoint_path(tmp_path, 12).unlink()
+    Trainer(short(), tmp_path).train()
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_says_what_it_does_not_use_and_what_changed(tmp_path, debug_model):
+    Trainer(short(), tmp_path).save()
+    again = Trainer(short("data.batch_size=3"), tmp_path, init_from=debug_model / "gone")
+    assert "gone is not used" in again.notes[0] and "batches are of another size" in again.notes[1]
+
+
+def test_files_that_cannot_be_read_are_listed_in_the_run(tmp_path):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    (folder / "good.wav").write_bytes(SPEECH.read_bytes())
+    (folder / "bad.wav").write_bytes(b"no audio")
+    Trainer(short(f"data.train={folder}"), tmp_path / "run").train()
+    assert (tmp_path / "run" / "skipped.txt").read_text() == f"{folder / 'bad.wav'}\n"
+
+
+def test_a_recipe_that_asks_for_fewer_steps_changes_nothing(whole_run):
+    before = {path: path.read_bytes() for path in whole_run.rglob("*") if path.is_file()}
+    Trainer(short("train.steps=6"), whole_run).train()
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_without_a_codebook_cannot_be_exported(tmp_path):
+    from vpcodec.export import export_run
+
+    Trainer(short("model.quantizer={type: vq, codebook_size: 65536}"), tmp_path / "run").save()
+    with pytest.raises(CheckpointError, match="no codebook yet"):
+        export_run(tmp_path / "run", tmp_path / "model")

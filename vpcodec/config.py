@@ -75,7 +75,7 @@ class Strict(BaseModel):
 class GridConfig(Strict):
     """A quantizer whose codebook is a product of scalar grids."""
 
-    levels: Levels
+    levels: Levels = Field(description="Levels per latent dimension.")
 
     @property
     def codebook_size(self) -> int:

@@ -15,7 +15,7 @@ def train(
         None, metavar="[SECTION.FIELD=VALUE]...", help="Overrides, such as optim.lr=3e-4."
     ),
     run: Path = typer.Option(
-        None, "--run", help="Run folder, resumed if it exists; default: runs/RECIPE."
+        None, "--run", "--folder", help="Run folder, resumed if it exists; default: runs/RECIPE."
     ),
     init_from: Path = typer.Option(
         None, help="Start a new run from these weights (model folder or model.safetensors)."
@@ -41,10 +41,11 @@ def train(
     from ..training.checkpoints import CheckpointError
     from ..training.data import DataError
     from ..training.evaluation import EvaluationError
-    from ..training.hardware import TrainingError
+    from ..training.hardware import TrainingError, lost_process
     from ..training.perceptual import PerceptualError
     from ..training.trainer import Trainer
 
+    rank = int(os.environ.get("RANK", 0))
     try:
         folder = run or Path("runs") / recipe.stem
         if init_from is not None and init_from.is_dir():
@@ -59,9 +60,12 @@ def train(
             say(f"stopped at step {trainer.step}; repeat the command to go on", err=True)
             raise
     except (CheckpointError, DataError, EvaluationError, PerceptualError, TrainingError) as error:
-        if int(os.environ.get("RANK", 0)):  # the first process says it for all
-            raise SystemExit(2) from None
-        raise common.UsageError(str(error)) from None
+        prefix = f"process {rank}: " if rank else ""
+        raise common.UsageError(f"{prefix}{error}") from None
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        raise common.UsageError(f"process {rank}: another process has ended") from None
     say(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+BIAS_STD = 0.02  # before training
+
 
 class State:
     """The history of every causal layer by name: read from `past`, written to `next`."""
@@ -82,7 +84,7 @@ class CausalConv1d(Causal):
         fan_in = in_channels // groups * kernel_size
         nn.init.trunc_normal_(self.conv.weight, std=1 / math.sqrt(fan_in))
         if bias:
-            nn.init.zeros_(self.conv.bias)
+            init_bias(self.conv)
         self.state_shape = (in_channels, (kernel_size - 1) * dilation + 1 - stride)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
@@ -90,12 +92,21 @@ class CausalConv1d(Causal):
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, gain: float = 1) -> nn.Linear:
-    """nn.Linear with fan-in scaled truncated normal weights and zero bias."""
+    """nn.Linear with fan-in scaled truncated normal weights and a small bias."""
     layer = nn.Linear(in_features, out_features, bias)
     nn.init.trunc_normal_(layer.weight, std=gain / math.sqrt(in_features))
     if bias:
-        nn.init.zeros_(layer.bias)
+        init_bias(layer)
     return layer
+
+
+def init_bias(layer: nn.Module) -> None:
+    """Small random biases.
+
+    With zeros all channels of a silent frame would be equal, and each norm would multiply its
+    gradient by eps^-1/2: by 10^32 through all of them.
+    """
+    nn.init.trunc_normal_(layer.bias, std=BIAS_STD)
 
 
 class Snake(nn.Module):
@@ -161,7 +172,7 @@ class UpLayer(nn.Module):
         self.stride = stride
         self.project = nn.Conv1d(in_channels, out_channels, 1)
         nn.init.trunc_normal_(self.project.weight, std=1 / math.sqrt(in_channels))
-        nn.init.zeros_(self.project.bias)
+        init_bias(self.project)
         self.smooth = CausalConv1d(out_channels, out_channels, stride, groups=out_channels)
         nn.init.constant_(self.smooth.conv.weight, 1 / stride)
         self.norm = ChannelNorm(out_channels)
@@ -185,7 +196,7 @@ class DilatedUnit(nn.Module):
         self.mix = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in dilations)
         for conv in self.mix:
             nn.init.trunc_normal_(conv.weight, std=0.3 / math.sqrt(channels))
-            nn.init.zeros_(conv.bias)
+            init_bias(conv)
         self.last = Snake(channels, dim=1)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:

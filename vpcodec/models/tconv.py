@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import Causal, State, linear
+from .layers import Causal, State, init_bias, linear
 
 
 def tpool(x: torch.Tensor, window: int) -> torch.Tensor:
@@ -50,7 +50,7 @@ class TConv(Causal):
         self.windows = tuple(windows)
         self.conv = nn.Conv1d(len(windows), hidden, taps, stride)
         nn.init.trunc_normal_(self.conv.weight, std=1 / math.sqrt(taps))
-        nn.init.zeros_(self.conv.bias)
+        init_bias(self.conv)
         self.mix = linear(hidden, out_channels)
         self.norm = nn.LayerNorm(out_channels, eps=1e-6)
         self._lookback = 2 * (max(windows) - 1)

@@ -51,6 +51,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     )
 
 
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the group is not there any more."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    text = str(error)
+    return "gloo" in text and any(word in text for word in ("closed", "reset", "Timed out"))
+
+
 def loader_workers(recipe: Recipe, accelerator: Accelerator) -> int:
     """Loader processes: threads beside a CPU training, which leaves none idle."""
     if recipe.data.workers is not None or recipe.data.streams:

@@ -9,7 +9,6 @@ that was not, and two processes give what one gives with twice the batch, both u
 from __future__ import annotations
 
 import copy
-import math
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from ..quantizers.usage import LARGEST
 from ..recipe import Recipe
 from .balancer import Balancer
 from .checkpoints import (
-    BEST,
     CheckpointError,
     averaged_weights,
     brief,
@@ -42,7 +40,7 @@ from .checkpoints import (
 )
 from .data import Crops
 from .discriminators import Discriminators
-from .evaluation import Evaluation, codec_of, find_clips
+from .evaluation import find_clips
 from .hardware import (
     TrainingError,
     choose_precision,
@@ -50,9 +48,10 @@ from .hardware import (
     loader_workers,
     make_accelerator,
 )
-from .log import Clock, RunLog, cut_metrics, read_metrics, write_readme
+from .log import Clock, RunLog, cut_metrics, write_readme
 from .losses import ReconstructionLoss, discriminator_loss, generator_losses
 from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
+from .selection import Selection, evaluated
 
 LATENTS_PER_CODE = 64  # that a codebook is made of after training
 STOP_SECONDS = 5.0  # that a run which is stopped waits for evaluations under way
@@ -128,7 +127,6 @@ class Trainer:
         self._sums: dict[str, torch.Tensor] = {}  # of terms since they were logged
         self._counts: dict[str, int] = {}
         self._tokens: list[torch.Tensor] = []  # since then, of this process
-        self._candidates: dict[int, dict[str, torch.Tensor]] = {}  # weights being evaluated
         self._told = 0  # of files that cannot be read
         folder.mkdir(parents=True, exist_ok=True)
         if found is not None:
@@ -300,7 +298,7 @@ class Trainer:
             log = stack.enter_context(
                 RunLog(self.folder, self.recipe, step=self.step, enabled=self.main)
             )
-            evaluation = self._start_evaluation(stack, log)
+            selection = self._start_selection(stack, log)
             self._describe(log)
             if train.trackers:
                 self.accelerator.init_trackers("vpcodec", self.recipe.model_dump(mode="json"))
@@ -311,8 +309,8 @@ class Trainer:
             )
             if self.step < train.steps:
                 stack.enter_context(closing(batches))
-                if self._evaluation_is_due() and not self._evaluated():
-                    self._evaluate(evaluation, log)  # it was lost when the run ended
+                if self._selection_is_due() and not evaluated(self.folder, self.step):
+                    self._select(selection, log)  # it was lost when the run ended
             clock = Clock()
             while self.step < train.steps:
                 with clock.training():
@@ -330,21 +328,24 @@ class Trainer:
                 stop = self._any(interrupted())
                 if not last and (stop or self.step % train.save_every == 0):
                     self.save()
+                if not last and self._selection_is_due() and not stop:
+                    self._select(selection, log)
+                if selection is not None:
+                    selection.report(self.step, self.seconds, STOP_SECONDS if stop else 0.0)
                 if stop and not last:
-                    self._report(evaluation, log, wait=STOP_SECONDS)
                     raise KeyboardInterrupt
-                if not last and self._evaluation_is_due():
-                    self._evaluate(evaluation, log)
-                self._report(evaluation, log)
-            self._finish(evaluation, log)
+            self._finish(selection, log)
+
+    def _selection_is_due(self) -> bool:
+        return self.step > 0 and self.step % self.recipe.eval.every == 0
 
     def _unfinished(self) -> bool:
         if not self.main:
             return False
-        lost = self.recipe.eval.data is not None and not self._evaluated()
+        lost = self.recipe.eval.data is not None and not evaluated(self.folder, self.step)
         return self.step < self.recipe.train.steps or not self.model.quantizer.fitted or lost
 
-    def _finish(self, evaluation: Evaluation | None, log: RunLog) -> None:
+    def _finish(self, selection: Selection | None, log: RunLog) -> None:
         """The codebook of a VP quantizer, the last checkpoint, the last evaluation."""
         error = None
         if self.main and isinstance(self.model.quantizer, VP) and not self.model.quantizer.fitted:
@@ -357,11 +358,13 @@ class Trainer:
         self.save()
         if error is not None:
             raise TrainingError(f"no codebook: {error}; the weights are saved")
-        if not self._evaluated():
-            self._evaluate(evaluation, log)
-        self._report(evaluation, log, wait=FINAL_SECONDS)
-        if self.main and isinstance(self.model.quantizer, VP):
-            self._refine_best(log)
+        if selection is not None:
+            if not evaluated(self.folder, self.step):
+                self._select(selection, log)
+            selection.report(self.step, self.seconds, FINAL_SECONDS)
+            if isinstance(self.model.quantizer, VP):
+                model = copy.deepcopy(self.model).eval()
+                selection.refine(self.step, model, lambda: self._make_codebook(model, log))
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -607,91 +610,22 @@ class Trainer:
                 return None
         return model
 
-    def _start_evaluation(self, stack: ExitStack, log: RunLog) -> Evaluation | None:
+    def _start_selection(self, stack: ExitStack, log: RunLog) -> Selection | None:
         if self.recipe.eval.data is None or not self.main:
             return None
-        evaluation = stack.enter_context(Evaluation(self.recipe.eval, self.recipe.model))
-        for text in evaluation.skipped:
-            log.message(f"not evaluated: {text}")
-        for name in evaluation.missing:
-            log.message(f"{name} is left out: pip install 'vpcodec[score]'")
-        return evaluation
+        selection = Selection(self.recipe, self.folder, log, publish=self.accelerator.log)
+        return stack.enter_context(selection)
 
-    def _evaluation_is_due(self) -> bool:
-        return self.step > 0 and self.step % self.recipe.eval.every == 0
-
-    def _evaluated(self) -> bool:
-        """Whether metrics.jsonl has an evaluation of this step."""
-        rows = (row for _, row in read_metrics(self.folder) if row["step"] == self.step)
-        return any("eval/entropy" in row for row in rows)
-
-    def _evaluate(self, evaluation: Evaluation | None, log: RunLog) -> None:
-        """Have the averaged weights evaluated."""
-        if evaluation is None:
+    def _select(self, selection: Selection | None, log: RunLog) -> None:
+        """Have the averaged weights of this step evaluated."""
+        if selection is None:
             return
         self._check_finite()
         model = self._averaged()
         if model is None:
             log.message(f"step {self.step}: no codebook to evaluate yet")
-            return
-        needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
-        state = {k: v.cpu() for k, v in model.state_dict().items() if k not in needless}
-        self._candidates[self.step] = state
-        evaluation.start(self.step, codec_of(model, self.device))
-
-    def _report(self, evaluation: Evaluation | None, log: RunLog, *, wait: float = 0.0) -> None:
-        """Log the evaluations that have ended, after `wait` seconds at most; keep the best."""
-        if evaluation is None:
-            return
-        for step, values in evaluation.results(wait):
-            row = {f"eval/{name}": value for name, value in values.items()}
-            log.row(step, self.seconds, row)
-            self.accelerator.log(row, self.step)  # trackers do not go back
-            shown = ("pesq_wb", "stoi", "mel_distance", "bitrate")
-            note = "  ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
-            log.message(f"step {step}: held out: {note}")
-            self._keep_best(step, values)
-        while evaluation.failures:
-            log.message(evaluation.failures.pop(0))
-        self._candidates = {k: v for k, v in self._candidates.items() if k in evaluation.running}
-
-    def _keep_best(self, step: int, values: dict[str, float]) -> None:
-        """Keep the weights of a step if no others did better, as best.safetensors says."""
-        name = self.recipe.eval.best
-        value, path = values.get(name, math.nan), self.folder / BEST
-        if math.isnan(value):
-            return
-        if path.exists():
-            _, before = load_checkpoint(path)
-            sign = -1 if name == "mel_distance" else 1
-            if before.get("metric") == name and sign * value <= sign * before["value"]:
-                return
-        self._save_best(step, self._candidates[step], {"metric": name, "value": value})
-
-    def _save_best(self, step: int, state: dict[str, torch.Tensor], score: dict[str, Any]) -> None:
-        config = self.recipe.model.model_dump(mode="json")
-        save_checkpoint(
-            self.folder / BEST, {"average": state}, {"step": step, "config": config} | score
-        )
-
-    def _refine_best(self, log: RunLog) -> None:
-        """Give the best weights a codebook like that of the last ones, not a quick one."""
-        path = self.folder / BEST
-        if not path.exists():
-            return
-        groups, state = load_checkpoint(path)
-        if state["step"] == self.step or state.get("refined"):
-            return
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(groups["average"])
-        try:
-            self._make_codebook(model.eval(), log)
-        except ValueError as error:
-            log.message(f"the best weights keep their quick codebook: {error}")
-            return
-        groups["average"]["quantizer.codebook"] = model.quantizer.codebook
-        score = {"metric": state["metric"], "value": state["value"], "refined": True}
-        self._save_best(state["step"], groups["average"], score)
+        else:
+            selection.start(self.step, model, self.device)
 
     def _calibrate(self, log: RunLog) -> None:
         """Let a VP quantizer set its eta when it is time to: in one process, for all."""

@@ -1,0 +1,139 @@
+"""Which weights of a run are the best: their scores on held-out audio, and the ones to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..models import AudioAutoencoder
+from ..recipe import Recipe
+from .checkpoints import BEST, load_checkpoint, save_checkpoint
+from .evaluation import Evaluation, codec_of
+from .log import RunLog, read_metrics
+
+LOWER_IS_BETTER = {"mel_distance"}
+SHOWN = ("pesq_wb", "stoi", "mel_distance", "bitrate")
+
+
+class Selection:
+    """Evaluates weights in the background, logs their scores and keeps the best in a file.
+
+    `best.safetensors` itself is the record of what was best, so that nothing is forgotten when a
+    run is killed. A context manager.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        log: where scores go.
+        publish: takes a row of scores and the step of now, for services that do not go back.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        log: RunLog,
+        *,
+        publish: Callable[[dict[str, float], int], None],
+    ) -> None:
+        self._config = recipe.model.model_dump(mode="json")
+        self._metric = recipe.eval.best
+        self._path = folder / BEST
+        self._log, self._publish = log, publish
+        self._candidates: dict[int, dict[str, torch.Tensor]] = {}  # weights being evaluated
+        self._evaluation = Evaluation(recipe.eval, recipe.model)
+        for text in self._evaluation.skipped:
+            log.message(f"not evaluated: {text}")
+        for name in self._evaluation.missing:
+            log.message(f"{name} is left out: pip install 'vpcodec[score]'")
+
+    def __enter__(self) -> Selection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._evaluation.close()
+
+    def start(self, step: int, model: AudioAutoencoder, device: torch.device) -> None:
+        """Code the clips with a model in eval mode, now; they are measured in the background."""
+        needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
+        state = model.state_dict()
+        self._candidates[step] = {k: state[k].cpu() for k in state if k not in needless}
+        self._evaluation.start(step, codec_of(model, device))
+
+    def report(self, now: int, seconds: float, wait: float = 0.0) -> None:
+        """Log the evaluations that have ended and keep the best weights.
+
+        Args:
+            now: step of the training.
+            seconds: of training so far.
+            wait: longest time to wait for each that is under way, seconds.
+        """
+        for step, values in self._evaluation.results(wait):
+            row = {f"eval/{name}": value for name, value in values.items()}
+            self._log.row(step, seconds, row)
+            self._publish(row, now)
+            note = "  ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
+            self._log.message(f"step {step}: held out: {note}")
+            value = values.get(self._metric, math.nan)
+            if self._is_best(value):
+                self._keep(step, self._candidates[step], value)
+        while self._evaluation.failures:
+            self._log.message(self._evaluation.failures.pop(0))
+        running = self._evaluation.running
+        self._candidates = {step: self._candidates[step] for step in running}
+
+    def refine(self, last: int, model: AudioAutoencoder, make_codebook: Callable[[], None]) -> None:
+        """Give the best weights a codebook as good as that of the last ones, which have theirs.
+
+        Args:
+            last: step of the last weights.
+            model: that the best weights are loaded into.
+            make_codebook: makes the model's codebook; ValueError where it cannot.
+        """
+        if not self._path.exists():
+            return
+        groups, state = load_checkpoint(self._path)
+        if state["step"] == last or state["refined"]:
+            return
+        model.load_state_dict(groups["average"])
+        try:
+            make_codebook()
+        except ValueError as error:
+            self._log.message(f"the best weights keep a quick codebook: {error}")
+            return
+        groups["average"]["quantizer.codebook"] = model.quantizer.codebook
+        self._keep(state["step"], groups["average"], state["value"], refined=True)
+
+    def _is_best(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if not self._path.exists():
+            return True
+        _, before = load_checkpoint(self._path)
+        if before.get("metric") != self._metric:
+            return True
+        sign = -1 if self._metric in LOWER_IS_BETTER else 1
+        return sign * value > sign * before["value"]
+
+    def _keep(
+        self, step: int, weights: dict[str, torch.Tensor], value: float, *, refined: bool = False
+    ) -> None:
+        state: dict[str, Any] = {"step": step, "config": self._config, "refined": refined}
+        state |= {"metric": self._metric, "value": value}
+        save_checkpoint(self._path, {"average": weights}, state)
+
+
+def evaluated(run: Path, step: int) -> bool:
+    """Whether metrics.jsonl has an evaluation of a step."""
+    rows = (row for _, row in read_metrics(run) if row["step"] == step)
+    return any("eval/entropy" in row for row in rows)
