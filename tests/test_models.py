@@ -342,3 +342,14 @@ def test_speech_3k_keeps_its_budget(speech_3k):
     assert 0 < encode and 0 < decode
     assert (encode + decode) / seconds <= 0.8e9
     assert sum(p.numel() for p in speech_3k.parameters()) <= 5e6
+
+
+@pytest.mark.parametrize("name", ["debug.yaml", "speech_3k.yaml", "speech_1k.yaml"])
+def test_silence_does_not_blow_up_the_gradients_of_a_new_model(name):
+    """With equal channels, each of some ten norms would multiply them by a thousand."""
+    torch.manual_seed(0)
+    model = AudioAutoencoder(config_of(name))
+    output, _ = model(torch.zeros(1, 40 * model.config.hop_length))
+    output.abs().mean().backward()
+    norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
+    assert 0 < norm < 1000

@@ -175,6 +175,7 @@ class UpLayer(nn.Module):
         init_bias(self.project)
         self.smooth = CausalConv1d(out_channels, out_channels, stride, groups=out_channels)
         nn.init.constant_(self.smooth.conv.weight, 1 / stride)
+        nn.init.zeros_(self.smooth.conv.bias)
         self.norm = ChannelNorm(out_channels)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:

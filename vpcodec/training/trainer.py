@@ -72,7 +72,8 @@ class Trainer:
         init_from: model.safetensors to start from, for a new run.
 
     Raises:
-        TrainingError, CheckpointError, DataError: what the recipe asks for is not there.
+        TrainingError, CheckpointError, DataError, EvaluationError, PerceptualError: what the recipe
+            asks for is not there.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, init_from: Path | None = None) -> None:
@@ -384,7 +385,7 @@ class Trainer:
                 "log": self._sums,
             }
             if self._tokens:
-                groups["tokens"] = {"all": torch.cat([t.flatten() for t in self._tokens])}
+                groups["tokens"] = {"all": torch.cat([t.flatten().cpu() for t in self._tokens])}
             for i, optimizer in enumerate(self.optimizers):
                 groups[f"optimizer{i}"] = optimizer_tensors(optimizer)
             if self.discriminators is not None:
@@ -423,7 +424,7 @@ class Trainer:
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self._sums = {k: v.to(self.device) for k, v in groups.get("log", {}).items()}
             self._counts = {name: int(state["log"][name]) for name in self._sums}
-            self._tokens = list(groups.get("tokens", {}).values())
+            self._tokens = list(groups.get("tokens", {}).values()) if self.main else []
             for scaler, saved in zip(self.scalers, state["scalers"]):
                 if scaler.is_enabled() and saved:
                     scaler.load_state_dict(saved)
