@@ -23,7 +23,11 @@ from vpcodec.hub import (  # noqa: E402
 )
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.recipe import load_recipe  # noqa: E402
-from vpcodec.training.checkpoints import CheckpointError, save_checkpoint  # noqa: E402
+from vpcodec.training.checkpoints import (  # noqa: E402
+    CheckpointError,
+    checkpoint_path,
+    save_checkpoint,
+)
 
 DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
@@ -260,7 +264,11 @@ def test_an_interrupted_vp_run_exports_with_a_codebook_of_its_queue(tmp_path, qu
     model = build("model.quantizer={type: vp, dim: 3, codebook_size: 16}")
     model.quantizer.train()(torch.randn(1000, 3))
     state = model.state_dict()
-    save_checkpoint(tmp_path, {"average": state}, {"config": model.config.model_dump(mode="json")})
+    save_checkpoint(
+        checkpoint_path(tmp_path, 5),
+        {"average": state},
+        {"config": model.config.model_dump(mode="json")},
+    )
     export_run(tmp_path, tmp_path / "model")
     assert quick[0].quantizer.codebook.shape == (16, 3)
 
@@ -268,7 +276,7 @@ def test_an_interrupted_vp_run_exports_with_a_codebook_of_its_queue(tmp_path, qu
 def test_a_vp_run_without_latents_is_refused(tmp_path, quick):
     model = build("model.quantizer={type: vp, dim: 3, codebook_size: 16}")
     config = {"config": model.config.model_dump(mode="json")}
-    save_checkpoint(tmp_path, {"average": model.state_dict()}, config)
+    save_checkpoint(checkpoint_path(tmp_path, 5), {"average": model.state_dict()}, config)
     with pytest.raises(CheckpointError, match="too few for 16 codes"):
         export_run(tmp_path, tmp_path / "model")
 
@@ -360,7 +368,9 @@ def test_a_run_exports_its_averaged_weights(tmp_path, quick):
     model = build()
     average = {name: value + 1 for name, value in model.state_dict().items()}
     state = {"step": 5, "config": model.config.model_dump(mode="json")}
-    save_checkpoint(tmp_path, {"model": model.state_dict(), "average": average}, state)
+    save_checkpoint(
+        checkpoint_path(tmp_path, 5), {"model": model.state_dict(), "average": average}, state
+    )
     export_run(tmp_path, tmp_path / "models" / "new")
     (written,) = quick
     assert written.config == model.config
