@@ -35,28 +35,15 @@ COMMON = [
     "optim.warmup_steps=3",
     "discriminator.start_step=4",
 ]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TIMES = ("seconds", "audio_seconds_per_second", "wait_share")
 
 
-def start(run: Path, *arguments: str) -> subprocess.Popen:
+def start(run: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     """`vpcodec train` of the debug recipe with overrides and options."""
-    command = [sys.executable, "-m", "vpcodec", "train", str(DEBUG), *COMMON, *arguments]
-    return subprocess.Popen(
-        [*command, "--run", str(run)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-def torchrun(run: Path, *arguments: str) -> subprocess.Popen:
-    """The same in two processes of torchrun."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, "-m", "vpcodec", "train", str(DEBUG), *COMMON, *arguments]
     return subprocess.Popen(
-        [*command, "--folder", str(run)],
+        [*command, "--folder" if launcher else "--run", str(run)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,7 +127,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 @pytest.mark.slow
 def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
     overrides = [VP, "train.steps=20", "data.batch_size=2", f"eval.data={SPEECH}", "eval.every=10"]
-    process = torchrun(tmp_path, *overrides)
+    process = start(tmp_path, *overrides, launcher=TORCHRUN)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     model = load_checkpoint(find_checkpoint(tmp_path))[0]["model"]

@@ -94,6 +94,15 @@ def press_ctrl_c(result):
     return result
 
 
+def train_interrupted(recipe: Recipe, run: Path, step: int) -> None:
+    """Train to the end, with Ctrl-C at a step and a second start."""
+    first = Trainer(recipe, run)
+    first.loss = at_step(first, step, first.loss, press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    Trainer(recipe, run).train()
+
+
 def no_numbers(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value * math.nan for name, value in terms.items()}
 
@@ -199,11 +208,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole_run):
 def test_a_quantizer_with_a_memory_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
     recipe = short(f"model.quantizer={quantizer}")
     Trainer(recipe, tmp_path / "whole").train()
-    first = Trainer(recipe, tmp_path / "cut")
-    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    Trainer(recipe, tmp_path / "cut").train()
+    train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -525,11 +530,7 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(tmp_path):
 def test_an_adversarial_run_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
     recipe = short(f"model.quantizer={quantizer}", "loss.balancer=true", "train.accumulate=2")
     Trainer(recipe, tmp_path / "whole").train()
-    first = Trainer(recipe, tmp_path / "cut")
-    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    Trainer(recipe, tmp_path / "cut").train()
+    train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -721,11 +722,7 @@ def test_rows_have_the_means_since_the_last_one(tmp_path, whole_run):
     assert [row["step"] for row in found] == [4, 8, 12]
     assert found[0]["mel"] == pytest.approx(np.mean([r["mel"] for r in whole[:4]]), rel=1e-4)
     assert [("discriminator" in row) for row in found] == [False, True, True]
-    first = Trainer(recipe, tmp_path / "b")
-    first.loss = at_step(first, 6, first.loss, press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
-    Trainer(recipe, tmp_path / "b").train()
+    train_interrupted(recipe, tmp_path / "b", 6)
     assert_same_run(tmp_path / "b", tmp_path / "a")
 
 

@@ -58,10 +58,7 @@ class Strict(BaseModel):
     @classmethod
     def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
         kind = str(cls.model_fields[info.field_name].annotation)
-        truth, text = (
-            "bool" in kind,
-            any(word in kind for word in ("str", "Literal", "Config", "Corpus")),
-        )
+        truth, text = "bool" in kind, any(word in kind for word in TEXTUAL)
         for item in value if isinstance(value, list | tuple) else [value]:
             if truth and not isinstance(item, bool):
                 raise ValueError("should be true or false")

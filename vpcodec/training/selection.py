@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ class Selection:
     """Evaluates weights in the background, logs their scores and keeps the best in a file.
 
     `best.safetensors` itself is the record of what was best, so that nothing is forgotten when a
-    run is killed. A context manager.
+    run is killed.
 
     Args:
         recipe: of the run.
@@ -52,15 +51,8 @@ class Selection:
         for name in self._evaluation.missing:
             log.message(f"{name} is left out: pip install 'vpcodec[score]'")
 
-    def __enter__(self) -> Selection:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the evaluations under way."""
         self._evaluation.close()
 
     def start(self, step: int, model: AudioAutoencoder, device: torch.device) -> None:

@@ -296,9 +296,8 @@ class Trainer:
         if not self._any(self._unfinished()):
             return
         with ExitStack() as stack:
-            log = stack.enter_context(
-                RunLog(self.folder, self.recipe, step=self.step, enabled=self.main)
-            )
+            log = RunLog(self.folder, self.recipe, step=self.step, enabled=self.main)
+            stack.callback(log.close)
             selection = self._start_selection(stack, log)
             self._describe(log)
             if train.trackers:
@@ -615,7 +614,8 @@ class Trainer:
         if self.recipe.eval.data is None or not self.main:
             return None
         selection = Selection(self.recipe, self.folder, log, publish=self.accelerator.log)
-        return stack.enter_context(selection)
+        stack.callback(selection.close)
+        return selection
 
     def _select(self, selection: Selection | None, log: RunLog) -> None:
         """Have the averaged weights of this step evaluated."""
