@@ -1,8 +1,9 @@
-"""Peak memory of encoding and decoding: hours of audio through pipes, and a 10 s clip.
+"""Peak memory of encoding and decoding: hours of audio through pipes, and a 10 s clip; or a photo.
 
 The audio is generated while it is read (the clip again and again, each time at another level), and
 the decoded audio is counted and dropped: nothing is stored. Fails if a process needs more than the
-limit, or if the decoded length is wrong.
+limit, or if the decoded length is wrong. With --image, a picture of 12 megapixels is generated, and
+its decoded size is checked.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 import wave
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "tests" / "resources" / "speech.wav"
 CLIP_SECONDS = 10
 CLIP_AIM_MB = 150
+AUDIO_LIMIT_MB, IMAGE_LIMIT_MB = 500, 1500
+IMAGE_SIZE = 3000, 4000  # height, width
 UNKNOWN = 0xFFFFFFFF  # the size in a WAV header that cannot hold it
 BLOCK = 1 << 16  # bytes
 
@@ -172,24 +176,51 @@ def short_run(args: argparse.Namespace, clip: np.ndarray, rate: int) -> dict[str
         return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=10.0, help="length of the long run")
-    parser.add_argument("--limit", type=float, default=500.0, help="MB that a process may use")
-    parser.add_argument("--model", default="speech-3k", help="bundled name or folder")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--file", type=Path, default=SPEECH, help="mono WAV of 16 bits to repeat")
-    parser.add_argument("--json", action="store_true", help="print a JSON document")
-    args = parser.parse_args()
+def write_photo(path: str) -> None:
+    """A picture of IMAGE_SIZE with edges of all sizes, weaker where finer, as in photographs.
 
+    Squares of noise are added up from coarse to fine; a part of it is common to the colours.
+    """
+    from vpcodec.image import save_image
+
+    height, width = IMAGE_SIZE
+    rng = np.random.default_rng(0)
+    picture = np.zeros((height, width, 3), np.float32)
+    side = 4
+    while side <= height:
+        coarse = rng.standard_normal((side, side, 3), dtype=np.float32)
+        coarse += 2 * rng.standard_normal((side, side, 1), dtype=np.float32)
+        rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
+        picture += coarse[rows][:, columns] * np.float32(24 / np.log2(side) ** 2)
+        side *= 2
+    save_image(path, np.clip(picture + 128, 0, 255).astype(np.uint8))
+
+
+def image_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory and seconds of both commands on a photo, JPEG in and PNG out."""
+    from vpcodec.image import load_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        photo, tokens, back = (str(Path(folder) / name) for name in ("a.jpg", "a.tok", "b.png"))
+        with ProcessPoolExecutor(1) as elsewhere:  # or this script would not be small, see `finish`
+            elsewhere.submit(write_photo, photo).result()
+        found: dict[str, Any] = {"height": IMAGE_SIZE[0], "width": IMAGE_SIZE[1]}
+        for name, files in (("encode", (photo, tokens)), ("decode", (tokens, back))):
+            words = command(name, *files, "--model", args.model, "--threads", str(args.threads))
+            began = time.perf_counter()
+            found |= finish(**{name: subprocess.Popen(words, stderr=subprocess.PIPE)})
+            found[name]["wall_seconds"] = time.perf_counter() - began
+        found["token_bytes"] = os.path.getsize(tokens)
+        found["size_back"] = load_image(back).shape[:2]
+        return found
+
+
+def report_audio(args: argparse.Namespace) -> list[str]:
+    """Run and print the part on audio; what is wrong."""
     clip, rate = read_clip(args.file)
     short = short_run(args, clip, rate)
     long = long_run(args, clip, rate)
-    faults = [
-        f"{name} took {long[name]['peak_rss_mb']:.0f} MB, more than {args.limit:g} MB"
-        for name in ("encode", "decode")
-        if long[name]["peak_rss_mb"] > args.limit
-    ]
+    faults = _too_large(long, args.limit)
     if long["samples_out"] != long["samples_in"]:
         faults.append(f"{long['samples_in']} samples became {long['samples_out']}")
 
@@ -216,6 +247,58 @@ def main() -> None:
             f"of tokens ({long['bitrate']:.0f} bit/s), {long['samples_out']:,} of "
             f"{long['samples_in']:,} samples back"
         )
+    return faults
+
+
+def report_image(args: argparse.Namespace) -> list[str]:
+    """Run and print the part on images; what is wrong."""
+    found = image_run(args)
+    faults = _too_large(found, args.limit)
+    if found["size_back"] != IMAGE_SIZE:
+        faults.append(f"{IMAGE_SIZE} pixels became {found['size_back']}")
+    if args.json:
+        print(json.dumps({"image": found, "faults": faults}, indent=2))
+        return faults
+    megapixels = IMAGE_SIZE[0] * IMAGE_SIZE[1] / 1e6
+    print(f"{megapixels:g} megapixels, {found['token_bytes']:,} bytes of tokens")
+    print(f"{'':<10}{'peak MB':>10}{'at most':>10}{'seconds':>10}{'megapixels/s':>14}")
+    for name in ("encode", "decode"):
+        peak, seconds = found[name]["peak_rss_mb"], found[name]["wall_seconds"]
+        print(
+            f"{name:<10}{peak:>10.1f}{args.limit:>10g}{seconds:>10.1f}{megapixels / seconds:>14.2f}"
+        )
+    return faults
+
+
+def _too_large(found: dict[str, Any], limit: float) -> list[str]:
+    return [
+        f"{name} took {found[name]['peak_rss_mb']:.0f} MB, more than {limit:g} MB"
+        for name in ("encode", "decode")
+        if found[name]["peak_rss_mb"] > limit
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", action="store_true", help="measure a photo, not audio")
+    parser.add_argument("--hours", type=float, default=10.0, help="length of the long run")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        help=f"MB that a process may use; default: {AUDIO_LIMIT_MB}, images {IMAGE_LIMIT_MB}",
+    )
+    parser.add_argument(
+        "--model", help="bundled name or folder; default: speech-3k, or image-fsp for images"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--file", type=Path, default=SPEECH, help="mono WAV of 16 bits to repeat")
+    parser.add_argument("--json", action="store_true", help="print a JSON document")
+    args = parser.parse_args()
+    if args.limit is None:
+        args.limit = IMAGE_LIMIT_MB if args.image else AUDIO_LIMIT_MB
+    if args.model is None:
+        args.model = "image-fsp" if args.image else "speech-3k"
+    faults = report_image(args) if args.image else report_audio(args)
     for fault in faults:
         print(f"FAILED: {fault}", file=sys.stderr)
     sys.exit(bool(faults))

@@ -26,13 +26,14 @@ from quality import compare
 from torch import nn
 
 from vpcodec.audio import find_audio, load, resample
-from vpcodec.config import ModelConfig
+from vpcodec.config import AudioConfig
 from vpcodec.files import find_files
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
-from vpcodec.recipe import DataConfig, LossConfig, OptimConfig
-from vpcodec.training.data import Crops
-from vpcodec.training.losses import ReconstructionLoss
+from vpcodec.recipe.audio import DataConfig, LossConfig
+from vpcodec.recipe.base import OptimConfig
+from vpcodec.training.audio.data import AudioCrops
+from vpcodec.training.audio.losses import ReconstructionLoss
 from vpcodec.training.trainer import build_optimizers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,7 @@ class Speech:
         self.args = args
         data = DataConfig(train=str(args.speech), crop_seconds=0.768, batch_size=args.batch)
         self.hop = 96
-        self.crops = Crops(data, sample_rate=RATE, multiple=self.hop, seed=0)
+        self.crops = AudioCrops(data, sample_rate=RATE, hop_length=self.hop, seed=0)
         config = LossConfig(fft_sizes=(256, 1024), mel_bands=(40, 80))
         self.loss = ReconstructionLoss(config, RATE)
         self.weights = {"wave": config.wave, "stft": config.stft, "mel": config.mel}
@@ -74,7 +75,7 @@ class Speech:
 
     def model(self, quantizer: Quantizer) -> nn.Module:
         width = self.args.width
-        config = ModelConfig(
+        config = AudioConfig(
             name="bench",
             strides=(self.hop,),
             encoder_dims=(width,),

@@ -1,9 +1,9 @@
 """How fast a recipe trains, and where the time goes.
 
-Real steps of the trainer on real audio, in variants of one recipe: without and with discriminators,
+Real steps of the trainer on real data, in variants of one recipe: without and with discriminators,
 bf16 and fp32, FSP and VP, with torch.compile; on a GPU if there is one. Per step: waiting for the
 loader, codec forward (of which the quantizer), losses of the codec (forward, and back to its
-output: spectral and adversarial), codec backward, optimiser and average, update of the
+output: of reconstruction and adversarial), codec backward, optimiser and average, update of the
 discriminators. The variants run one after the other in one process each; the first one is what the
 ratios refer to.
 """
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEECH = ROOT.parent / "shared" / "data" / "speech_train_opus"
+DATA = ROOT.parent / "shared" / "data"
+FOLDERS = {"audio": DATA / "speech_train_opus", "image": DATA / "images_train"}
 VP = "model.quantizer={type: vp, dim: 5, codebook_size: 16384, calibrate_every: 0}"
 BF16, FP32 = "train.precision=bf16", "train.precision=fp32"
 NONE, SMALL, FULL = (f"discriminator.size={size}" for size in ("none", "small", "full"))
@@ -119,7 +120,7 @@ class Stopwatch:
 
 
 def measure(recipe: Path, overrides: list[str], warmup: int, steps: int) -> dict[str, float]:
-    """Run one variant: seconds per step and of its parts, seconds of audio per second."""
+    """Run one variant: seconds per step and of its parts, and audio or megapixels per second."""
     import torch
 
     from vpcodec.recipe import load_recipe
@@ -133,18 +134,18 @@ def measure(recipe: Path, overrides: list[str], warmup: int, steps: int) -> dict
             trainer.train_step(torch.from_numpy(next(batches)).to(trainer.device))
         watch = Stopwatch(trainer)
         first = watch.now()
-        samples = 0
+        numbers = 0
         for _ in range(steps):
             began = watch.now()
             batch = next(batches)
             watch.add("data", began)
             trainer.train_step(torch.from_numpy(batch).to(trainer.device))
-            samples += batch.size
+            numbers += batch.size
         whole = watch.now() - first
         batches.close()
     row = {part: watch.seconds[part] / steps for part in PARTS}
     row["forward"] -= row["quantizer"]
-    row |= {"step": whole / steps, "speed": samples / loaded.model.sample_rate / whole}
+    row |= {"step": whole / steps, "speed": numbers / trainer.task.speed[1] / whole}
     if trainer.device.type == "cuda":
         row["memory"] = torch.cuda.max_memory_allocated() / 2**30
     return row
@@ -153,16 +154,20 @@ def measure(recipe: Path, overrides: list[str], warmup: int, steps: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "speech_3k.yaml")
-    parser.add_argument("--speech", type=Path, default=SPEECH, help="folder of speech")
+    parser.add_argument("--data", type=Path, help="folder; default: speech or images beside us")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--batch", type=int, help="data.batch_size; default: the recipe's")
     parser.add_argument("--only", nargs="*", help="variants whose name contains one of these")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if not args.speech.is_dir():
-        parser.error(f"{args.speech}: no such folder")
-    common = [f"data.train={args.speech}"]
+    from vpcodec.recipe import load_recipe
+
+    kind = load_recipe(args.recipe).model.kind
+    folder = args.data or FOLDERS[kind]
+    if not folder.is_dir():
+        parser.error(f"{folder}: no such folder")
+    common = [f"data.train={folder}"]
     if args.batch:
         common.append(f"data.batch_size={args.batch}")
     context = multiprocessing.get_context("spawn")
@@ -179,11 +184,12 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     first = next(iter(results.values()))["speed"]
-    print(f"| {args.recipe.stem} | audio s/s | ratio | ms per step | {' | '.join(PARTS)} |")
+    unit = {"audio": "audio s/s", "image": "MP/s"}[kind]
+    print(f"| {args.recipe.stem} | {unit} | ratio | ms per step | {' | '.join(PARTS)} |")
     print("|---|" + "---:|" * (3 + len(PARTS)))
     for name, row in results.items():
         shares = " | ".join(f"{row[part] / row['step']:.0%}" for part in PARTS)
-        speed = f"{row['speed']:.1f} | {row['speed'] / first:.2f}"
+        speed = f"{row['speed']:.3g} | {row['speed'] / first:.2f}"
         print(f"| {name} | {speed} | {1000 * row['step']:.0f} | {shares} |")
 
 

@@ -1,4 +1,4 @@
-"""Makes docs/recipes.md of the models in vpcodec/recipe.py and vpcodec/config.py.
+"""Makes docs/recipes.md of the models in vpcodec/recipe and vpcodec/config.py.
 
 python docs/make_recipes.py          # write it
 python docs/make_recipes.py --check  # exit 1 if it is not up to date
@@ -14,14 +14,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from vpcodec import config, recipe
+from vpcodec import config
+from vpcodec.recipe import audio, base, image
 
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 TARGET = Path(__file__).with_name("recipes.md")
 HEAD = """# Recipes
 
-A recipe is a YAML file that says what to train and how. Its sections are those below; fields that
-it leaves out have their defaults, unknown fields and wrong values are refused by name.
+A recipe is a YAML file that says what to train and how. `model.kind` says of what, audio or
+images; the sections of both are below. Fields that a recipe leaves out have their defaults, unknown
+fields and wrong values are refused by name.
 
     vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
 
@@ -33,36 +35,54 @@ of one process.
 
 This page is made of the code: `python docs/make_recipes.py`.
 """
-SECTIONS = (
-    ("data", recipe.DataConfig),
-    ("loss", recipe.LossConfig),
-    ("discriminator", recipe.DiscriminatorConfig),
-    ("optim", recipe.OptimConfig),
-    ("eval", recipe.EvalConfig),
-    ("train", recipe.TrainConfig),
-    ("model", config.ModelConfig),
-)
-PARTS = {
-    "data": [
-        ("A corpus", recipe.AudioCorpus),
-        ("LibriTTS", recipe.LibriTTSCorpus),
-        ("A dataset of the Hugging Face Hub", recipe.HuggingFaceCorpus),
-    ],
-    "model": [
-        (f"Quantizer `{name}`", getattr(config, f"{name.upper()}Config", None))
-        for name in ("fsp", "vp", "fsq", "vq", "lfq")
-    ]
-    + [("Quantizer `simvq`", config.SimVQConfig)],
-}
+QUANTIZERS = [
+    ("Quantizer `fsp`", config.FSPConfig),
+    ("Quantizer `vp`", config.VPConfig),
+    ("Quantizer `fsq`", config.FSQConfig),
+    ("Quantizer `vq`", config.VQConfig),
+    ("Quantizer `lfq`", config.LFQConfig),
+    ("Quantizer `simvq`", config.SimVQConfig),
+]
+CHAPTERS: list[tuple[str, list[tuple[str, type[BaseModel]]]]] = [
+    (
+        "Audio",
+        [
+            ("`model`", config.AudioConfig),
+            ("`data`", audio.DataConfig),
+            ("A corpus", audio.AudioCorpus),
+            ("LibriTTS", audio.LibriTTSCorpus),
+            ("A dataset of the Hugging Face Hub", base.HuggingFaceCorpus),
+            ("`loss`", audio.LossConfig),
+            ("`discriminator`", audio.DiscriminatorConfig),
+            ("`eval`", audio.EvalConfig),
+        ],
+    ),
+    (
+        "Images",
+        [
+            ("`model`", config.ImageConfig),
+            ("`data`", image.DataConfig),
+            ("A corpus", image.ImageCorpus),
+            ("A dataset of the Hugging Face Hub", image.HuggingFaceImages),
+            ("`loss`", image.LossConfig),
+            ("`discriminator`", image.DiscriminatorConfig),
+            ("`eval`", image.EvalConfig),
+        ],
+    ),
+    (
+        "Both",
+        [("`optim`", base.OptimConfig), ("`train`", base.TrainConfig), *QUANTIZERS],
+    ),
+]
 
 
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for name, model in SECTIONS:
-        parts += [f"\n## `{name}`\n", describe(model), *table(model)]
-        for title, part in PARTS.get(name, ()):
-            parts += [f"\n### {title}\n", describe(part), *table(part)]
+    for chapter, sections in CHAPTERS:
+        parts.append(f"\n## {chapter}")
+        for title, model in sections:
+            parts += [f"\n### {title}\n", describe(model), *table(model)]
     return "\n".join(parts).rstrip() + "\n"
 
 

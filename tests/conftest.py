@@ -96,3 +96,30 @@ def debug_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "debug"
     export_model(AudioAutoencoder(load_recipe(ROOT / "recipes" / "debug.yaml").model), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folder of recipes/image_debug.yaml, untrained, exported."""
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    from vpcodec.export import export_model
+    from vpcodec.models import ImageAutoencoder
+    from vpcodec.recipe import load_recipe
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "image-debug"
+    export_model(ImageAutoencoder(load_recipe(ROOT / "recipes" / "image_debug.yaml").model), folder)
+    return folder
+
+
+@pytest.fixture
+def picture() -> Callable[..., np.ndarray]:
+    """Makes pictures (height, width, components) uint8: waves with some noise, the same again."""
+
+    def make(height: int, width: int, components: int = 3) -> np.ndarray:
+        y, x, c = np.mgrid[:height, :width, :components]
+        waves = 128 + 90 * np.sin((x + 2 * c) / 17) * np.cos(y / (11 + 3 * c))
+        noise = np.random.default_rng(0).normal(0, 5, waves.shape)
+        return (waves + noise).round().astype(np.uint8)
+
+    return make

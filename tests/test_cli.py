@@ -16,19 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 import pytest
 import soundfile as sf
 import typer
+from helpers import ENOUGH, MODULE, changed_tok, flipped, header_only, refuse, run, tree
 
 import vpcodec
 from vpcodec import Codec
 from vpcodec.audio import AudioError, load, save
-from vpcodec.cli import common, main
+from vpcodec.cli import common, kinds
+from vpcodec.codec import FileStats
 from vpcodec.hub import (
     DEFAULT_MODEL,
     WEIGHTS,
@@ -37,63 +38,9 @@ from vpcodec.hub import (
     open_model,
     write_folder_config,
 )
-from vpcodec.tokenfile import AUDIO, TokenHeader, TokenWriter, read_tokens, verify, write_tokens
+from vpcodec.tokenfile import AudioHeader, read_tokens, verify, write_tokens
 
 COMMANDS = ["encode", "decode", "info", "models", "train", "export"]
-MODULE = [sys.executable, "-m", "vpcodec"]
-ENOUGH = 120  # seconds after which a process hangs
-
-
-@dataclass
-class Result:
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def json(self) -> dict:
-        return json.loads(self.out)
-
-
-def run(
-    *args: object,
-    stdin: bytes | TextIO = b"",
-    stdout: TextIO | None = None,
-    check: int = 0,
-) -> Result:
-    """A command in this process; `check` is the exit code that it must have."""
-    out, err, code = io.BytesIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["vpcodec", *map(str, args)])
-        if isinstance(stdin, bytes):
-            stdin = io.TextIOWrapper(io.BytesIO(stdin))
-        patch.setattr(sys, "stdin", stdin)
-        patch.setattr(sys, "stdout", stdout or io.TextIOWrapper(out, write_through=True))
-        patch.setattr(sys, "stderr", err)
-        try:
-            main()
-        except SystemExit as exit:
-            code = int(exit.code or 0)
-        result = Result(code, out.getvalue(), err.getvalue())
-    assert code == check, result.err
-    assert "Traceback" not in result.err
-    return result
-
-
-def refuse(*args: object, **streams: Any) -> str:
-    """The line with which a command refuses, exit code 2; it must leave no file and no output."""
-    before = tree()
-    result = run(*args, **streams, check=2)
-    assert result.out == b""
-    assert tree() == before
-    (line,) = result.err.splitlines()
-    assert line.startswith("vpcodec: ")
-    return line
-
-
-def tree(folder: str = ".") -> set[str]:
-    """Everything below a folder, hidden files too."""
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
 
 
 @pytest.fixture(scope="module")
@@ -339,8 +286,7 @@ def long_tokens(path: str) -> None:
     """Write a token file of five minutes, of any tokens."""
     codec = Codec.from_pretrained()
     tokens = np.random.default_rng(0).integers(0, codec.codebook_size, (1, 50_000))
-    header = TokenHeader(
-        kind=AUDIO,
+    header = AudioHeader(
         model=codec.name,
         fingerprint=codec.fingerprint,
         sample_rate=codec.sample_rate,
@@ -404,26 +350,6 @@ def damaged_wav(**fields: int) -> bytes:
     layout = said["channels"], said["rate"], said["rate"] * 2 % 2**32, align, 16
     head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 236, b"WAVE", b"fmt ", 16, 1, *layout)
     return head + struct.pack("<4sI", b"data", said["size"]) + bytes(200)
-
-
-def changed_tok(data: bytes, **fields: object) -> bytes:
-    """A sound token file like `data` with another header."""
-    tokens, header = read_tokens(io.BytesIO(data))
-    header = replace(header, **fields)
-    out = io.BytesIO()
-    write_tokens(out, tokens % header.codebook_size, header)
-    return out.getvalue()
-
-
-def header_only(data: bytes, **fields: object) -> bytes:
-    """A header with a right checksum, and nothing behind it."""
-    out = io.BytesIO()
-    TokenWriter(out, replace(read_tokens(io.BytesIO(data))[1], **fields))
-    return out.getvalue()
-
-
-def flipped(data: bytes, position: int) -> bytes:
-    return data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
 
 
 def sound_bytes(format: str, value: float = 0.1) -> bytes:
@@ -630,13 +556,13 @@ def test_failure_leaves_the_folder_to_others() -> None:
     """With --jobs, two results go to a new folder, and the first fails while the second runs."""
     both = threading.Barrier(2)
 
-    def work(item: common.Item, report: object) -> dict[str, object]:
+    def work(item: common.Item, report: object) -> tuple[kinds.Kind, FileStats]:
         both.wait(ENOUGH)
         if item.source == "bad.wav":
             raise AudioError("bad.wav: no audio")
         time.sleep(0.3)  # until the other one has cleaned up
         Path(item.target).write_text("done")
-        return {}
+        return kinds.AUDIO, FileStats(0, 16_000, 1, 0, 0)
 
     items = [common.Item(f"{name}.wav", f"out/sub/{name}.tok") for name in ("bad", "good")]
     with pytest.raises(typer.Exit):
@@ -653,7 +579,7 @@ def test_info_of_a_model_whose_weights_are_none(tmp_path: Path, weights: bytes) 
 
 
 def test_failure_towards_a_pipe_names_the_source(tmp_path: Path) -> None:
-    def work(item: common.Item, report: Callable) -> dict:
+    def work(item: common.Item, report: Callable) -> tuple[kinds.Kind, FileStats]:
         raise ValueError("well-known cause")
 
     item = common.Item("a.tok", "-")
@@ -885,7 +811,16 @@ USE = ["encode a.wav a.tok", "decode a.tok b.wav", "info a.tok", "info speech-3k
 
 
 def test_use_imports_nothing_heavy() -> None:
-    heavy = ["torch", "torchaudio", "librosa", "scipy", "huggingface_hub", "onnx", "safetensors"]
+    heavy = [
+        "torch",
+        "torchaudio",
+        "librosa",
+        "scipy",
+        "huggingface_hub",
+        "onnx",
+        "safetensors",
+        "PIL",
+    ]
     for command, result in zip(USE, run_many(*USE, hidden=[], watched=heavy), strict=True):
         assert (command, result[0], result[2]) == (command, 0, [])
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpcodec.config import ConfigError, ModelConfig, parse_model
+from vpcodec.config import AudioConfig, ConfigError, ImageConfig, parse_model
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,54 @@ def test_a_codebook_beyond_exact_arithmetic_is_refused():
 
 
 def test_a_model_survives_its_own_json():
-    config = ModelConfig(name="m", strides=(6, 4, 4), quantizer={"levels": (7,) * 6})
+    config = AudioConfig(name="m", strides=(6, 4, 4), quantizer={"levels": (7,) * 6})
     assert parse_model(config.model_dump(mode="json")) == config
 
 
 def test_rates_follow_from_the_configuration():
-    config = ModelConfig(name="m", sample_rate=16_000, strides=(10, 9, 3))
+    config = AudioConfig(name="m", sample_rate=16_000, strides=(10, 9, 3))
     assert config.hop_length == 270
     assert config.frame_rate == pytest.approx(59.26, abs=0.005)
-    config = ModelConfig(name="m", strides=(10, 9, 3), quantizer={"levels": [7] * 6})
+    config = AudioConfig(name="m", strides=(10, 9, 3), quantizer={"levels": [7] * 6})
     assert config.codebook_size == 117_649
     assert config.bitrate == pytest.approx(998, abs=0.5)
+
+
+@pytest.mark.parametrize("kind, expected", [("audio", AudioConfig), ("image", ImageConfig)])
+def test_the_kind_tells_what_a_model_is(kind, expected):
+    config = parse_model({"name": "m", "kind": kind})
+    assert type(config) is expected and config.kind == kind
+    assert parse_model(config.model_dump(mode="json")) == config
+
+
+def test_a_model_without_a_kind_is_of_audio():
+    assert isinstance(parse_model({"name": "m"}), AudioConfig)
+
+
+@pytest.mark.parametrize(
+    "fields, where",
+    [
+        ({"kind": "video"}, "kind: must be one of audio, image"),
+        ({"kind": ["image"]}, "kind: "),
+        ({"strides": [8]}, "strides: "),
+        ({"dims": []}, "dims: "),
+        ({"dims": [8, 16]}, "encoder_depths needs 2 entries"),
+        ({"decoder_depths": [1]}, "decoder_depths needs 3 entries"),
+        ({"attention_heads": 7}, "multiple of attention_heads"),
+        ({"attention_window": 0}, "attention_window: "),
+        ({"patch_size": 64}, "patch_size: "),
+    ],
+)
+def test_image_models_that_cannot_be_are_refused_and_named(fields, where):
+    with pytest.raises(ConfigError, match=where):
+        parse_model({"name": "m", "kind": "image"} | fields)
+
+
+def test_sizes_of_an_image_model_follow_from_its_configuration():
+    config = ImageConfig(name="m", patch_size=4, dims=(8, 16, 32), attention_window=4)
+    assert config.hop_length == 16
+    assert config.block_size == 64
+    config = ImageConfig(name="m", quantizer={"levels": (8, 8, 8, 6, 5)})
+    assert config.hop_length == 8
+    assert config.codebook_size == 15_360
+    assert config.bits_per_pixel == pytest.approx(13.907 / 64, rel=1e-4)

@@ -19,9 +19,11 @@ import soundfile
 pytest.importorskip("torch", reason="needs the train extra")
 
 from vpcodec.audio import resample  # noqa: E402
-from vpcodec.recipe import DataConfig  # noqa: E402
-from vpcodec.training import corpora, data  # noqa: E402
-from vpcodec.training.data import Crops, DataError  # noqa: E402
+from vpcodec.recipe.audio import DataConfig  # noqa: E402
+from vpcodec.training import crops as general  # noqa: E402
+from vpcodec.training.audio import corpora, data  # noqa: E402
+from vpcodec.training.audio.data import AudioCrops  # noqa: E402
+from vpcodec.training.corpora import DataError  # noqa: E402
 
 RATE = 16_000
 
@@ -31,15 +33,17 @@ def write(path: Path, samples: np.ndarray, rate: int = RATE, subtype: str = "PCM
     soundfile.write(path, samples, rate, subtype=subtype)
 
 
-def crops(train: Any, *, seed: int = 0, process: int = 0, processes: int = 1, **config) -> Crops:
+def crops(
+    train: Any, *, seed: int = 0, process: int = 0, processes: int = 1, **config
+) -> AudioCrops:
     """Crops of 0.1 s, four in a batch, with no gain: only the sign is random."""
     workers = config.get("workers") or 0
     config = {"crop_seconds": 0.1, "gain_db": (0.0, 0.0), "batch_size": 4} | config
     train = str(train) if isinstance(train, Path) else train
-    return Crops(
+    return AudioCrops(
         DataConfig(train=train, **config),
         sample_rate=RATE,
-        multiple=96,
+        hop_length=96,
         seed=seed,
         process=process,
         processes=processes,
@@ -78,6 +82,7 @@ def test_batches_are_whole_hops_of_float32_in_range(recordings):
     batch = crops(recordings, gain_db=(20.0, 30.0)).batch(0)
     assert batch.dtype == np.float32 and batch.shape == (4, 17 * 96)
     assert np.abs(batch).max() <= 1
+    assert crops(recordings).tokens == 17
 
 
 def test_the_gain_is_uniform_in_decibels(tmp_path):
@@ -95,6 +100,7 @@ def test_files_are_drawn_in_proportion_to_their_length(tmp_path):
     loud = np.abs(drawn.batch(0)).max(1) > 0.4
     assert loud.mean() == pytest.approx(0.75, abs=0.07)
     assert drawn.hours == pytest.approx(4 / 3600)
+    assert drawn.summary == "0.0 h" and crops(()).summary == ""
 
 
 def test_a_file_shorter_than_a_crop_is_padded(tmp_path):
@@ -615,7 +621,7 @@ def hub(monkeypatch) -> Any:
 STREAM = {"type": "huggingface", "path": "some/speech", "shuffle_buffer": 7}
 
 
-def order(drawn: Crops, batches: int) -> list[int]:
+def order(drawn: AudioCrops, batches: int) -> list[int]:
     """Numbers of the items of the crops, whose level is a hundredth of it."""
     return (levels(np.concatenate(list(drawn.batches(0, batches)))) * 100).round().tolist()
 
@@ -648,7 +654,7 @@ def test_a_stream_resumes_exactly_among_other_corpora(hub, two_corpora):
 def test_counts_of_items_do_not_depend_on_where_they_begin(hub, two_corpora, monkeypatch):
     hub[0].extend(item(number / 100) for number in range(1, 21))
     expected = crops([*two_corpora, STREAM]).batch(25)
-    monkeypatch.setattr(data, "COUNTED", 4)
+    monkeypatch.setattr(general, "COUNTED", 4)
     np.testing.assert_array_equal(crops([*two_corpora, STREAM]).batch(25), expected)
 
 

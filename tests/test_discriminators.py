@@ -6,10 +6,10 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from vpcodec.recipe import DiscriminatorConfig  # noqa: E402
+from vpcodec.recipe.audio import DiscriminatorConfig  # noqa: E402
+from vpcodec.training.adversarial import discriminator_loss, generator_losses  # noqa: E402
+from vpcodec.training.audio.discriminators import Discriminators  # noqa: E402
 from vpcodec.training.balancer import Balancer  # noqa: E402
-from vpcodec.training.discriminators import Discriminators  # noqa: E402
-from vpcodec.training.losses import discriminator_loss, generator_losses  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 16_000

@@ -19,15 +19,16 @@ import torch  # noqa: E402
 
 from vpcodec.audio import resample  # noqa: E402
 from vpcodec.codec import Codec  # noqa: E402
-from vpcodec.config import ModelConfig  # noqa: E402
+from vpcodec.config import AudioConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.metrics.workers import METRICS, Workers, measure  # noqa: E402
-from vpcodec.recipe import EvalConfig  # noqa: E402
-from vpcodec.tokenfile import TokenHeader, write_tokens  # noqa: E402
-from vpcodec.training.evaluation import Evaluation, EvaluationError, codec_of  # noqa: E402
+from vpcodec.recipe.audio import EvalConfig  # noqa: E402
+from vpcodec.tokenfile import AudioHeader, write_tokens  # noqa: E402
+from vpcodec.training.audio.evaluation import HeldOutAudio, codec_of  # noqa: E402
+from vpcodec.training.evaluation import Evaluation, EvaluationError  # noqa: E402
 
 RATE, HOP = 16_000, 96
-MODEL = ModelConfig(name="toy")
+MODEL = AudioConfig(name="toy")
 
 
 def noise(seconds: float, rate: int = RATE, seed: int = 0) -> np.ndarray:
@@ -54,7 +55,7 @@ def make() -> Iterator[Callable[..., Evaluation]]:
     made = []
 
     def make(data: Path | str, **options) -> Evaluation:
-        made.append(Evaluation(EvalConfig(data=str(data), **options), MODEL))
+        made.append(Evaluation(HeldOutAudio(EvalConfig(data=str(data), **options), MODEL)))
         return made[-1]
 
     yield make
@@ -75,7 +76,7 @@ def test_clips_are_mono_at_the_models_rate_in_whole_hops_and_not_too_long(tmp_pa
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 22_050, subtype="FLOAT")
     soundfile.write(tmp_path / "b.flac", noise(3.0), RATE)
     soundfile.write(tmp_path / "c.wav", noise(2.0), RATE, subtype="FLOAT")
-    clips = make(tmp_path, max_seconds=2.0).clips
+    clips = make(tmp_path, max_seconds=2.0).items
     assert [len(clip) for clip in clips] == [19_200, 31_968, 31_968]
     assert all(clip.dtype == np.float32 and clip.ndim == 1 for clip in clips)
     np.testing.assert_allclose(clips[2], noise(2.0)[:31_968], atol=1e-7)
@@ -92,7 +93,7 @@ def test_files_are_spread_evenly_over_folder_glob_and_manifest(tmp_path, make):
     manifest.write_text("part 0/2.wav\n\npart 1/3.wav\n")
 
     def values(data: Path | str, **options) -> list[float]:
-        return [round(float(10 * clip[5000]), 3) for clip in make(data, **options).clips]
+        return [round(float(10 * clip[5000]), 3) for clip in make(data, **options).items]
 
     assert values(tmp_path) == [0, 2, 4, 6, 8, 1, 3, 5, 7]
     assert values(tmp_path, max_files=3) == [0, 8, 7]
@@ -105,7 +106,7 @@ def test_files_that_cannot_be_used_are_left_out_and_listed(folder, make):
     (folder / "broken.wav").write_bytes(b"no audio at all")
     soundfile.write(folder / "short.wav", noise(0.4), RATE)
     evaluation = make(folder)
-    assert len(evaluation.clips) == 3
+    assert len(evaluation.items) == 3
     assert [line.rpartition("/")[2][:5] for line in evaluation.skipped] == ["broke", "short"]
 
 
@@ -123,11 +124,11 @@ def test_the_results_are_means_over_the_clips_that_have_a_value(folder, speech_w
     (folder / "2.wav").write_bytes(speech_wav.read_bytes())
     soundfile.write(folder / "silence.wav", np.zeros(RATE), RATE)
     evaluation = make(folder)
-    assert len(evaluation.clips) == 4 and evaluation.missing == []
+    assert len(evaluation.items) == 4 and evaluation.missing == []
     evaluation.start(7, toy_codec)
     [(step, values)] = evaluation.results(wait=60.0)
     assert step == 7 and values["unscored"] == 1
-    single = [measure(clip, toy_codec(clip)[1], RATE) for clip in evaluation.clips]
+    single = [measure(clip, toy_codec(clip)[1], RATE) for clip in evaluation.items]
     for name in METRICS:
         assert values[name] == pytest.approx(np.nanmean([row[name] for row in single]))
     assert values["entropy"] == pytest.approx(2, abs=1e-3)
@@ -140,14 +141,21 @@ def test_the_bit_rate_is_that_of_token_files(folder, tmp_path, make):
     evaluation = make(folder)
     evaluation.start(0, toy_codec)
     n_bytes = 0
-    for clip in evaluation.clips:
-        header = TokenHeader(
-            1, MODEL.name, bytes(16), RATE, RATE, 1, len(clip), HOP, MODEL.codebook_size
+    for clip in evaluation.items:
+        header = AudioHeader(
+            model=MODEL.name,
+            fingerprint=bytes(16),
+            sample_rate=RATE,
+            original_rate=RATE,
+            channels=1,
+            n_samples=len(clip),
+            hop_length=HOP,
+            codebook_size=MODEL.codebook_size,
         )
         write_tokens(tmp_path / "a.tok", toy_codec(clip)[0][None], header)
         n_bytes += (tmp_path / "a.tok").stat().st_size
     [(_, values)] = evaluation.results(wait=60.0)
-    assert values["bitrate"] == pytest.approx(8 * n_bytes * RATE / sum(map(len, evaluation.clips)))
+    assert values["bitrate"] == pytest.approx(8 * n_bytes * RATE / sum(map(len, evaluation.items)))
 
 
 def test_evaluations_come_in_the_order_in_which_they_were_started(folder, make):
@@ -260,7 +268,7 @@ def test_workers_have_the_lowest_priority_one_thread_and_no_torch(folder, make):
 
 
 def test_closing_ends_the_workers_of_a_running_evaluation(folder):
-    with Evaluation(EvalConfig(data=str(folder)), MODEL) as evaluation:
+    with Evaluation(HeldOutAudio(EvalConfig(data=str(folder)), MODEL)) as evaluation:
         evaluation.start(1, toy_codec)
         wait_for(lambda: bool(evaluation._workers.pids))
         workers = evaluation._workers.pids

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -29,7 +30,8 @@ from vpcodec.training.checkpoints import (  # noqa: E402
     save_checkpoint,
 )
 
-DEBUG = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+DEBUG = RECIPES / "debug.yaml"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 FILES = ("model.safetensors", *GRAPHS)
 
@@ -37,6 +39,13 @@ FILES = ("model.safetensors", *GRAPHS)
 def build(*overrides: str) -> AudioAutoencoder:
     torch.manual_seed(1)
     return AudioAutoencoder(load_recipe(DEBUG, list(overrides)).model)
+
+
+@pytest.fixture(params=["debug", "image_debug"])
+def exported(request: pytest.FixtureRequest) -> Path:
+    """A model folder of each kind."""
+    fixtures = {"debug": "debug_model", "image_debug": "debug_image_model"}
+    return request.getfixturevalue(fixtures[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +60,21 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, debug_model: Path) -> list[AudioAutoencoder]:
     """Makes an export write the debug model's files; collects the models to be written."""
+    return write_files_of(debug_model, monkeypatch)
+
+
+@pytest.fixture
+def quick_either(monkeypatch: pytest.MonkeyPatch, exported: Path) -> list[AudioAutoencoder]:
+    """The same with the debug model of each kind."""
+    return write_files_of(exported, monkeypatch)
+
+
+def write_files_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[AudioAutoencoder]:
     written = []
 
     def write(model: AudioAutoencoder, folder: Path) -> None:
         written.append(model)
-        shutil.copytree(debug_model, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
     monkeypatch.setattr(export, "_write", write)
     return written
@@ -75,23 +94,24 @@ def graph(folder: Path, name: str) -> onnx.ModelProto:
     return onnx.load(folder / name, load_external_data=False)
 
 
-def test_the_folder_is_complete(debug_model):
-    names = {path.name for path in debug_model.iterdir()}
+def test_the_folder_is_complete(exported):
+    names = {path.name for path in exported.iterdir()}
     assert {"config.json", "README.md", *FILES} <= names
     assert [name for name in names if name.endswith((".data", ".tmp"))] == []
-    assert [path.name for path in debug_model.parent.iterdir()] == ["debug"]
-    card = (debug_model / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\n") and "# debug" in card
+    assert list(exported.parent.iterdir()) == [exported]
+    card = (exported / "README.md").read_text()
+    name = read_folder(exported).config.name
+    assert card.startswith("---\nlicense: mit\n") and f"# {name}" in card
 
 
-def test_config_holds_the_model_and_true_hashes(debug_model):
-    data = json.loads((debug_model / "config.json").read_text())
+def test_config_holds_the_model_and_true_hashes(exported):
+    data = json.loads((exported / "config.json").read_text())
     assert set(data["files"]) >= set(FILES)
     for name, digest in data["files"].items():
-        assert hashlib.sha256((debug_model / name).read_bytes()).hexdigest() == digest
-    folder = read_folder(debug_model)
-    assert folder.config == load_recipe(DEBUG).model
-    weights = (debug_model / "model.safetensors").read_bytes()
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+    folder = read_folder(exported)
+    assert folder.config in (load_recipe(path).model for path in RECIPES.glob("*debug.yaml"))
+    weights = (exported / "model.safetensors").read_bytes()
     assert folder.fingerprint == fingerprint(folder.config, weights)
     assert len(folder.fingerprint) == 16
 
@@ -107,24 +127,44 @@ def test_weights_are_the_model_s_own_rounded_to_float16(wide_model):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_say_what_they_are(debug_model, name):
-    folder = read_folder(debug_model)
+def test_graphs_say_what_they_are(exported, name):
+    folder = read_folder(exported)
     config = folder.config
-    proto = graph(debug_model, name)
+    proto = graph(exported, name)
     facts = {entry.key: entry.value for entry in proto.metadata_props}
-    assert facts == {
+    audio = {}
+    if config.kind == "audio":
+        audio = {
+            "sample_rate": str(config.sample_rate),
+            "decoder_delay": str(config.decoder_delay),
+        }
+    assert facts == audio | {
         "model_type": "vpcodec",
         "version": __version__,
-        "name": "debug",
+        "kind": config.kind,
+        "name": config.name,
         "license": "MIT",
         "fingerprint": folder.fingerprint.hex(),
-        "sample_rate": str(config.sample_rate),
         "hop_length": str(config.hop_length),
         "codebook_size": str(config.codebook_size),
-        "decoder_delay": str(config.decoder_delay),
     }
     assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 18)]
-    onnx.checker.check_model(str(debug_model / name))
+    onnx.checker.check_model(str(exported / name))
+
+
+def test_graphs_of_images_have_no_state_and_take_any_number_of_blocks(debug_image_model):
+    block, window = (
+        getattr(read_folder(debug_image_model).config, name)
+        for name in ("block_size", "attention_window")
+    )
+    encoder, decoder = (onnxruntime.InferenceSession(debug_image_model / name) for name in GRAPHS)
+    assert [entry.name for entry in encoder.get_inputs()] == ["images"]
+    assert [entry.name for entry in decoder.get_inputs()] == ["tokens"]
+    for batch, rows, columns in ((1, 1, 1), (3, 1, 4), (1, 5, 2)):
+        images = np.zeros((batch, 3, rows * block, columns * block), np.float32)
+        (tokens,) = encoder.run(None, {"images": images})
+        assert tokens.shape == (batch, rows * window, columns * window)
+        assert decoder.run(None, {"tokens": tokens})[0].shape == images.shape
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -292,7 +332,7 @@ def test_a_model_that_fails_its_check_is_not_written(tmp_path, monkeypatch, quic
     assert list(tmp_path.iterdir()) == []
 
 
-def test_audio_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quick):
+def test_a_signal_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quick_either):
     decode = OnnxBackend.decode
 
     def off(self, tokens, state):
@@ -300,12 +340,12 @@ def test_audio_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quick):
         return samples + np.float32(1e-3), state
 
     monkeypatch.setattr(OnnxBackend, "decode", off)
-    with pytest.raises(ExportError, match="audio differs"):
+    with pytest.raises(ExportError, match="decoded differs"):
         export_model(build(), tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_audio_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick):
+def test_a_signal_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick_either):
     decode = OnnxBackend.decode
 
     def off(self, tokens, state):
@@ -313,16 +353,16 @@ def test_audio_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick):
         return samples * np.float32("nan"), state
 
     monkeypatch.setattr(OnnxBackend, "decode", off)
-    with pytest.raises(ExportError, match="audio differs"):
+    with pytest.raises(ExportError, match="decoded differs"):
         export_model(build(), tmp_path / "new")
 
 
-def test_tokens_that_differ_from_torch_are_noticed(tmp_path, monkeypatch, quick):
+def test_tokens_that_differ_from_torch_are_noticed(tmp_path, monkeypatch, quick_either):
     encode = OnnxBackend.encode
 
     def off(self, samples, state):
         tokens, state = encode(self, samples, state)
-        return (tokens + (np.arange(tokens.shape[1]) % 50 == 0)) % 125, state
+        return (tokens + (np.arange(tokens.shape[-1]) % 50 == 0)) % 125, state
 
     monkeypatch.setattr(OnnxBackend, "encode", off)
     with pytest.raises(ExportError, match="tokens differ"):

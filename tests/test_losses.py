@@ -8,12 +8,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("torchaudio", reason="needs the train extra")
 
-from vpcodec.recipe import LossConfig  # noqa: E402
-from vpcodec.training.losses import (  # noqa: E402
-    ReconstructionLoss,
-    discriminator_loss,
-    generator_losses,
-)
+from vpcodec.recipe.audio import LossConfig  # noqa: E402
+from vpcodec.training.adversarial import discriminator_loss, generator_losses  # noqa: E402
+from vpcodec.training.audio.losses import ReconstructionLoss  # noqa: E402
 
 RATE = 16_000
 

@@ -48,8 +48,8 @@ def test_si_sdr_of_a_copy_is_large_and_finite(clean):
 @pytest.mark.parametrize("length", [1025, 40_001])
 def test_mel_distance_is_the_mel_loss_of_training(clean, noisy, rate, length):
     torch = pytest.importorskip("torch", reason="needs the train extra")
-    from vpcodec.recipe import LossConfig
-    from vpcodec.training.losses import ReconstructionLoss
+    from vpcodec.recipe.audio import LossConfig
+    from vpcodec.training.audio.losses import ReconstructionLoss
 
     x, y = clean[8000 : 8000 + length], noisy[8000 : 8000 + length]
     loss = ReconstructionLoss(LossConfig(), rate)

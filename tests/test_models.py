@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from vpcodec.config import ModelConfig  # noqa: E402
+from vpcodec.config import AudioConfig  # noqa: E402
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.models.layers import (  # noqa: E402
     ConvUnit,
@@ -55,11 +55,11 @@ PIECES = (1, 2, 7, 1, 30, 3, 64, 5, 80, 107)  # frames; together more than two w
 FRAMES = sum(PIECES)
 
 
-def config_of(name: str) -> ModelConfig:
-    return ModelConfig(**MINIMAL) if name == "minimal" else load_recipe(RECIPES / name).model
+def config_of(name: str) -> AudioConfig:
+    return AudioConfig(**MINIMAL) if name == "minimal" else load_recipe(RECIPES / name).model
 
 
-def build(config: ModelConfig) -> AudioAutoencoder:
+def build(config: AudioConfig) -> AudioAutoencoder:
     """Random weights, with no bias, norm or distance bias left at its neutral start."""
     torch.manual_seed(0)
     model = AudioAutoencoder(config).eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra")
 transformers = pytest.importorskip("transformers", reason="the perceptual loss is optional")
 
-from vpcodec.training.perceptual import PerceptualError, PerceptualLoss  # noqa: E402
+from vpcodec.training.audio.perceptual import PerceptualError, PerceptualLoss  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 16_000

@@ -7,7 +7,14 @@ import pytest
 pytest.importorskip("yaml", reason="needs the train extra")
 
 from vpcodec.config import ConfigError  # noqa: E402
-from vpcodec.recipe import AudioCorpus, LibriTTSCorpus, load_recipe  # noqa: E402
+from vpcodec.recipe import (  # noqa: E402
+    AudioRecipe,
+    ImageRecipe,
+    load_recipe,
+    parse_recipe,
+)
+from vpcodec.recipe.audio import AudioCorpus, LibriTTSCorpus  # noqa: E402
+from vpcodec.recipe.image import ImageCorpus  # noqa: E402
 
 
 @pytest.fixture
@@ -109,6 +116,45 @@ def test_overrides_apply_in_order_and_reach_nested_sections(recipe):
 def test_an_override_that_cannot_be_is_refused_and_named(recipe, override, where):
     with pytest.raises(ConfigError, match=where):
         load_recipe(recipe, [override])
+
+
+IMAGE = ["model.kind=image"]
+
+
+def test_the_kind_of_the_model_tells_what_a_recipe_is(recipe):
+    assert isinstance(load_recipe(recipe), AudioRecipe)
+    found = load_recipe(recipe, [*IMAGE, "data.train=photos/", "loss.ms_ssim=0.1"])
+    assert isinstance(found, ImageRecipe)
+    assert found.data.train == (ImageCorpus(path="photos/"),)
+    assert parse_recipe(found.model_dump(mode="json")) == found
+
+
+def test_a_stream_of_images_has_a_column_of_its_own(recipe):
+    found = load_recipe(recipe, [*IMAGE, "data.train={type: huggingface, path: x}"])
+    assert found.data.train[0].column == "image" and found.data.streams
+
+
+@pytest.mark.parametrize(
+    "override, where",
+    [
+        ("model.kind=video", "model.kind: must be one of audio, image"),
+        ("model.strides=[8]", "model.strides"),
+        ("data.crop_seconds=1", "data.crop_seconds"),
+        ("data.crop_size=100", "data.crop_size must be a multiple of 64"),
+        ("data={crop_size: 128, resize: 64}", "data: resize is 64"),
+        ("data.train={type: libritts}", "data.train.0.type: must be one of image, huggingface"),
+        ("data={train: {type: huggingface, path: x}, workers: 2}", "data: .*workers"),
+        ("eval.data={type: huggingface, path: x}", "eval: .*random access"),
+        ("eval.best=pesq_wb", "eval.best"),
+        ("loss.mel=1", "loss.mel"),
+        ("loss={l1: 0}", "loss: one of l1"),
+        ("discriminator={size: small, layers: 5}", "data.crop_size is too small"),
+        ("discriminator={size: small, start_step: 1000}", "start_step is 1000"),
+    ],
+)
+def test_an_image_recipe_that_cannot_be_is_refused_and_named(recipe, override, where):
+    with pytest.raises(ConfigError, match=where):
+        load_recipe(recipe, ["model.kind=image", override])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import threading
 import time
 import tracemalloc
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +21,11 @@ from hypothesis import strategies as st
 
 from vpcodec import tokenfile
 from vpcodec.tokenfile import (
-    AUDIO,
     CODINGS,
     MAX_BLOCKS,
     RAW,
+    AudioHeader,
+    ImageHeader,
     TokenFileError,
     TokenHeader,
     TokenReader,
@@ -54,18 +57,31 @@ class Pipe(io.RawIOBase):
         return chunk
 
 
-def make_header(**fields) -> TokenHeader:
+def make_header(**fields) -> AudioHeader:
     values = dict(
-        kind=AUDIO, model="speech-3k", fingerprint=bytes(range(16)), sample_rate=16000,
-        original_rate=16000, channels=1, n_samples=960, hop_length=96, codebook_size=117649,
-        block_frames=4,
+        model="speech-3k", fingerprint=bytes(range(16)), sample_rate=16000, original_rate=16000,
+        channels=1, n_samples=960, hop_length=96, codebook_size=117649, block_frames=4,
     )  # fmt: skip
-    return TokenHeader(**values | fields)
+    return AudioHeader(**values | fields)
+
+
+def make_image_header(**fields) -> ImageHeader:
+    values = dict(
+        model="image-fsp", fingerprint=bytes(range(16)), width=35, height=10, components=3,
+        channels=1, hop_length=8, codebook_size=117649, block_frames=4,
+    )  # fmt: skip
+    return ImageHeader(**values | fields)
 
 
 def make_tokens(header: TokenHeader, n_frames: int | None = None, seed: int = 0) -> np.ndarray:
     shape = (header.channels, header.n_frames if n_frames is None else n_frames)
     return np.random.default_rng(seed).integers(0, header.codebook_size, shape)
+
+
+def dump_header(header: TokenHeader) -> bytes:
+    stream = io.BytesIO()
+    TokenWriter(stream, header)
+    return stream.getvalue()
 
 
 def dump(tokens: np.ndarray, header: TokenHeader, n_samples: int | None = None) -> bytes:
@@ -94,6 +110,16 @@ def block_spans(data: bytes, header: TokenHeader) -> list[tuple[int, int]]:
     return spans
 
 
+@contextmanager
+def allocating_less_than(n_bytes: float) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < n_bytes
+    finally:
+        tracemalloc.stop()
+
+
 def mono() -> tuple[bytes, np.ndarray, TokenHeader]:
     header = make_header()
     tokens = make_tokens(header)
@@ -108,7 +134,22 @@ def stereo() -> tuple[bytes, np.ndarray, TokenHeader]:
     return dump(tokens, header, 44100 * 13 * 96 // 16000), tokens, replace(header, n_samples=3439)
 
 
-SAMPLES = pytest.mark.parametrize("sample", [mono, stereo])
+def grey() -> tuple[bytes, np.ndarray, TokenHeader]:
+    header = make_image_header(components=1)
+    tokens = make_tokens(header)
+    return dump(tokens, header), tokens, header
+
+
+def rgba() -> tuple[bytes, np.ndarray, TokenHeader]:
+    header = make_image_header(
+        width=50, height=13, components=4, channels=2, codebook_size=1000, block_frames=5
+    )
+    tokens = make_tokens(header)
+    return dump(tokens, header), tokens, header
+
+
+SAMPLES = pytest.mark.parametrize("sample", [mono, stereo, grey, rgba])
+LENGTH_AHEAD = pytest.mark.parametrize("sample", [mono, grey, rgba])
 
 
 def assert_nothing_wrong(found: np.ndarray, tokens: np.ndarray) -> None:
@@ -122,25 +163,42 @@ def assert_nothing_wrong(found: np.ndarray, tokens: np.ndarray) -> None:
 # ------------------------------------------------------------------------------------ round trips
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.data())
-def test_round_trip(data):
-    block_frames = data.draw(st.sampled_from([1, 2, 3, 7, 64]))
-    n_frames = data.draw(
+@st.composite
+def headers_and_totals(draw) -> tuple[TokenHeader, int]:
+    """A header of either kind, and the n_samples that its tokens stand for."""
+    block_frames = draw(st.sampled_from([1, 2, 3, 7, 64]))
+    channels = draw(st.integers(1, 6))
+    hop = draw(st.integers(1, 500))
+    common = dict(
+        codebook_size=draw(st.integers(2, 2**32) | st.sampled_from([2, 3, 2**16, 2**32])),
+        hop_length=hop,
+        block_frames=block_frames,
+    )
+    if draw(st.booleans()):
+        sides = [draw(st.integers(1, 14)) * hop - draw(st.integers(0, hop - 1)) for _ in range(2)]
+        components = draw(st.integers(1, 4))
+        header = make_image_header(
+            width=sides[0], height=sides[1], components=components,
+            channels=1 if components in (1, 3) else 2, **common,
+        )  # fmt: skip
+        return header, sides[0] * sides[1]
+    n_frames = draw(
         st.sampled_from([0, 1, block_frames - 1, block_frames, block_frames + 1])
         | st.integers(0, 200)
     )
-    known = data.draw(st.booleans())
-    hop = data.draw(st.integers(1, 500))
-    n_samples = max(0, n_frames * hop - data.draw(st.integers(0, hop - 1)))
-    header = make_header(
-        channels=data.draw(st.integers(1, 6)),
-        codebook_size=data.draw(st.integers(2, 2**32) | st.sampled_from([2, 3, 2**16, 2**32])),
-        hop_length=hop,
-        block_frames=block_frames,
-        n_samples=n_samples if known else None,
-    )
-    tokens = make_tokens(header, n_frames, seed=data.draw(st.integers(0, 99)))
+    n_samples = max(0, n_frames * hop - draw(st.integers(0, hop - 1)))
+    known = draw(st.booleans())
+    header = make_header(channels=channels, n_samples=n_samples if known else None, **common)
+    return header, n_samples
+
+
+@settings(max_examples=150, deadline=None)
+@given(headers_and_totals(), st.data())
+def test_round_trip(header_and_total, data):
+    header, n_samples = header_and_total
+    full_header = header.with_total(n_samples)
+    n_frames = full_header.n_frames
+    tokens = make_tokens(full_header, seed=data.draw(st.integers(0, 99)))
     if data.draw(st.booleans()):
         tokens[:] = header.codebook_size - 1
     whole = dump(tokens, header, n_samples)
@@ -148,7 +206,7 @@ def test_round_trip(data):
         found, full = read_tokens(source)
         assert found.dtype == np.int64 and found.shape == tokens.shape
         assert (found == tokens).all()
-        assert full == replace(header, n_samples=n_samples)
+        assert full == full_header
 
     stream = io.BytesIO()
     writer = TokenWriter(stream, header)
@@ -172,6 +230,15 @@ def test_frame_counts_are_exact(n_samples, sample_rate, original_rate, hop):
     assert (frames - 1) * hop < samples <= frames * hop
 
 
+@given(st.integers(1, 2**16), st.integers(1, 2**16), st.integers(1, 2**20))
+def test_squares_cover_the_picture_exactly(width, height, hop):
+    header = make_image_header(width=width, height=height, hop_length=hop, block_frames=2**16 - 1)
+    assert (header.columns - 1) * hop < width <= header.columns * hop
+    assert (header.rows - 1) * hop < height <= header.rows * hop
+    assert header.n_frames == header.rows * header.columns
+    assert header.n_pixels == header.n_samples == width * height
+
+
 def test_header_rates():
     header = make_header(channels=2)
     assert header.frame_rate == pytest.approx(166.667, abs=1e-3)
@@ -182,6 +249,20 @@ def test_header_rates():
     ) == make_header(n_samples=2**48, hop_length=2**20, block_frames=2**15)
     unknown = make_header(n_samples=None)
     assert unknown.model_samples is None and unknown.n_frames is None
+    assert unknown.with_total(960) == make_header()
+
+
+def test_image_header_rates():
+    header = make_image_header(components=4, channels=2)
+    assert header.bits_per_token == pytest.approx(16.844, abs=1e-3)
+    assert header.bits_per_pixel == pytest.approx(2 * 16.844 / 64, abs=1e-4)
+    assert make_image_header(width=np.int64(35)) == make_image_header()
+    assert make_image_header(width=2**20, height=2**12, block_frames=2**16 - 1).n_frames == 2**26
+
+
+def test_a_header_needs_a_kind():
+    with pytest.raises(TypeError):
+        TokenHeader(model="m", fingerprint=bytes(16), channels=1, hop_length=1, codebook_size=2)
 
 
 @pytest.mark.parametrize("codebook_size", [2, 3, 5, 1000, 16384, 117649, 2**32 - 1, 2**32])
@@ -212,19 +293,23 @@ def test_golden_vectors(name):
     fields = dict(VECTORS[name])
     tokens = np.array(fields.pop("tokens"), np.int64)
     fields["fingerprint"] = bytes.fromhex(fields["fingerprint"])
-    known, n_samples = fields.pop("known"), fields.pop("n_samples")
-    header = TokenHeader(kind=AUDIO, n_samples=n_samples if known else None, **fields)
+    if fields.pop("kind") == "image":
+        header = ImageHeader(**fields)
+        n_samples = fields["width"] * fields["height"]
+    else:
+        known, n_samples = fields.pop("known"), fields.pop("n_samples")
+        header = AudioHeader(n_samples=n_samples if known else None, **fields)
     path = ROOT / f"resources/tok/{name}.tok"
     assert dump(tokens, header, n_samples) == path.read_bytes()
     found, full = read_tokens(path)
     assert (found == tokens).all() and found.shape == tokens.shape
-    assert full == replace(header, n_samples=n_samples)
+    assert full == header.with_total(n_samples)
 
 
 def test_the_documentation_shows_the_vectors():
     text = (ROOT.parent / "docs/token-format.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^```tok (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    assert set(shown) == {"mono", "stereo-piped"}
+    assert set(shown) == {"mono", "stereo-piped", "rgba"}
     for name, lines in shown.items():
         data = b"".join(bytes.fromhex(line[:27]) for line in lines.splitlines())
         assert data == (ROOT / f"resources/tok/{name}.tok").read_bytes()
@@ -268,19 +353,47 @@ def test_a_number_too_large_for_its_block_is_damage():
 @pytest.mark.parametrize(
     "fields",
     [
-        dict(kind=0), dict(kind=2), dict(model=""), dict(model="x" * 65), dict(model="é" * 33),
-        dict(model="a\nb"), dict(model=None), dict(fingerprint=bytes(15)),
-        dict(fingerprint="0" * 16),
-        dict(sample_rate=0), dict(sample_rate=16000.0), dict(sample_rate=2**24 + 1),
-        dict(original_rate=0), dict(channels=0), dict(channels=256), dict(n_samples=-1),
-        dict(n_samples=2**48 + 1), dict(n_samples=96 * 4 * MAX_BLOCKS + 1), dict(hop_length=0),
-        dict(hop_length=2**20 + 1), dict(codebook_size=1), dict(codebook_size=2**32 + 1),
-        dict(block_frames=0), dict(block_frames=2**16), dict(channels=255, block_frames=515),
+        dict(model=""), dict(model="x" * 65), dict(model="é" * 33), dict(model="a\nb"),
+        dict(model=None), dict(fingerprint=bytes(15)), dict(fingerprint="0" * 16),
+        dict(channels=0), dict(channels=256), dict(hop_length=0), dict(hop_length=2**20 + 1),
+        dict(codebook_size=1), dict(codebook_size=2**32 + 1), dict(block_frames=0),
+        dict(block_frames=2**16),
     ],
 )  # fmt: skip
-def test_wrong_header_fields_are_refused(fields):
+@pytest.mark.parametrize("make", [make_header, make_image_header])
+def test_wrong_header_fields_are_refused(make, fields):
+    with pytest.raises(TokenFileError) as caught:
+        make(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(sample_rate=0), dict(sample_rate=16000.0), dict(sample_rate=2**24 + 1),
+        dict(original_rate=0), dict(n_samples=-1), dict(n_samples=2**48 + 1),
+        dict(n_samples=96 * 4 * MAX_BLOCKS + 1), dict(channels=255, block_frames=515),
+    ],
+)  # fmt: skip
+def test_wrong_fields_of_audio_are_refused(fields):
     with pytest.raises(TokenFileError) as caught:
         make_header(**fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(width=0), dict(height=0), dict(width=2**20 + 1), dict(height=2**20 + 1),
+        dict(width=None), dict(height=1.5), dict(width=2**16 + 1, height=2**16, hop_length=64),
+        dict(width=2**16, height=2**16, hop_length=1), dict(components=0), dict(components=5),
+        dict(components=None), dict(channels=2), dict(components=4), dict(components=2),
+        dict(components=1, channels=2), dict(components=4, channels=3),
+    ],
+)  # fmt: skip
+def test_wrong_fields_of_images_are_refused(fields):
+    with pytest.raises(TokenFileError) as caught:
+        make_image_header(**fields)
     assert "\n" not in str(caught.value)
 
 
@@ -296,12 +409,13 @@ def test_wrong_header_fields_are_refused(fields):
         (np.zeros((2, 3), np.int64), r"\(2, 3\)"),
     ],
 )
-def test_wrong_tokens_are_refused(tokens, message):
+@pytest.mark.parametrize("header", [make_header(), make_image_header()])
+def test_wrong_tokens_are_refused(header, tokens, message):
     stream = io.BytesIO()
-    writer = TokenWriter(stream, make_header())
+    writer = TokenWriter(stream, header)
     with pytest.raises(ValueError, match=message):
         writer.write(tokens)
-    writer.write(make_tokens(make_header()))
+    writer.write(make_tokens(header))
     writer.close()
     assert verify(io.BytesIO(stream.getvalue())).ok, "a refused write left something behind"
 
@@ -314,11 +428,14 @@ def test_the_length_must_be_said_once_and_fit_the_frames():
         (make_header(n_samples=None), 10, None),
         (make_header(n_samples=None), 10, 961),
         (make_header(n_samples=None), 0, 2**60),
+        (make_image_header(), 9, None),
+        (make_image_header(), 11, None),
+        (make_image_header(), 10, 351),
     ):
         with pytest.raises(TokenFileError):
             dump(make_tokens(header, frames), header, n_samples)
-    header = make_header()
-    assert dump(make_tokens(header), header, 960) == dump(make_tokens(header), header)
+    for header, n_samples in ((make_header(), 960), (make_image_header(), 350)):
+        assert dump(make_tokens(header), header, n_samples) == dump(make_tokens(header), header)
 
 
 def test_a_closed_writer_refuses_more():
@@ -425,38 +542,72 @@ def test_what_is_no_token_file(data, message):
     ("offset", "field", "message"),
     [
         (9, b"\2", "format version 2"),
-        (10, b"\2", "kind 2"),
-        (10, b"\0", "kind 0"),
+        (10, b"\3", "kind 3 "),
+        (10, b"\0", "kind 0 "),
         (11, b"\0", "channels"),
-        (12, bytes(4), "sample_rate"),
-        (16, b"\xff" * 4, "original_rate"),
-        (20, b"\xfe" + b"\xff" * 7, "n_samples"),
-        (20, struct.pack("<Q", 2**48), "n_samples"),
         (28, b"\xff" * 4, "hop_length"),
         (32, bytes(4), "codebook_size"),
         (36, bytes(2), "block_frames"),
-        (11, b"\xff", "tokens"),
         (54, b"\xff", "model name"),
         (54, b"\0", "damaged"),
         (55, b"\xff", "UTF-8"),
         (55, b"\x1b", "printable"),
     ],
 )
-def test_absurd_headers_are_refused_before_anything_is_allocated(offset, field, message):
+@SAMPLES
+def test_absurd_headers_are_refused_before_anything_is_allocated(sample, offset, field, message):
+    data, _, header = sample()
+    assert_header_refused(data, header, offset, field, message)
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "message"),
+    [
+        (10, b"\2", "components"),
+        (11, b"\xff", "tokens"),
+        (12, bytes(4), "sample_rate"),
+        (16, b"\xff" * 4, "original_rate"),
+        (20, b"\xfe" + b"\xff" * 7, "n_samples"),
+        (20, struct.pack("<Q", 2**48), "blocks"),
+    ],
+)
+def test_absurd_headers_of_audio_are_refused(offset, field, message):
     header = make_header(n_samples=0, block_frames=2**16 - 1)
-    data = bytearray(dump(make_tokens(header), header))
+    assert_header_refused(dump(make_tokens(header), header), header, offset, field, message)
+
+
+@pytest.mark.parametrize(
+    ("offset", "field", "message"),
+    [
+        (11, b"\2", "channels 2"),
+        (11, b"\xff", "channels 255"),
+        (12, bytes(4), "width 0"),
+        (16, bytes(4), "height 0"),
+        (12, b"\xff" * 4, "width 4294967295"),
+        (12, struct.pack("<II", 2**20, 2**20), "pixels"),
+        (20, bytes(8), "components 0"),
+        (20, struct.pack("<Q", 5), "components 5"),
+        (20, struct.pack("<Q", 4), "channels 1"),
+        (20, b"\xff" * 8, "components"),
+    ],
+)
+def test_absurd_headers_of_images_are_refused(offset, field, message):
+    header = make_image_header(hop_length=64, block_frames=512)
+    assert_header_refused(dump_header(header), header, offset, field, message)
+
+
+def assert_header_refused(data: bytes, header: TokenHeader, offset, field, message) -> None:
+    """Reading `data` fails where `field` is put at `offset` and the checksum is made right."""
+    data, end = bytearray(data), header_bytes(header)
     data[offset : offset + len(field)] = field
-    data[64:68] = struct.pack("<I", zlib.crc32(data[:64]))
-    tracemalloc.start()
-    with pytest.raises(TokenFileError, match=message):
+    data[end - 4 : end] = struct.pack("<I", zlib.crc32(data[: end - 4]))
+    with allocating_less_than(100_000), pytest.raises(TokenFileError, match=message):
         load(bytes(data), recover=True)
-    assert tracemalloc.get_traced_memory()[1] < 100_000
-    tracemalloc.stop()
 
 
 def test_absurd_blocks_and_trailers_are_refused_before_anything_is_allocated():
     header = make_header(n_samples=None, channels=255, codebook_size=2**32, block_frames=512)
-    start = dump(make_tokens(header, 0), header, 0)[: header_bytes(header)]
+    start = dump_header(header)
     for record in (
         struct.pack("<IHI", 0 | 0xFFFFFF << 8, 512, 0),
         struct.pack("<IHI", 0 | 1021 << 8, 1, 0),
@@ -466,19 +617,20 @@ def test_absurd_blocks_and_trailers_are_refused_before_anything_is_allocated():
         struct.pack("<IQQ", 255 | 3 << 8, 2**60, 2**60) + bytes(9),
     ):
         pipe = Pipe(start + record)
-        tracemalloc.start()
-        with pytest.raises(TokenFileError):
+        with allocating_less_than(100_000), pytest.raises(TokenFileError):
             read_tokens(pipe)
-        assert tracemalloc.get_traced_memory()[1] < 100_000
-        tracemalloc.stop()
         assert pipe.asked <= len(start) + 31
 
 
-def test_a_file_that_lost_more_than_memory_is_not_filled_in():
-    header = make_header(n_samples=96 * 2**32, block_frames=2**16 - 1)
-    data = dump(np.zeros((1, 0), np.int64), replace(header, n_samples=None), 0)
-    data = data[:20] + struct.pack("<Q", header.n_samples) + data[28:64]
-    data += struct.pack("<I", zlib.crc32(data))
+@pytest.mark.parametrize(
+    "header",
+    [
+        make_header(n_samples=96 * 2**32, block_frames=2**16 - 1),
+        make_image_header(width=2**16, height=2**16, hop_length=1, block_frames=2**16 - 1),
+    ],
+)
+def test_a_file_that_lost_more_than_memory_is_not_filled_in(header):
+    data = dump_header(header)
     with pytest.raises(TokenFileError, match="tokens are lost"):
         load(data, recover=True)
     result = verify(io.BytesIO(data))
@@ -508,21 +660,22 @@ def test_one_flipped_bit_costs_one_block_at_most(sample, as_pipe):
         assert_nothing_wrong(found, tokens)
         assert (found == -1).sum() <= header.channels * header.block_frames
         assert reader.n_frames == header.n_frames
-        if hit or sample is mono:
+        if hit or sample is not stereo:
             assert reader.n_samples == header.n_samples
         else:  # the trailer is lost, and with it the length
             assert reader.n_samples == 13 * 96 * 44100 // 16000
 
 
-def test_recovering_from_truncation_keeps_the_length_if_the_header_has_it():
-    data, tokens, header = mono()
+@LENGTH_AHEAD
+def test_recovering_from_truncation_keeps_the_length_if_the_header_has_it(sample):
+    data, tokens, header = sample()
     spans = block_spans(data, header)
     for size in range(header_bytes(header), len(data)):
         found, full = load(data[:size], recover=True)
-        whole = sum(end <= size for _, end in spans)
+        whole = header.block_frames * sum(end <= size for _, end in spans)
         assert full == header and found.shape == tokens.shape
-        assert (found[:, : 4 * whole] == tokens[:, : 4 * whole]).all()
-        assert (found[:, 4 * whole :] == -1).all()
+        assert (found[:, :whole] == tokens[:, :whole]).all()
+        assert (found[:, whole:] == -1).all()
 
 
 def test_recovering_a_piped_file_that_was_cut_off_keeps_the_whole_blocks():
@@ -550,11 +703,20 @@ def test_garbage_between_any_two_bytes_costs_one_block_at_most(sample):
 
 @pytest.mark.parametrize("lost", [[0], [2], [5], [0, 5], [1, 2, 3], [0, 1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("filler", ["zeros", "ones", "random", "cut"])
-@pytest.mark.parametrize("known", [True, False])
-def test_lost_blocks_keep_the_time_of_the_others(lost, filler, known):
-    header = make_header(n_samples=96 * 350 if known else None, block_frames=64, channels=2)
+@pytest.mark.parametrize(
+    "header",
+    [
+        make_header(n_samples=96 * 350, block_frames=64, channels=2),
+        make_header(n_samples=None, block_frames=64, channels=2),
+        make_image_header(
+            width=35 * 12, height=10 * 12, components=2, channels=2, hop_length=12, block_frames=64
+        ),
+    ],
+)
+def test_lost_blocks_keep_the_time_of_the_others(lost, filler, header):
+    n_samples = header.n_samples or 96 * 350
     tokens = make_tokens(header, 350)
-    data = dump(tokens, header, 96 * 350)
+    data = dump(tokens, header, n_samples)
     changed = bytearray(data)
     for number in reversed(lost):
         start, end = block_spans(data, header)[number]
@@ -566,18 +728,18 @@ def test_lost_blocks_keep_the_time_of_the_others(lost, filler, known):
         }
         changed[start:end] = fill[filler]
     result = verify(io.BytesIO(changed))
-    assert not result.ok and (result.frames, result.n_samples) == (350, 96 * 350)
+    assert not result.ok and (result.frames, result.n_samples) == (350, n_samples)
     assert result.blocks == 6
     found, full = load(bytes(changed), recover=True)
-    assert found.shape == tokens.shape and full.n_samples == 96 * 350
+    assert found.shape == tokens.shape and full.n_samples == n_samples
     assert_nothing_wrong(found, tokens)
     assert set(lost) <= set(result.damaged)
     if filler != "cut" or len(lost) == 1:
         assert result.damaged == tuple(lost)
 
 
-def test_a_search_sees_over_the_edges_of_its_window():
-    header = make_header()
+@pytest.mark.parametrize("header", [make_header(), make_image_header()])
+def test_a_search_sees_over_the_edges_of_its_window(header):
     tokens = make_tokens(header)
     data = dump(tokens, header)
     start = block_spans(data, header)[1][0]
@@ -586,8 +748,9 @@ def test_a_search_sees_over_the_edges_of_its_window():
         assert (found == tokens).all()
 
 
-def test_much_garbage_loses_nothing_behind_it():
-    data, tokens, header = stereo()
+@pytest.mark.parametrize("sample", [stereo, rgba])
+def test_much_garbage_loses_nothing_behind_it(sample):
+    data, tokens, header = sample()
     start = block_spans(data, header)[1][0]
     garbage = np.random.default_rng(3).bytes(4_000_000)
     found, _ = load(data[:start] + garbage + data[start:], recover=True)
@@ -601,8 +764,9 @@ def test_a_block_that_claims_a_far_place_is_not_believed():
     assert (reader.n_frames, reader.damaged) == (12, [0, 2])
 
 
-def test_the_first_damage_is_the_one_reported():
-    data, _, header = mono()
+@SAMPLES
+def test_the_first_damage_is_the_one_reported(sample):
+    data, _, header = sample()
     changed = bytearray(data)
     for number in (0, 2):
         changed[block_spans(data, header)[number][0] + 12] ^= 1
@@ -628,9 +792,17 @@ def test_flipped_bits_in_a_check_do_not_make_a_block_of_another_number():
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_no_damage_shifts_a_frame(data):
-    header = make_header(channels=2, codebook_size=5000, block_frames=16, n_samples=None)
+    common = dict(channels=2, codebook_size=5000, block_frames=16)
+    header = data.draw(
+        st.sampled_from(
+            [
+                make_header(n_samples=None, **common),
+                make_image_header(width=160, height=80, components=4, **common),
+            ]
+        )
+    )
     tokens = make_tokens(header, 200)
-    changed = bytearray(dump(tokens, header, 200 * 96))
+    changed = bytearray(dump(tokens, header, header.n_samples or 200 * 96))
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(header_bytes(header), len(changed)))
         size = data.draw(st.integers(0, 300))
@@ -641,10 +813,7 @@ def test_no_damage_shifts_a_frame(data):
 
 def craft(header: TokenHeader, blocks, n_frames: int, n_samples: int, index: bytes | None = None):
     """A file with right checksums and (number, frames) of each block and totals as told."""
-    data = dump(make_tokens(header, 0), replace(header, n_samples=None), 0)[: header_bytes(header)]
-    if header.n_samples is not None:
-        data = data[:20] + struct.pack("<Q", header.n_samples) + data[28:-4]
-        data += struct.pack("<I", zlib.crc32(data))
+    data = dump_header(header)
     sizes = []
     for number, frames in blocks:
         payload = bytes(raw_bytes(header.codebook_size, frames * header.channels))
@@ -658,16 +827,18 @@ def craft(header: TokenHeader, blocks, n_frames: int, n_samples: int, index: byt
     return data + trailer + struct.pack("<I", zlib.crc32(trailer))
 
 
-KNOWN, UNKNOWN = make_header(n_samples=600), make_header(n_samples=None)  # 7 frames, blocks of 4
+# 7 frames of 600 samples or pixels, in blocks of 4
+KNOWN, UNKNOWN = make_header(n_samples=600), make_header(n_samples=None)
+IMAGE = make_image_header(width=600, height=1, hop_length=96)
 
 
-@pytest.mark.parametrize("header", [KNOWN, UNKNOWN])
+@pytest.mark.parametrize("header", [KNOWN, UNKNOWN, IMAGE])
 def test_what_agrees_is_read(header):
     found, full = load(craft(header, [(0, 4), (1, 3)], 7, 600))
     assert found.tolist() == [[0] * 7] and full.n_samples == 600
 
 
-@pytest.mark.parametrize("header", [KNOWN, UNKNOWN])
+@pytest.mark.parametrize("header", [KNOWN, UNKNOWN, IMAGE])
 @pytest.mark.parametrize(
     ("blocks", "n_frames", "n_samples", "index"),
     [
@@ -702,10 +873,11 @@ def test_what_disagrees_is_damage_though_every_checksum_is_right(
     assert not verify(io.BytesIO(data)).ok
 
 
-def test_the_header_decides_how_many_frames_are_due():
+@pytest.mark.parametrize("header", [KNOWN, IMAGE])
+def test_the_header_decides_how_many_frames_are_due(header):
     with pytest.raises(TokenFileError, match="header"):
-        load(craft(KNOWN, [(0, 4), (1, 3)], 7, 599))
-    data = craft(KNOWN, [(0, 3), (1, 3)], 7, 600)
+        load(craft(header, [(0, 4), (1, 3)], 7, 599))
+    data = craft(header, [(0, 3), (1, 3)], 7, 600)
     with pytest.raises(TokenFileError, match=r"^block 0: 3 frames where 4 are due"):
         load(data)
     assert load(data, recover=True)[0].tolist() == [[-1] * 4 + [0] * 3]
@@ -749,30 +921,27 @@ def test_the_end_of_another_file_is_noticed():
     | st.lists(st.sampled_from([b"\0", b"\xff", b"\1", b"\4", b"\n\0\0\4\0"]), max_size=200).map(
         b"".join
     ),
-    st.booleans(),
+    st.sampled_from([make_header(), make_header(n_samples=None), make_image_header()]),
     st.booleans(),
 )
-def test_any_bytes_behind_a_header_are_an_error_or_lost(garbage, known, as_pipe):
-    header = make_header(n_samples=960 if known else None)
-    data = dump(make_tokens(header, 10), header, 960)[: header_bytes(header)] + garbage
+def test_any_bytes_behind_a_header_are_an_error_or_lost(garbage, header, as_pipe):
+    data = dump_header(header) + garbage
     source = Pipe if as_pipe else io.BytesIO
     with pytest.raises(TokenFileError):
         read_tokens(source(data))
     found, _ = read_tokens(source(data), recover=True)
-    assert found.shape == (1, 10 if known else 0) and (found == -1).all()
+    assert found.shape == (1, header.n_frames or 0) and (found == -1).all()
 
 
 @pytest.mark.parametrize("record", [bytes.fromhex("0000f0070002"), b"\xff\0\0\x2f", b"\0", b"\xff"])
 def test_a_file_made_to_be_slow_is_not(record):
     header = make_header(channels=255, codebook_size=2**32, block_frames=512, n_samples=None)
-    start = dump(make_tokens(header, 0), header, 0)[: header_bytes(header)]
+    start = dump_header(header)
     data = start + record * (4_000_000 // len(record))
-    tracemalloc.start()
-    begin = time.process_time()
-    assert not verify(io.BytesIO(data)).ok
-    assert time.process_time() - begin < 5
-    assert tracemalloc.get_traced_memory()[1] < 16e6
-    tracemalloc.stop()
+    with allocating_less_than(16e6):
+        begin = time.process_time()
+        assert not verify(io.BytesIO(data)).ok
+        assert time.process_time() - begin < 5
 
 
 # ---------------------------------------------------------------------------- streaming and seeking
@@ -814,21 +983,19 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
     chunk = make_tokens(header, 10_000)
     n_chunks = 60  # one hour
     writer = TokenWriter(io.BytesIO(), header)
-    tracemalloc.start()
-    writer.write(np.tile(chunk, 20))
-    assert tracemalloc.get_traced_memory()[0] < 1e6, "the writer keeps more than a block"
-    tracemalloc.reset_peak()
-    with open(tmp_path / "long.tok", "wb") as stream:
-        writer = TokenWriter(stream, header)
-        for _ in range(n_chunks):
-            writer.write(chunk)
-        writer.close(n_chunks * 10_000 * 96)
-    for recover in (False, True):
-        with open(tmp_path / "long.tok", "rb") as stream:
-            reader = TokenReader(stream, recover=recover)
-            assert sum(block.n_frames for block in reader) == n_chunks * 10_000
-    assert tracemalloc.get_traced_memory()[1] < 1e6
-    tracemalloc.stop()
+    with allocating_less_than(1e6):
+        writer.write(np.tile(chunk, 20))
+        assert tracemalloc.get_traced_memory()[0] < 1e6, "the writer keeps more than a block"
+        tracemalloc.reset_peak()
+        with open(tmp_path / "long.tok", "wb") as stream:
+            writer = TokenWriter(stream, header)
+            for _ in range(n_chunks):
+                writer.write(chunk)
+            writer.close(n_chunks * 10_000 * 96)
+        for recover in (False, True):
+            with open(tmp_path / "long.tok", "rb") as stream:
+                reader = TokenReader(stream, recover=recover)
+                assert sum(block.n_frames for block in reader) == n_chunks * 10_000
 
 
 @SAMPLES
@@ -871,8 +1038,9 @@ def test_the_trailer_tells_the_length_up_front():
     assert (np.concatenate([first.tokens, *rest], axis=1) == tokens).all()
 
 
-def test_seeking_needs_a_whole_trailer_and_a_stream_that_seeks():
-    data, _, _ = mono()
+@pytest.mark.parametrize("sample", [mono, grey])
+def test_seeking_needs_a_whole_trailer_and_a_stream_that_seeks(sample):
+    data, _, _ = sample()
     with pytest.raises(TokenFileError, match="seek"):
         TokenReader(Pipe(data)).seek_frame(0)
     for broken in (data[:-1], data + b"\0", data[:68], data[:72], data[:80] + data[81:]):
@@ -882,8 +1050,9 @@ def test_seeking_needs_a_whole_trailer_and_a_stream_that_seeks():
         assert sum(block.n_frames for block in reader) == 10, "the reading position was lost"
 
 
-def test_seeking_over_a_damaged_block():
-    data, tokens, header = mono()
+@pytest.mark.parametrize("sample", [mono, grey])
+def test_seeking_over_a_damaged_block(sample):
+    data, tokens, header = sample()
     changed = bytearray(data)
     changed[block_spans(data, header)[1][0] + 12] ^= 1
     reader = TokenReader(io.BytesIO(changed), recover=True)
@@ -943,14 +1112,16 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     assert results[0].ok and (tmp_path / "fifo").is_fifo()
 
 
-def test_verify_reports(tmp_path):
-    data, _, header = mono()
+@pytest.mark.parametrize(("sample", "n_samples"), [(mono, 960), (grey, 350)])
+def test_verify_reports(tmp_path, sample, n_samples):
+    data, _, header = sample()
     path = tmp_path / "a.tok"
     path.write_bytes(data)
     result = verify(path)
     assert result == verify(Pipe(data))
     assert (result.ok, result.error, result.header) == (True, None, header)
-    assert (result.blocks, result.damaged, result.frames, result.n_samples) == (3, (), 10, 960)
+    assert (result.blocks, result.damaged, result.frames) == (3, (), 10)
+    assert result.n_samples == n_samples
     assert result.total_bytes == len(data) and result.payload_bytes == 9 + 9 + 5
     with pytest.raises(FileNotFoundError):
         verify(tmp_path / "none.tok")

@@ -1,4 +1,4 @@
-"""What a model is: `ModelConfig`, the contents of config.json.
+"""What a model is: `AudioConfig` or `ImageConfig`, the contents of config.json.
 
 Every field is documented here and nowhere else; unknown keys and wrong types are refused.
 """
@@ -223,7 +223,7 @@ class LFQConfig(Strict):
 
 
 def by_type(default: str, *types: str) -> Discriminator:
-    """Tells the members of a union by their field `type`.."""
+    """Tells the members of a union by their field `type`."""
 
     def tag(value: Any) -> str:
         found = value.get("type", default) if isinstance(value, dict) else value
@@ -248,15 +248,33 @@ QuantizerConfig = Annotated[
 
 
 class ModelConfig(Strict):
-    """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+    """What every model has."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Model name, written into token files.",
     )
-    kind: Literal["audio"] = "audio"
+    kind: str = Field(description="What it codes.")
     description: str = Field("", description="One line for `vpcodec models`.")
     license: str = Field("unknown", description="Licence of the weights.")
+    quantizer: QuantizerConfig = Field(
+        default_factory=FSPConfig, description="One of the quantizers below, told by its `type`."
+    )
+
+    @property
+    def codebook_size(self) -> int:
+        return self.quantizer.codebook_size
+
+    @property
+    def bits_per_token(self) -> float:
+        """log2 of the codebook size."""
+        return math.log2(self.codebook_size)
+
+
+class AudioConfig(ModelConfig):
+    """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+
+    kind: Literal["audio"] = Field("audio", description="What it codes.")
     sample_rate: Positive = Field(16_000, description="Audio rate of the model, Hz.")
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),
@@ -299,12 +317,9 @@ class ModelConfig(Strict):
     decoder_delay: int = Field(
         2, ge=1, description="Frames that the decoder waits for before it speaks (look-ahead)."
     )
-    quantizer: QuantizerConfig = Field(
-        default_factory=FSPConfig, description="One of the quantizers below, told by its `type`."
-    )
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelConfig:
+    def _consistent(self) -> AudioConfig:
         n = len(self.strides)
         for name in ("encoder_dims", "encoder_depths", "decoder_dims", "decoder_depths"):
             if len(getattr(self, name)) != n:
@@ -328,18 +343,92 @@ class ModelConfig(Strict):
         return self.sample_rate / self.hop_length
 
     @property
-    def codebook_size(self) -> int:
-        return self.quantizer.codebook_size
-
-    @property
     def bitrate(self) -> float:
         """Nominal bit/s of one channel: tokens per second times log2 of the codebook size."""
-        return self.frame_rate * math.log2(self.codebook_size)
+        return self.frame_rate * self.bits_per_token
 
     @property
     def latency(self) -> float:
         """Algorithmic latency in seconds: one hop to fill a token and the decoder's delay."""
         return (1 + self.decoder_delay) * self.hop_length / self.sample_rate
+
+
+class ImageConfig(ModelConfig):
+    """The native image autoencoder: convolutions, and attention within windows of tokens.
+
+    Every layer looks at a bounded neighbourhood, so that large images can be coded tile by tile
+    with the tokens of the whole.
+    """
+
+    kind: Literal["image"] = Field("image", description="What it codes.")
+    patch_size: Positive = Field(
+        2, le=32, description="Side of the squares of pixels that the first stage takes as one."
+    )
+    dims: tuple[Positive, ...] = Field(
+        (64, 128, 160),
+        min_length=1,
+        max_length=6,
+        description="Channels per stage; each stage but the first halves width and height.",
+    )
+    encoder_depths: tuple[NotNegative, ...] = Field(
+        (1, 1, 2), description="Residual blocks per encoder stage."
+    )
+    decoder_depths: tuple[NotNegative, ...] = Field(
+        (1, 2, 2), description="Residual blocks per decoder stage, in the order of `dims`."
+    )
+    attention_window: Annotated[int, Field(ge=1, le=64)] = Field(
+        8, description="Side of the square windows of tokens that attend to each other."
+    )
+    attention_heads: Positive = Field(4, description="Attention heads.")
+    encoder_layers: NotNegative = Field(1, description="Attention layers before the quantizer.")
+    decoder_layers: NotNegative = Field(1, description="Attention layers after the quantizer.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageConfig:
+        n = len(self.dims)
+        for name in ("encoder_depths", "decoder_depths"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"{name} needs {n} entries, one per entry of dims")
+        if self.dims[-1] % self.attention_heads:
+            raise ValueError("dims[-1] must be a multiple of attention_heads")
+        return self
+
+    @property
+    def hop_length(self) -> int:
+        """Side of the square of pixels that a token stands for."""
+        return self.patch_size * 2 ** (len(self.dims) - 1)
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Nominal, of one channel: log2 of the codebook size over the pixels of a token."""
+        return self.bits_per_token / self.hop_length**2
+
+    @property
+    def block_size(self) -> int:
+        """Side of an attention window in pixels; what the network takes is made of such blocks."""
+        return self.hop_length * self.attention_window
+
+    @property
+    def encoder_halo(self) -> int:
+        """Tokens around a tile of whole windows whose pixels its tokens depend on, at most."""
+        return self._halo(self.encoder_depths)
+
+    @property
+    def decoder_halo(self) -> int:
+        """Tokens around a tile of whole windows that its pixels depend on, at most."""
+        return self._halo(self.decoder_depths)
+
+    def _halo(self, depths: tuple[int, ...]) -> int:
+        """Reach of the 3 x 3 convolutions, one of each end and two per block, in whole windows."""
+        blocks = sum(2 * depth * 2**i for i, depth in enumerate(depths))
+        windows = -(-self.patch_size * (1 + blocks) // self.block_size)
+        return windows * self.attention_window
+
+
+KINDS: dict[str, type[AudioConfig] | type[ImageConfig]] = {
+    "audio": AudioConfig,
+    "image": ImageConfig,
+}
 
 
 def explain(error: ValidationError) -> str:
@@ -356,13 +445,25 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {reason}" if where else reason
 
 
-def parse_model(data: Any) -> ModelConfig:
-    """ModelConfig from a plain dict.
+def parse_model(data: Any) -> AudioConfig | ImageConfig:
+    """The configuration of a model from a plain dict; of audio where it has no `kind`.
 
     Raises:
         ConfigError: naming the first field that is wrong.
     """
     try:
-        return ModelConfig.model_validate(data)
+        return model_class(data).model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
+
+
+def model_class(data: Any) -> type[AudioConfig] | type[ImageConfig]:
+    """Which configuration a plain dict is meant to be.
+
+    Raises:
+        ConfigError: no known `kind`.
+    """
+    kind = data.get("kind", "audio") if isinstance(data, dict) else "audio"
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"kind: must be one of {', '.join(KINDS)}")
+    return KINDS[kind]

@@ -13,6 +13,7 @@ import struct
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,12 +23,13 @@ from safetensors.torch import save
 from torch import nn
 
 from . import __version__
+from .backends import Backend
 from .backends.onnx import OnnxBackend
 from .backends.torch import TorchBackend
-from .codec import Codec
-from .config import ConfigError, ModelConfig, parse_model
+from .codec import AudioCodec
+from .config import AudioConfig, ConfigError, ImageConfig, parse_model
 from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
-from .models import AudioAutoencoder
+from .models import Autoencoder, build_model
 from .models.layers import State, zero_state
 from .quantizers import VP
 from .training.checkpoints import (
@@ -66,7 +68,7 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
     """
     groups, state = load_checkpoint(find_checkpoint(run))
     try:
-        model = AudioAutoencoder(parse_model(state["config"]))
+        model = build_model(parse_model(state["config"]))
         model.load_state_dict(averaged_weights(groups))
         if isinstance(model.quantizer, VP) and not model.quantizer.fitted:  # interrupted
             model.quantizer.fit()
@@ -79,7 +81,7 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
     export_model(model, target, force=force)
 
 
-def export_model(model: AudioAutoencoder, target: Path, *, force: bool = False) -> None:
+def export_model(model: Autoencoder, target: Path, *, force: bool = False) -> None:
     """Export a torch model; see `export_run`."""
     if target.exists() and not force:
         raise FileExistsError(f"{target}: exists (use --force to replace it)")
@@ -94,33 +96,32 @@ def export_model(model: AudioAutoencoder, target: Path, *, force: bool = False) 
         os.rename(folder, target)
 
 
-def _write(model: AudioAutoencoder, folder: Path) -> None:
+def _write(model: Autoencoder, folder: Path) -> None:
     config = model.config
     stored = _stored_state(model)
     weights = save(stored, metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
-    rounded = AudioAutoencoder(config).eval().requires_grad_(False)
+    rounded = build_model(config).eval().requires_grad_(False)
     rounded.load_state_dict(stored)
     mark = fingerprint(config, weights)
     metadata = {
         "model_type": "vpcodec",
         "version": __version__,
+        "kind": config.kind,
         "name": config.name,
-        "sample_rate": config.sample_rate,
         "hop_length": config.hop_length,
         "codebook_size": config.codebook_size,
-        "decoder_delay": config.decoder_delay,
         "license": config.license,
         "fingerprint": mark.hex(),
     }
-    samples = torch.zeros(2, 5 * config.hop_length)
-    tokens = torch.zeros(2, 5, dtype=torch.int64)
-    frames = torch.export.Dim("frames", min=1, max=1 << 20)
-    for name, method, shapes, example, axis in (
-        ("encoder", "encode", rounded.encoder_state, samples, config.hop_length * frames),
-        ("decoder", "decode", rounded.decoder_state, tokens, frames),
+    if isinstance(config, AudioConfig):
+        metadata |= {"sample_rate": config.sample_rate, "decoder_delay": config.decoder_delay}
+    signal, tokens = _examples(config)
+    for name, method, shapes, example in (
+        ("encoder", "encode", rounded.encoder_state, signal),
+        ("decoder", "decode", rounded.decoder_state, tokens),
     ):
-        graph = _trace(rounded, method, shapes, example, axis)
+        graph = _trace(rounded, method, shapes, *example)
         _share_weights(graph, weights)
         _strip(graph)
         helper.set_model_props(graph, {key: str(value) for key, value in metadata.items()})
@@ -129,7 +130,26 @@ def _write(model: AudioAutoencoder, folder: Path) -> None:
     write_folder_config(folder, config, mark, [WEIGHTS, "encoder.onnx", "decoder.onnx"])
 
 
-def _stored_state(model: AudioAutoencoder) -> dict[str, torch.Tensor]:
+def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dict[int, Any]]]:
+    """Inputs of encoder and decoder to trace the graphs with, and the sides that may differ."""
+    if isinstance(config, AudioConfig):
+        frames = torch.export.Dim("frames", min=1, max=1 << 20)
+        return [
+            (torch.zeros(2, 5 * config.hop_length), {1: config.hop_length * frames}),
+            (torch.zeros(2, 5, dtype=torch.int64), {1: frames}),
+        ]
+    rows, columns = (torch.export.Dim(name, min=1, max=1 << 12) for name in ("rows", "columns"))
+    block, window = config.block_size, config.attention_window
+    return [
+        (torch.zeros(2, 3, 2 * block, 3 * block), {2: block * rows, 3: block * columns}),
+        (
+            torch.zeros(2, 2 * window, 3 * window, dtype=torch.int64),
+            {1: window * rows, 2: window * columns},
+        ),
+    ]
+
+
+def _stored_state(model: Autoencoder) -> dict[str, torch.Tensor]:
     """What a model folder keeps: float16, but codes in full, or close ones would become one."""
     needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
     state = {k: v.detach().cpu() for k, v in model.state_dict().items() if k not in needless}
@@ -141,7 +161,7 @@ def _stored_state(model: AudioAutoencoder) -> dict[str, torch.Tensor]:
 class _Step(nn.Module):
     """One direction of the model with its states as positional inputs and outputs."""
 
-    def __init__(self, model: AudioAutoencoder, method: str, names: list[str]) -> None:
+    def __init__(self, model: Autoencoder, method: str, names: list[str]) -> None:
         super().__init__()
         self.model = model
         self.method = method
@@ -153,12 +173,15 @@ class _Step(nn.Module):
         return y, *(state.next[name] for name in self.names)
 
 
-def _trace(model, method, shapes, example, axis) -> onnx.ModelProto:
+def _trace(model, method, shapes, example, sides) -> onnx.ModelProto:
     names = list(shapes)
     past = tuple(zero_state(shapes, 2).values())
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    dynamic = ({0: batch, 1: axis}, tuple({0: batch} for _ in past))
-    first, last = ("samples", "tokens") if method == "encode" else ("tokens", "samples")
+    dynamic: tuple[Any, ...] = ({0: batch} | sides,)
+    if past:
+        dynamic += (tuple({0: batch} for _ in past),)
+    signal = "samples" if isinstance(model.config, AudioConfig) else "images"
+    first, last = (signal, "tokens") if method == "encode" else ("tokens", signal)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -239,39 +262,87 @@ def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
 
 
 def _verify(folder: Path) -> None:
-    """Compare ONNX Runtime with torch on 1, hop - 1, hop, hop + 1 and several thousand samples."""
+    """Compare ONNX Runtime with torch.
+
+    Raises:
+        ExportError: they do not agree.
+    """
     model = read_folder(folder)
-    hop = model.config.hop_length
-    reference = Codec(model, TorchBackend(model, threads=None, device="cpu"))
-    exported = Codec(model, OnnxBackend(model, threads=None, device="cpu"))
+    torch_backend = TorchBackend(model, threads=None, device="cpu")
+    onnx_backend = OnnxBackend(model, threads=None, device="cpu")
+    if isinstance(model.config, AudioConfig):
+        _compare_audio(AudioCodec(model, torch_backend), AudioCodec(model, onnx_backend))
+    else:
+        _compare_images(model.config, torch_backend, onnx_backend)
+
+
+def _compare_audio(reference: AudioCodec, exported: AudioCodec) -> None:
+    """On 1, hop - 1, hop, hop + 1 and several thousand samples."""
+    hop = reference.hop_length
     rng = np.random.default_rng(0)
     for n in (1, hop - 1, hop, hop + 1, 4321 + 7 * hop):
         samples = np.cumsum(rng.standard_normal((2, n)), 1).astype(np.float32)
         samples *= 0.5 / max(np.abs(samples).max(), 1)
-        expected, tokens = reference.encode(samples), exported.encode(samples)
-        wrong = np.mean(expected != tokens)
-        if tokens.shape != expected.shape or wrong > TOKEN_TOLERANCE:
-            raise ExportError(f"{n} samples: {wrong:.1%} of the tokens differ from torch")
-        error = np.abs(reference.decode(tokens, n) - exported.decode(tokens, n)).max()
-        if not error <= SAMPLE_TOLERANCE:
-            raise ExportError(f"{n} samples: decoded audio differs from torch by {error:.1e}")
+        tokens = _same_tokens(f"{n} samples", reference.encode(samples), exported.encode(samples))
+        _same_signal(f"{n} samples", reference.decode(tokens, n), exported.decode(tokens, n))
 
 
-def _card(config: ModelConfig, model: nn.Module) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
+def _compare_images(config: ImageConfig, reference: Backend, exported: Backend) -> None:
+    """On images of one block and of several."""
+    rng = np.random.default_rng(0)
+    for rows, columns in ((1, 1), (1, 3), (2, 1)):
+        shape = (2, 3, rows * config.block_size, columns * config.block_size)
+        images = np.cumsum(np.cumsum(rng.standard_normal(shape), 2), 3)
+        images = (images / np.abs(images).max()).astype(np.float32)
+        size = f"{shape[3]} x {shape[2]} pixels"
+        expected, found = (backend.encode(images, None)[0] for backend in (reference, exported))
+        tokens = _same_tokens(size, expected, found)
+        expected, found = (backend.decode(tokens, None)[0] for backend in (reference, exported))
+        _same_signal(size, expected, found)
+
+
+def _same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    if found.shape != expected.shape:
+        raise ExportError(f"{size}: tokens of shape {found.shape}, with torch {expected.shape}")
+    wrong = np.mean(expected != found)
+    if wrong > TOKEN_TOLERANCE:
+        raise ExportError(f"{size}: {wrong:.1%} of the tokens differ from torch")
+    return found
+
+
+def _same_signal(size: str, expected: np.ndarray, found: np.ndarray) -> None:
+    error = np.abs(expected - found).max()
+    if not error <= SAMPLE_TOLERANCE:
+        raise ExportError(f"{size}: what is decoded differs from torch by {error:.1e}")
+
+
+def _card(config: AudioConfig | ImageConfig, model: nn.Module) -> str:
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    codebook = f"one codebook of\n{config.codebook_size:,} codes"
+    if isinstance(config, AudioConfig):
+        tags, example = "audio, codec, speech, tokenizer", "in.wav"
+        facts = (
+            f"{config.sample_rate} Hz, {config.frame_rate:.2f} tokens/s from {codebook}, "
+            f"{config.bitrate:.0f} bit/s nominal, {millions:.2f} M\nparameters, "
+            f"{config.latency * 1000:.0f} ms algorithmic latency."
+        )
+    else:
+        tags, example = "image, tokenizer", "photo.png"
+        facts = (
+            f"A token for {config.hop_length} x {config.hop_length} pixels from {codebook}, "
+            f"{config.bits_per_pixel:.3f} bits per pixel nominal,\n{millions:.2f} M parameters."
+        )
     return f"""---
 license: {config.license.lower()}
 library_name: vpcodec
-tags: [audio, codec, speech, tokenizer]
+tags: [{tags}]
 ---
 
 # {config.name}
 
 {config.description}
 
-{config.sample_rate} Hz, {config.frame_rate:.2f} tokens/s from one codebook of
-{config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal, {parameters / 1e6:.2f} M
-parameters, {config.latency * 1000:.0f} ms algorithmic latency.
+{facts}
 
-    vpcodec encode in.wav out.tok --model {config.name}
+    vpcodec encode {example} out.tok --model {config.name}
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 from .config import ConfigError, ModelConfig, parse_model
 
 DEFAULT_MODEL = "speech-3k"
+DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20

@@ -12,12 +12,13 @@ import os
 import re
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from .files import atomic_output
 
 MAGIC = b"\x89TOK\r\n\x1a\n"
 VERSION = 1
-AUDIO = 1  # the kind; 2, images, is laid out in the documentation but not read yet
+AUDIO, IMAGE = 1, 2  # the kind
 RAW = 0  # a coding id
 TRAILER = 255  # in the place of one
 
@@ -33,6 +34,8 @@ MAX_MODEL_BYTES = 64
 MAX_RATE = 2**24  # Hz
 MAX_HOP = 2**20
 MAX_SAMPLES = 2**48  # per channel
+MAX_SIDE = 2**20  # pixels
+MAX_PIXELS = 2**32
 MAX_BLOCKS = 2**20
 MAX_BLOCK_TOKENS = 2**17  # of all channels together
 MAX_INDEX_BYTES = 3 * MAX_BLOCKS  # three LEB128 bytes hold the largest block
@@ -117,46 +120,43 @@ def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
 # ---------------------------------------------------------------------------------------- header
 
 
-@dataclass(frozen=True)
-class TokenHeader:
-    """What a token file says about itself; wrong values raise TokenFileError.
+@dataclass(frozen=True, kw_only=True)
+class TokenHeader(ABC):
+    """What a token file says about itself, whatever its kind; wrong values raise TokenFileError.
 
-    kind: AUDIO. model: name, 1 to 64 bytes of printable UTF-8. fingerprint: 16 bytes, of weights
-    and configuration. sample_rate: Hz, the model's. original_rate: Hz, the source's. channels: 1
-    to 255. n_samples: of the source, per channel, at original_rate; None when only the trailer
-    knows. hop_length: samples at sample_rate per frame. codebook_size: 2 to 2**32. block_frames:
-    frames in every block but the last; times channels at most MAX_BLOCK_TOKENS.
+    model: name, 1 to 64 bytes of printable UTF-8. fingerprint: 16 bytes, of weights and
+    configuration. channels: 1 to 255. hop_length: what a frame stands for, see the kinds.
+    codebook_size: 2 to 2**32. block_frames: frames in every block but the last; times channels at
+    most MAX_BLOCK_TOKENS.
+
+    Every kind has n_samples too: the total by which the trailer confirms the length, or None when
+    only the trailer knows it.
     """
 
-    kind: int
+    kind: ClassVar[int]
+    _own: ClassVar[dict[str, tuple[int, int]]]  # fields of the kind, as in the file: bounds
+
     model: str
     fingerprint: bytes
-    sample_rate: int
-    original_rate: int
     channels: int
-    n_samples: int | None
     hop_length: int
     codebook_size: int
     block_frames: int = 512
 
     def __post_init__(self) -> None:
-        if self.kind != AUDIO:
-            raise TokenFileError(f"kind {self.kind!r} is not supported (1 is audio)")
         if not isinstance(self.model, str) or not self.model.isprintable():
             raise TokenFileError(f"model name {self.model!r} is not printable text")
         if not 1 <= len(self.model.encode(errors="surrogatepass")) <= MAX_MODEL_BYTES:
             raise TokenFileError(f"model name {self.model!r} is not 1 to {MAX_MODEL_BYTES} bytes")
         if not isinstance(self.fingerprint, bytes) or len(self.fingerprint) != 16:
             raise TokenFileError(f"fingerprint {self.fingerprint!r} is not 16 bytes")
-        for name, low, high in (
-            ("sample_rate", 1, MAX_RATE),
-            ("original_rate", 1, MAX_RATE),
-            ("channels", 1, 255),
-            ("n_samples", 0, MAX_SAMPLES),
-            ("hop_length", 1, MAX_HOP),
-            ("codebook_size", 2, 2**32),
-            ("block_frames", 1, 2**16 - 1),
-        ):
+        bounds = self._own | {
+            "channels": (1, 255),
+            "hop_length": (1, MAX_HOP),
+            "codebook_size": (2, 2**32),
+            "block_frames": (1, 2**16 - 1),
+        }
+        for name, (low, high) in bounds.items():
             value = getattr(self, name)
             if value is None and name == "n_samples":
                 continue
@@ -169,7 +169,46 @@ class TokenHeader:
                 f"{MAX_BLOCK_TOKENS} tokens"
             )
         if (self.n_frames or 0) > MAX_BLOCKS * self.block_frames:
-            raise TokenFileError(f"n_samples {self.n_samples} needs more than {MAX_BLOCKS} blocks")
+            raise TokenFileError(f"n_frames {self.n_frames} needs more than {MAX_BLOCKS} blocks")
+
+    @property
+    @abstractmethod
+    def n_frames(self) -> int | None:
+        """Frames of the whole file; None when only the trailer knows."""
+
+    @property
+    def bits_per_token(self) -> float:
+        """log2(codebook_size)."""
+        return math.log2(self.codebook_size)
+
+    def with_total(self, n_samples: int) -> Self:
+        """This header with n_samples known; TokenFileError where it says another number itself."""
+        if self.n_samples is None:
+            return replace(self, n_samples=n_samples)
+        if self.n_samples != n_samples:
+            raise TokenFileError(f"n_samples is {n_samples}, in the header {self.n_samples}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioHeader(TokenHeader):
+    """Header of a recording.
+
+    sample_rate: Hz, the model's. original_rate: Hz, the source's. n_samples: of the source, per
+    channel, at original_rate; None when only the trailer knows. hop_length: samples at sample_rate
+    per frame.
+    """
+
+    kind: ClassVar[int] = AUDIO
+    _own: ClassVar[dict[str, tuple[int, int]]] = {
+        "sample_rate": (1, MAX_RATE),
+        "original_rate": (1, MAX_RATE),
+        "n_samples": (0, MAX_SAMPLES),
+    }
+
+    sample_rate: int
+    original_rate: int
+    n_samples: int | None
 
     @property
     def model_samples(self) -> int | None:
@@ -190,22 +229,86 @@ class TokenHeader:
         return self.sample_rate / self.hop_length
 
     @property
-    def bits_per_token(self) -> float:
-        """log2(codebook_size)."""
-        return math.log2(self.codebook_size)
-
-    @property
     def nominal_bitrate(self) -> float:
         """Bits per second of all channels, at log2(codebook_size) bits a token."""
         return self.frame_rate * self.bits_per_token * self.channels
 
+    def samples_in(self, n_frames: int) -> int:
+        """Samples per channel at original_rate in whole frames, rounded down."""
+        return n_frames * self.hop_length * self.original_rate // self.sample_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHeader(TokenHeader):
+    """Header of a picture, whose frames are squares of pixels, row by row from the top left.
+
+    width, height: pixels of the upright source, at most MAX_SIDE each and MAX_PIXELS together.
+    components: of the source; 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. channels: 1, or 2 where
+    there is alpha, whose plane is coded as a grey picture. hop_length: side of a square, in pixels.
+    """
+
+    kind: ClassVar[int] = IMAGE
+    _own: ClassVar[dict[str, tuple[int, int]]] = {
+        "width": (1, MAX_SIDE),
+        "height": (1, MAX_SIDE),
+        "components": (1, 4),
+    }
+
+    width: int
+    height: int
+    components: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_pixels > MAX_PIXELS:
+            raise TokenFileError(
+                f"width {self.width} times height {self.height} is more than {MAX_PIXELS} pixels"
+            )
+        if self.channels != 2 - self.components % 2:
+            raise TokenFileError(
+                f"channels {self.channels} does not fit {self.components} components"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Rows of squares, ceil(height / hop_length)."""
+        return _ceil_div(self.height, self.hop_length)
+
+    @property
+    def columns(self) -> int:
+        """Squares in a row, ceil(width / hop_length)."""
+        return _ceil_div(self.width, self.hop_length)
+
+    @property
+    def n_frames(self) -> int:
+        """Frames, rows * columns."""
+        return self.rows * self.columns
+
+    @property
+    def n_pixels(self) -> int:
+        """width * height."""
+        return self.width * self.height
+
+    @property
+    def n_samples(self) -> int:
+        """The total that the trailer repeats: n_pixels."""
+        return self.n_pixels
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits per pixel of all channels, at log2(codebook_size) bits a token."""
+        return self.channels * self.bits_per_token / self.hop_length**2
+
+
+_KINDS = {header.kind: header for header in (AudioHeader, ImageHeader)}
+
 
 def _pack_header(header: TokenHeader) -> bytes:
     model = header.model.encode()
+    own = [getattr(header, name) for name in header._own]
     data = _FIXED.pack(
         MAGIC, VERSION, VERSION, header.kind, header.channels,
-        header.sample_rate, header.original_rate,
-        _UNKNOWN if header.n_samples is None else header.n_samples,
+        *(_UNKNOWN if value is None else value for value in own),
         header.hop_length, header.codebook_size - 1, header.block_frames,
         header.fingerprint, len(model),
     ) + model  # fmt: skip
@@ -213,17 +316,21 @@ def _pack_header(header: TokenHeader) -> bytes:
 
 
 def _parse_header(data: bytes) -> TokenHeader:
-    (_, _, _, kind, channels, sample_rate, original_rate, n_samples, hop_length, top,
-     block_frames, fingerprint, _) = _FIXED.unpack_from(data)  # fmt: skip
+    (_, _, _, kind, channels, *own, hop_length, top, block_frames, fingerprint,
+     _) = _FIXED.unpack_from(data)  # fmt: skip
     if zlib.crc32(data[:-4]) != _CRC.unpack(data[-4:])[0]:
         raise TokenFileError("the header is damaged")
+    if kind not in _KINDS:
+        raise TokenFileError(f"kind {kind} is neither audio ({AUDIO}) nor an image ({IMAGE})")
     try:
         model = data[_FIXED.size : -4].decode()
     except UnicodeDecodeError:
         raise TokenFileError("the model name is not UTF-8") from None
-    return TokenHeader(
-        kind, model, fingerprint, sample_rate, original_rate, channels,
-        None if n_samples == _UNKNOWN else n_samples, hop_length, top + 1, block_frames,
+    header = _KINDS[kind]
+    values = (None if value == _UNKNOWN else value for value in own)
+    return header(
+        model=model, fingerprint=fingerprint, channels=channels, hop_length=hop_length,
+        codebook_size=top + 1, block_frames=block_frames, **dict(zip(header._own, values)),
     )  # fmt: skip
 
 
@@ -263,8 +370,7 @@ def _parse_trailer(data: bytes, header: TokenHeader) -> _Trailer:
     index = data[_TRAILER.size : -_TAIL.size]
     if _TAIL.unpack(data[-_TAIL.size :]) != (word, zlib.crc32(data[:-4])):
         raise TokenFileError("the trailer is damaged")
-    known = replace(header, n_samples=n_samples)
-    if header.n_samples not in (None, n_samples) or known.n_frames != n_frames:
+    if header.with_total(n_samples).n_frames != n_frames:
         raise TokenFileError("the trailer does not agree with the header")
     if np.count_nonzero(np.frombuffer(index, np.uint8) < 128) != _n_blocks(n_frames, header):
         raise TokenFileError("the trailer does not agree with itself")
@@ -327,7 +433,7 @@ class TokenWriter:
     def close(self, n_samples: int | None = None) -> None:
         """Write what is left, and the trailer; the stream stays open.
 
-        n_samples: samples per channel at original_rate, needed when the header does not say it.
+        n_samples: the total, needed when the header does not say it.
         TokenFileError when it is missing, or does not agree with the header or the frames written.
         """
         if self._index is None:
@@ -335,16 +441,16 @@ class TokenWriter:
         header = self.header
         if n_samples is None:
             n_samples = header.n_samples
-        if n_samples is None or header.n_samples not in (None, n_samples):
-            raise TokenFileError(f"n_samples is {n_samples}, in the header {header.n_samples}")
-        expected = replace(header, n_samples=n_samples).n_frames
-        if self.n_frames != expected:
+        if n_samples is None:
+            raise TokenFileError("n_samples is neither given nor in the header")
+        header = header.with_total(n_samples)
+        if self.n_frames != header.n_frames:
             raise TokenFileError(
-                f"{self.n_frames} frames were written, {n_samples} samples need {expected}"
+                f"{self.n_frames} frames were written, {n_samples} samples need {header.n_frames}"
             )
         if self._pending.size:
             self._write_block(self._pending)
-        trailer = _Trailer(self.n_frames, n_samples, bytes(self._index))
+        trailer = _Trailer(self.n_frames, header.n_samples, bytes(self._index))
         self._stream.write(_pack_trailer(trailer))
         self._index = None
 
@@ -382,9 +488,9 @@ class TokenReader:
     the first damage the stream is asked for no byte behind the trailer but one, to see that the
     file ends there.
 
-    header: TokenHeader. n_samples, n_frames: the totals, None while unknown; should neither header
-    nor trailer tell, n_samples is floor(n_frames * hop_length * original_rate / sample_rate) in the
-    end, of the frames up to the last whole block. damaged: numbers of the damaged blocks, and
+    header: AudioHeader or ImageHeader. n_samples (pixels of an image), n_frames: the totals, None
+    while unknown; should neither header nor trailer tell, n_samples is AudioHeader.samples_in of
+    the frames up to the last whole block in the end. damaged: numbers of the damaged blocks, and
     error: the first damage, since the last seek. payload_bytes, total_bytes: used so far.
     """
 
@@ -610,16 +716,14 @@ class TokenReader:
     def _finish(self, trailer: _Trailer | None) -> None:
         """Settle the totals, without a trailer from the header or else the blocks that are left."""
         self._done = True
-        header = self.header
         if trailer:
             self.n_frames, self.n_samples = trailer.n_frames, trailer.n_samples
             if self._fill(1):
                 self._report(TokenFileError("there is data after the end of the file"))
         if self.n_frames is None:
-            self.n_frames = self._number * header.block_frames
+            self.n_frames = self._number * self.header.block_frames
         if self.n_samples is None:
-            samples = self.n_frames * header.hop_length
-            self.n_samples = samples * header.original_rate // header.sample_rate
+            self.n_samples = self.header.samples_in(self.n_frames)
 
 
 # ------------------------------------------------------------------------------------ whole files
@@ -661,7 +765,7 @@ def read_tokens(
                     raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
                 tokens = np.full((channels, block.n_frames), -1)
             parts.append(tokens)
-        return np.concatenate(parts, axis=1), replace(reader.header, n_samples=reader.n_samples)
+        return np.concatenate(parts, axis=1), reader.header.with_total(reader.n_samples)
 
 
 def write_tokens(

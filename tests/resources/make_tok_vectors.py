@@ -13,19 +13,25 @@ FOLDER = Path(__file__).parent / "tok"
 
 VECTORS = {
     "mono": dict(
-        model="speech-3k", fingerprint="000102030405060708090a0b0c0d0e0f", sample_rate=16000,
-        original_rate=16000, channels=1, n_samples=900, hop_length=96, codebook_size=117649,
-        block_frames=4, known=True,
+        kind="audio", model="speech-3k", fingerprint="000102030405060708090a0b0c0d0e0f",
+        sample_rate=16000, original_rate=16000, channels=1, n_samples=900, hop_length=96,
+        codebook_size=117649, block_frames=4, known=True,
         tokens=[[0, 1, 117648, 65536, 58824, 343, 49, 7, 99999, 12345]],
     ),
     "stereo-piped": dict(
-        model="größe", fingerprint="ff" * 16, sample_rate=16000, original_rate=44100, channels=2,
-        n_samples=3000, hop_length=270, codebook_size=16384, block_frames=3, known=False,
-        tokens=[[5, 4, 3, 2, 1], [16383, 0, 8192, 1, 77]],
+        kind="audio", model="größe", fingerprint="ff" * 16, sample_rate=16000, original_rate=44100,
+        channels=2, n_samples=3000, hop_length=270, codebook_size=16384, block_frames=3,
+        known=False, tokens=[[5, 4, 3, 2, 1], [16383, 0, 8192, 1, 77]],
     ),
     "empty": dict(
-        model="m", fingerprint="00" * 16, sample_rate=24000, original_rate=8000, channels=1,
-        n_samples=0, hop_length=320, codebook_size=2, block_frames=512, known=True, tokens=[[]],
+        kind="audio", model="m", fingerprint="00" * 16, sample_rate=24000, original_rate=8000,
+        channels=1, n_samples=0, hop_length=320, codebook_size=2, block_frames=512, known=True,
+        tokens=[[]],
+    ),
+    "rgba": dict(
+        kind="image", model="image-fsp", fingerprint="0f0e0d0c0b0a09080706050403020100", width=20,
+        height=11, components=4, channels=2, hop_length=8, codebook_size=1000, block_frames=4,
+        tokens=[[10, 11, 12, 20, 21, 22], [999, 0, 999, 1, 500, 2]],
     ),
 }  # fmt: skip
 
@@ -56,10 +62,16 @@ def block(number: int, frames: list[tuple[int, ...]], base: int) -> bytes:
 
 def token_file(v: dict) -> bytes:
     name = v["model"].encode()
+    if v["kind"] == "audio":
+        kind, total = 1, v["n_samples"]
+        own = u(v["sample_rate"], 4) + u(v["original_rate"], 4)
+        own += u(total, 8) if v["known"] else b"\xff" * 8
+    else:
+        kind, total = 2, v["width"] * v["height"]
+        own = u(v["width"], 4) + u(v["height"], 4) + u(v["components"], 8)
     header = (
-        bytes.fromhex("89 54 4f 4b 0d 0a 1a 0a") + u(1, 1) + u(1, 1) + u(1, 1) + u(v["channels"], 1)
-        + u(v["sample_rate"], 4) + u(v["original_rate"], 4)
-        + (u(v["n_samples"], 8) if v["known"] else b"\xff" * 8)
+        bytes.fromhex("89 54 4f 4b 0d 0a 1a 0a") + u(1, 1) + u(1, 1) + u(kind, 1)
+        + u(v["channels"], 1) + own
         + u(v["hop_length"], 4) + u(v["codebook_size"] - 1, 4) + u(v["block_frames"], 2)
         + bytes.fromhex(v["fingerprint"]) + u(len(name), 1) + name
     )  # fmt: skip
@@ -71,7 +83,7 @@ def token_file(v: dict) -> bytes:
     ]
     index = b"".join(leb128(len(data)) for data in blocks)
     word = u(255, 1) + u(len(index), 3)
-    trailer = word + u(len(frames), 8) + u(v["n_samples"], 8) + index + word
+    trailer = word + u(len(frames), 8) + u(total, 8) + index + word
     return header + crc(header) + b"".join(blocks) + trailer + crc(trailer)
 
 

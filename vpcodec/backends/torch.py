@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..hub import WEIGHTS, ModelError, ModelFolder
-from ..models import AudioAutoencoder
+from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
 
 
@@ -45,7 +45,7 @@ class TorchBackend:
         return y.cpu().numpy(), state.next
 
 
-def load_model(folder: ModelFolder) -> AudioAutoencoder:
+def load_model(folder: ModelFolder) -> Autoencoder:
     """The torch model of a folder, in eval mode, float32.
 
     Raises:
@@ -56,7 +56,7 @@ def load_model(folder: ModelFolder) -> AudioAutoencoder:
 
     folder.check()
     path = folder.path / WEIGHTS
-    model = AudioAutoencoder(folder.config).eval()
+    model = build_model(folder.config).eval()
     try:
         model.load_state_dict(load_file(path))
     except SafetensorError as error:

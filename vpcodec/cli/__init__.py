@@ -11,7 +11,7 @@ from . import decode, encode, export, info, models, train
 
 app = typer.Typer(
     name="vpcodec",
-    help="A neural speech codec: audio to tokens and back.",
+    help="A neural codec: audio or images to tokens and back.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -47,7 +47,7 @@ def main() -> None:
 
     Ctrl-C ends with code 130, which typer sees to.
     """
-    from .common import USER_ERRORS, explain
+    from .errors import USER_ERRORS, explain
 
     try:
         app()

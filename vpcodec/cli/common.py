@@ -17,40 +17,10 @@ from typing import Any
 
 import typer
 
-from ..audio import AudioError
-from ..config import ConfigError
-from ..hub import ModelError
-from ..tokenfile import TokenFileError
-
-
-class UsageError(ValueError):
-    """A command line that asks for something that cannot be done."""
-
-
-class MissingExtra(ImportError):
-    """A command whose optional packages are not installed."""
-
-
-USER_ERRORS = (
-    AudioError,
-    ConfigError,
-    ModelError,
-    TokenFileError,
-    UsageError,
-    MissingExtra,
-    OSError,
-)
+from .errors import USER_ERRORS, MissingExtra, UsageError, explain
+from .kinds import Kind, Row, summary
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
-
-
-def explain(error: BaseException) -> str:
-    """One line for a user."""
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        text = str(error)
-    return " ".join(text.split())
 
 
 def need_extra(extra: str, *packages: str) -> None:
@@ -79,15 +49,16 @@ def plan(
     *,
     find: Callable[[Path], Iterable[Path]],
     input_suffixes: Collection[str],
-    suffix: str,
+    suffix: Callable[[Path], str],
     output_suffixes: Collection[str],
     force: bool,
 ) -> tuple[list[Item], list[Item]]:
     """Pair every input with its output: items to do, items that exist already.
 
     The last of several inputs is the output when it is "-", has an output suffix, or is a folder
-    or looks like one. Without an output, results stand beside their inputs. A result whose name
-    the user gave is replaced; a name that was derived is kept unless `force`.
+    or looks like one. Without an output, results stand beside their inputs, with the suffix that
+    `suffix` gives for them. A result whose name the user gave is replaced; a name that was derived
+    is kept unless `force`.
 
     Raises:
         UsageError: empty folder, two inputs for one output, output equal to input.
@@ -142,7 +113,10 @@ def _is_output(
 
 
 def _derive(
-    inputs: list[str], output: str | None, find: Callable[[Path], Iterable[Path]], suffix: str
+    inputs: list[str],
+    output: str | None,
+    find: Callable[[Path], Iterable[Path]],
+    suffix: Callable[[Path], str],
 ) -> Iterable[Item]:
     relative = []  # (source, folder of the result, name relative to it)
     for name in inputs:
@@ -158,11 +132,12 @@ def _derive(
         else:
             base = Path(output) if output is not None else path.parent
             relative.append((path, base, Path(path.name)))
-    wanted = [base / name.with_suffix(suffix) for _, base, name in relative]
+    suffixes = [suffix(source) for source, _, _ in relative]
+    wanted = [base / name.with_suffix(end) for (_, base, name), end in zip(relative, suffixes)]
     counts = Counter(wanted)
-    for (source, base, name), target in zip(relative, wanted):
-        if counts[target] > 1:  # a.wav and a.flac become a.wav.tok and a.flac.tok
-            target = base / f"{name}{suffix}"
+    for (source, base, name), target, end in zip(relative, wanted, suffixes):
+        if counts[target] > 1:  # a.wav and a.png become a.wav.tok and a.png.tok
+            target = base / f"{name}{end}"
         yield Item(str(source), str(target))
 
 
@@ -179,7 +154,7 @@ def _check(items: list[Item]) -> None:
 
 
 class Progress:
-    """Samples done of all running items, on stderr when it is a terminal and takes a while."""
+    """How much is done of all running items, on stderr when it is a terminal and takes a while."""
 
     def __init__(self, label: str, n_items: int) -> None:
         self._label = label
@@ -192,7 +167,7 @@ class Progress:
         self._share: dict[str, float] = {}
 
     def report(self, name: str, done: int, total: int | None) -> None:
-        """Item `name` has done `done` of `total` samples."""
+        """Item `name` has done `done` of `total` samples or pixels."""
         with self._lock:
             self._share[name] = done / total if total else 0.0
             self._show()
@@ -228,7 +203,7 @@ class _Stopped(BaseException):
 def run(
     items: list[Item],
     kept: list[Item],
-    work: Callable[[Item, Callable[[int, int | None], None]], dict[str, Any]],
+    work: Callable[[Item, Callable[[int, int | None], None]], tuple[Kind, Any]],
     *,
     label: str,
     jobs: int,
@@ -237,17 +212,21 @@ def run(
 ) -> None:
     """Process items, `jobs` at a time; sum up on stderr or, with `as_json`, print a document.
 
+    `work` takes an item and what to report progress to, and gives its kind and what went through.
+
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
-    results: list[dict[str, Any]] = []
+    results: list[Row] = []
     failures: list[str] = []
     started = time.perf_counter()
     stop = threading.Event()
+    workers = {threading.current_thread()}
     progress = Progress(label, len(items))
 
-    def one(item: Item) -> dict[str, Any] | str | None:
+    def one(item: Item) -> Row | str | None:
         """A row of results, or why there is none; None for an item that is not tried."""
+        workers.add(threading.current_thread())
         if stop.is_set():
             return None
 
@@ -259,7 +238,7 @@ def run(
         began = time.perf_counter()
         name = "stdin" if item.source == "-" else item.source
         try:
-            row = work(item, report)
+            kind, stats = work(item, report)
         except BrokenPipeError:
             raise
         except (*USER_ERRORS, ValueError) as error:
@@ -270,18 +249,22 @@ def run(
             return text if named else f"{name}: {text}"
         finally:
             progress.finish(item.source)
-        row["elapsed_seconds"] = round(time.perf_counter() - began, 3)
-        return {"source": item.source, "target": item.target} | row
+        row = kind.row(stats, time.perf_counter() - began)
+        return {"source": item.source, "target": item.target, "kind": kind.name} | row
+
+    def join() -> None:  # the pool forgets a thread if an interrupt comes while it starts
+        for worker in workers - {threading.current_thread()}:
+            worker.join()
 
     with ExitStack() as stack:
         stack.callback(progress.close)
         stack.enter_context(_parents(item.target for item in items if item.target != "-"))
-        outcomes = map(one, items)
+        stack.callback(join)
+        each = map
         if jobs > 1 and len(items) > 1:
-            pool = stack.enter_context(ThreadPoolExecutor(jobs))
-            outcomes = pool.map(one, items)
+            each = stack.enter_context(ThreadPoolExecutor(jobs)).map
         try:
-            for outcome in outcomes:
+            for outcome in each(one, items):
                 if isinstance(outcome, str):
                     failures.append(outcome)
                 elif outcome is not None:
@@ -304,26 +287,10 @@ def run(
         out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
         print(json.dumps(document, indent=2), file=out)
     elif results and not failures:
-        print(_summary(results, time.perf_counter() - started), file=sys.stderr)
+        print(summary(results, time.perf_counter() - started), file=sys.stderr)
     if failures:
         print(f"vpcodec: {len(failures)} of {len(items)} failed", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _summary(results: list[dict[str, Any]], elapsed: float) -> str:
-    """One line on what was done: how much audio, how many tokens and bytes, how fast."""
-    seconds, n_bytes, tokens = (
-        sum(row[key] for row in results) for key in ("seconds", "bytes", "tokens")
-    )
-    name = results[0]["target"] if len(results) == 1 else f"{len(results)} files"
-    rate = f"{8 * n_bytes / seconds:,.0f} bit/s, " if seconds else ""
-    speed = f"{seconds / elapsed:.0f} times real time" if seconds else "empty"
-    lost = sum(row["damaged_blocks"] for row in results)
-    note = f"; {lost} damaged blocks are silent" if lost else ""
-    return (
-        f"{name}: {seconds:.2f} s of audio, {tokens:,} tokens, {n_bytes:,} bytes, {rate}"
-        f"{elapsed:.2f} s ({speed}){note}"
-    )
 
 
 @contextmanager
@@ -348,7 +315,7 @@ def _parents(targets: Iterable[str]) -> Iterator[None]:
 def pipe_in() -> Any:
     """Binary stdin; a terminal is refused."""
     if sys.stdin.isatty():
-        raise UsageError("stdin is a terminal, not audio or tokens")
+        raise UsageError("stdin is a terminal, not audio, an image or tokens")
     return sys.stdin.buffer
 
 
@@ -386,16 +353,3 @@ class CodecCache:
             if model not in self._codecs:
                 self._codecs[model] = load_codec(model, *self._settings)
             return self._codecs[model]
-
-
-def describe(stats: Any) -> dict[str, Any]:
-    """FileStats as a row of the JSON document."""
-    return {
-        "seconds": round(stats.seconds, 6),
-        "sample_rate": stats.sample_rate,
-        "channels": stats.channels,
-        "tokens": stats.n_frames * stats.channels,
-        "bytes": stats.n_bytes,
-        "bitrate": round(stats.bitrate, 1),
-        "damaged_blocks": stats.damaged,
-    }

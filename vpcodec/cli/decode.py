@@ -1,7 +1,8 @@
-"""vpcodec decode: token files to audio."""
+"""vpcodec decode: token files to audio and images."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -29,50 +30,70 @@ def decode(
     ),
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
-    rate: int = typer.Option(None, min=1, help="Output sample rate, Hz; default: the original's."),
-    subtype: str = typer.Option(None, help="Sample format of the output, such as PCM_24, FLOAT."),
-    raw: str = typer.Option(None, help="Write headerless PCM: s16, s24, s32 or f32."),
-    suffix: str = typer.Option(".wav", help="Format of results whose name is derived."),
-    recover: bool = typer.Option(False, help="Put silence where a file is damaged, and go on."),
+    rate: int = typer.Option(
+        None, min=1, help="Output sample rate of audio, Hz; default: the original's."
+    ),
+    subtype: str = typer.Option(None, help="Sample format of audio, such as PCM_24, FLOAT."),
+    raw: str = typer.Option(None, help="Write audio as headerless PCM: s16, s24, s32 or f32."),
+    suffix: str = typer.Option(
+        None,
+        help="Format of results whose name is derived, of the kind that has it; default: .wav for "
+        "audio, .png for images.",
+    ),
+    recover: bool = typer.Option(
+        False, help="Put silence or grey where a file is damaged, and go on."
+    ),
 ) -> None:
-    """Decode token files to audio at the original rate, with the original channels."""
-    from ..audio import AUDIO_SUFFIXES
+    """Decode token files to audio or images: original rate, channels and size.
+
+    To a pipe, audio goes as WAV and an image as PNG.
+    """
     from ..files import find_files
     from ..tokenfile import TokenReader
-    from . import common
+    from . import common, kinds
 
-    suffix = suffix if suffix.startswith(".") else f".{suffix}"
-    if suffix.lower() not in AUDIO_SUFFIXES:
-        raise common.UsageError(f"--suffix must be one of {' '.join(sorted(AUDIO_SUFFIXES))}")
-    if raw:
-        suffix = ".raw"
+    if suffix is not None:
+        suffix = suffix if suffix.startswith(".") else f".{suffix}"
+        if suffix.lower() not in kinds.OUTPUTS:
+            raise common.UsageError(f"--suffix must be one of {' '.join(sorted(kinds.OUTPUTS))}")
+    raw_suffixes = frozenset((".raw", ".pcm") if raw else ())
+
+    def suffix_for(source: Path) -> str:
+        kind = kinds.of_tokens(source)
+        if raw and kind is kinds.AUDIO:
+            return ".raw"
+        return suffix if suffix and suffix.lower() in kind.outputs else kind.suffix
+
     items, kept = common.plan(
         inputs,
         output,
         find=lambda folder: find_files(folder, (".tok",)),
         input_suffixes=(".tok",),
-        suffix=suffix,
-        output_suffixes=AUDIO_SUFFIXES | ({".raw", ".pcm"} if raw else frozenset()),
+        suffix=suffix_for,
+        output_suffixes=kinds.OUTPUTS | raw_suffixes,
         force=force,
     )
     codecs = common.CodecCache(backend, device, threads, jobs)
 
-    def work(item: common.Item, report: Any) -> dict[str, Any]:
+    def work(item: common.Item, report: Any) -> tuple[kinds.Kind, Any]:
+        name = "stdin" if item.source == "-" else item.source
         stream = common.pipe_in() if item.source == "-" else open(item.source, "rb")
         target = common.pipe_out() if item.target == "-" else item.target
         with stream:
             tokens = TokenReader(stream, recover=recover)
+            kind = kinds.of_header(tokens.header)
+            kinds.check_options(name, kind, rate=rate, subtype=subtype, raw=raw)
+            outputs = kind.outputs | (raw_suffixes if kind is kinds.AUDIO else frozenset())
+            if item.target != "-" and Path(item.target).suffix.lower() not in outputs:
+                known = " ".join(sorted(outputs))
+                raise common.UsageError(
+                    f"{item.target}: this would be {kind.one}; its suffix must be one of {known}"
+                )
             codec = codecs.get(model or _bundled(tokens.header.model))
-            stats = codec.decode_file(
-                tokens,
-                target,
-                rate=rate,
-                subtype=subtype,
-                raw=raw,
-                force=force,
-                report=report,
-            )
-        return common.describe(stats)
+            kinds.check_model(name, kind, codec)
+            audio = {"rate": rate, "subtype": subtype, "raw": raw}
+            options = audio if kind is kinds.AUDIO else {}
+            return kind, codec.decode_file(tokens, target, force=force, report=report, **options)
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from ..config import GridConfig, QuantizerConfig
+from ..config import AudioConfig, GridConfig, ImageConfig, QuantizerConfig
+from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
 
 
@@ -35,19 +36,30 @@ def info(
 
 
 def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
-    from ..tokenfile import TokenFileError, verify
     from . import common
 
     found = verify(common.pipe_in() if target == "-" else target)
     header = found.header
     if header is None:
         raise TokenFileError(f"{target}: {found.error}")
-    seconds = found.n_samples / header.original_rate
     tokens = found.frames * header.channels
+    facts = _image_token_facts if isinstance(header, ImageHeader) else _audio_token_facts
     return {
         "file": target,
         "model": header.model,
         "fingerprint": header.fingerprint.hex(),
+        **facts(header, tokens, found),
+        "bytes": found.total_bytes,
+        "blocks": found.blocks,
+        "damaged_blocks": list(found.damaged),
+        "checksums": "ok" if found.ok else found.error,
+    }, found.error
+
+
+def _audio_token_facts(header: AudioHeader, tokens: int, found: Verification) -> dict[str, Any]:
+    seconds = found.n_samples / header.original_rate
+    return {
+        "kind": "audio",
         "duration_seconds": round(seconds, 6),
         "original_rate": header.original_rate,
         "model_rate": header.sample_rate,
@@ -58,11 +70,23 @@ def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
         "codebook_size": header.codebook_size,
         "nominal_bitrate": round(header.nominal_bitrate, 1),
         "real_bitrate": round(8 * found.total_bytes / seconds, 1) if seconds else None,
-        "bytes": found.total_bytes,
-        "blocks": found.blocks,
-        "damaged_blocks": list(found.damaged),
-        "checksums": "ok" if found.ok else found.error,
-    }, found.error
+    }
+
+
+def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) -> dict[str, Any]:
+    return {
+        "kind": "image",
+        "width": header.width,
+        "height": header.height,
+        "components": header.components,
+        "rows": header.rows,
+        "columns": header.columns,
+        "channels": header.channels,
+        "tokens": tokens,
+        "codebook_size": header.codebook_size,
+        "nominal_bits_per_pixel": round(header.bits_per_pixel, 4),
+        "real_bits_per_pixel": round(8 * found.total_bytes / header.n_pixels, 4),
+    }
 
 
 def _model_facts(name: str) -> dict[str, Any]:
@@ -71,28 +95,50 @@ def _model_facts(name: str) -> dict[str, Any]:
     model = open_model(name)
     config = model.config
     model.check()
+    facts = _audio_model_facts if isinstance(config, AudioConfig) else _image_model_facts
     return {
         "model": config.name,
+        "kind": config.kind,
         "description": config.description,
         "license": config.license,
         "path": str(model.path),
         "fingerprint": model.fingerprint.hex(),
-        "sample_rate": config.sample_rate,
         "hop_length": config.hop_length,
-        "tokens_per_second": round(config.frame_rate, 3),
         "codebook_size": config.codebook_size,
         "quantizer": _quantizer(config.quantizer),
+        "parameters": _count_parameters(model.path / WEIGHTS),
+        **facts(config),
+        "bytes": sum((model.path / file).stat().st_size for file in model.files),
+        "checksums": "ok",
+    }
+
+
+def _audio_model_facts(config: AudioConfig) -> dict[str, Any]:
+    return {
+        "sample_rate": config.sample_rate,
+        "tokens_per_second": round(config.frame_rate, 3),
         "nominal_bitrate": round(config.bitrate, 1),
         "latency_ms": round(config.latency * 1000, 1),
-        "parameters": _count_parameters(model.path / WEIGHTS),
         "encoder": _stages(config.encoder_dims, config.encoder_depths, config.strides),
         "decoder": _stages(config.decoder_dims, config.decoder_depths, config.strides[::-1]),
         "transformer": (
             f"{config.encoder_layers} + {config.decoder_layers} layers of "
             f"{config.encoder_dims[-1]}, window {config.attention_window} tokens"
         ),
-        "bytes": sum((model.path / file).stat().st_size for file in model.files),
-        "checksums": "ok",
+    }
+
+
+def _image_model_facts(config: ImageConfig) -> dict[str, Any]:
+    strides = (config.patch_size, *(2 for _ in config.dims[1:]))
+    window = config.attention_window
+    return {
+        "nominal_bits_per_pixel": round(config.bits_per_pixel, 4),
+        "encoder": _stages(config.dims, config.encoder_depths, strides),
+        "decoder": _stages(config.dims[::-1], config.decoder_depths[::-1], strides[::-1]),
+        "transformer": (
+            f"{config.encoder_layers} + {config.decoder_layers} layers of "
+            f"{config.dims[-1]}, windows of {window} x {window} tokens"
+        ),
     }
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from ..hub import DEFAULT_MODEL
+from ..hub import DEFAULT_MODELS
 
 OUTPUT = typer.Option(None, "--output", "-o", help="Result: a file, a folder or -.")
 MODEL = typer.Option(
-    DEFAULT_MODEL, "--model", "-m", help="Model: bundled name, folder, or owner/name[@revision]."
+    None,
+    "--model",
+    "-m",
+    help="Model: bundled name, folder, or owner/name[@revision]; default: "
+    + ", ".join(f"{name} for {kind}" for kind, name in DEFAULT_MODELS.items())
+    + ".",
 )
 BACKEND = typer.Option("onnx", help="What runs the model: onnx or torch.")
 DEVICE = typer.Option("auto", help="cpu, cuda or auto.")

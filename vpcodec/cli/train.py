@@ -39,10 +39,9 @@ def train(
         raise SystemExit(launch(processes, _without_processes(sys.argv[1:])))
     from ..hub import WEIGHTS
     from ..training.checkpoints import CheckpointError
-    from ..training.data import DataError
+    from ..training.corpora import DataError
     from ..training.evaluation import EvaluationError
     from ..training.hardware import TrainingError, lost_process
-    from ..training.perceptual import PerceptualError
     from ..training.trainer import Trainer
 
     rank = int(os.environ.get("RANK", 0))
@@ -59,7 +58,7 @@ def train(
         except KeyboardInterrupt:
             say(f"stopped at step {trainer.step}; repeat the command to go on", err=True)
             raise
-    except (CheckpointError, DataError, EvaluationError, PerceptualError, TrainingError) as error:
+    except (CheckpointError, DataError, EvaluationError, TrainingError) as error:
         prefix = f"process {rank}: " if rank else ""
         raise common.UsageError(f"{prefix}{error}") from None
     except RuntimeError as error:

@@ -1,5 +1,6 @@
-"""How close decoded audio comes to the original: metrics, and processes that compute them."""
+"""How close decoded data come to the original: metrics, and processes that compute them."""
 
 from .audio import mel_distance, pesq_wb, si_sdr, stoi
+from .image import lpips, ms_ssim, psnr, ssim
 
-__all__ = ["mel_distance", "pesq_wb", "si_sdr", "stoi"]
+__all__ = ["lpips", "mel_distance", "ms_ssim", "pesq_wb", "psnr", "si_sdr", "ssim", "stoi"]

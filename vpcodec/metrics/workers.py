@@ -1,15 +1,15 @@
 """Metrics in the background: processes that compute them while the caller does something else.
 
 A worker is an interpreter of its own that imports this module and nothing of the caller's program,
-so no torch. A request is rate and length (`_REQUEST`) and the float32 samples of both signals; the
-answer is a line of JSON.
+so no torch. A request is a line of JSON, which describes two arrays, and then these; the answer is
+a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import struct
 import subprocess
 import sys
 import threading
@@ -19,10 +19,12 @@ from contextlib import suppress
 import numpy as np
 
 from .audio import mel_distance, pesq_wb, si_sdr, stoi
+from .image import ms_ssim, psnr, ssim
 
 METRICS = ("pesq_wb", "stoi", "si_sdr", "mel_distance")
+IMAGE_METRICS = ("psnr", "ssim", "ms_ssim")
+BEST_PSNR = 100.0  # dB, for equal images: means need a number
 
-_REQUEST = struct.Struct("<II")
 _START = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # the parent decides
     "from vpcodec.metrics.workers import serve; serve()"
@@ -62,7 +64,21 @@ class Workers:
         """
         if reference.ndim != 1 or reference.shape != degraded.shape:
             raise ValueError(f"signals of shapes {reference.shape} and {degraded.shape}, not (T,)")
-        return self._threads.submit(self._measure, reference, degraded, rate)
+        return self._threads.submit(self._measure, "audio", "<f4", reference, degraded, rate)
+
+    def submit_image(self, reference: np.ndarray, degraded: np.ndarray) -> Future[dict[str, float]]:
+        """Have two images (H, W, C) of uint8 compared: a future of `measure_image`.
+
+        Its exception is a WorkerError, as that of `submit`.
+
+        Raises:
+            ValueError: other arrays, or of different shapes.
+        """
+        if any(x.ndim != 3 or x.dtype != np.uint8 for x in (reference, degraded)):
+            raise ValueError("images are not (H, W, C) uint8")
+        if reference.shape != degraded.shape:
+            raise ValueError(f"images of shapes {reference.shape} and {degraded.shape}")
+        return self._threads.submit(self._measure, "image", "|u1", reference, degraded)
 
     @property
     def pids(self) -> list[int]:
@@ -87,12 +103,16 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _measure(self, reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str, float]:
+    def _measure(
+        self, kind: str, dtype: str, reference: np.ndarray, degraded: np.ndarray, *arguments: int
+    ) -> dict[str, float]:
+        """The answer of a worker: of `MEASURES[kind]`, which gets both arrays and the arguments."""
+        request = {"kind": kind, "dtype": dtype, "shape": reference.shape, "arguments": arguments}
         process = self._take()
         try:
-            process.stdin.write(_REQUEST.pack(rate, len(reference)))
-            for samples in (reference, degraded):
-                process.stdin.write(np.ascontiguousarray(samples, "<f4").data)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            for array in (reference, degraded):
+                process.stdin.write(np.ascontiguousarray(array, dtype).data)
             process.stdin.flush()
             answer = process.stdout.readline()
             if not answer.endswith(b"\n"):
@@ -146,6 +166,18 @@ def measure(reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str,
     return found | {"si_sdr": si_sdr(reference, degraded)}
 
 
+def measure_image(reference: np.ndarray, degraded: np.ndarray) -> dict[str, float]:
+    """Each of IMAGE_METRICS -> value, PSNR up to BEST_PSNR; ValueError as in `metrics.image`."""
+    return {
+        "psnr": min(psnr(reference, degraded), BEST_PSNR),
+        "ssim": ssim(reference, degraded),
+        "ms_ssim": ms_ssim(reference, degraded),
+    }
+
+
+MEASURES = {"audio": measure, "image": measure_image}
+
+
 def serve() -> None:
     """Answer requests from stdin on stdout, until stdin ends."""
     if hasattr(os, "nice"):
@@ -153,15 +185,17 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # a library that prints shall not answer
     try:
-        while head := sys.stdin.buffer.read(_REQUEST.size):
-            rate, length = _REQUEST.unpack(head)
-            samples = np.frombuffer(sys.stdin.buffer.read(8 * length), "<f4")
+        while line := sys.stdin.buffer.readline():
+            request = json.loads(line)
+            shape, dtype = (2, *request["shape"]), np.dtype(request["dtype"])
+            data = sys.stdin.buffer.read(math.prod(shape) * dtype.itemsize)
+            arrays = np.frombuffer(data, dtype).reshape(shape)
             try:
-                answer = measure(*samples.reshape(2, length), rate)
+                answer = MEASURES[request["kind"]](*arrays, *request["arguments"])
             except Exception as error:
                 answer = f"{type(error).__name__}: {error}"
             answers.write(json.dumps(answer).encode() + b"\n")
-    except (struct.error, ValueError, BrokenPipeError):
+    except (ValueError, BrokenPipeError):
         pass  # the parent ended in the middle of a request, or before the answer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import ModelConfig
+from ..config import AudioConfig
 from ..quantizers import Quantized, build_quantizer
 from .layers import (
     CausalConv1d,
@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         latent_std: about the standard deviation of the latents before training.
     """
 
-    def __init__(self, config: ModelConfig, latent_std: float = 1.0) -> None:
+    def __init__(self, config: AudioConfig, latent_std: float = 1.0) -> None:
         super().__init__()
         dims, strides = config.encoder_dims, config.strides
         self.first = TConv(
@@ -71,7 +71,7 @@ class Decoder(nn.Module):
     """Latents to samples, `decoder_delay` frames late: Transformer, stages with EnhanceBlock and
     up layer, dilated last unit, synthesis filterbank."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         dims, strides = config.decoder_dims, config.strides[::-1]
         width = config.encoder_dims[-1]
@@ -122,13 +122,13 @@ class Decoder(nn.Module):
 
 
 class AudioAutoencoder(nn.Module):
-    """Encoder, quantizer and decoder of one `ModelConfig`.
+    """Encoder, quantizer and decoder of one `AudioConfig`.
 
     `encode` and `decode` take and return state, so they serve whole clips (`state=None`), streams
     and ONNX alike.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.config = config
         quantizer = build_quantizer(config.quantizer)
@@ -148,6 +148,10 @@ class AudioAutoencoder(nn.Module):
         out = self.decoder(quantized.latents)
         return out[:, self.delay :], quantized
 
+    def target(self, samples: torch.Tensor) -> torch.Tensor:
+        """What the output for a batch should be: all of it but the decoder's delay."""
+        return samples[:, : samples.shape[1] - self.delay]
+
     @property
     def delay(self) -> int:
         """Samples by which `decode` is late."""
@@ -162,7 +166,7 @@ class AudioAutoencoder(nn.Module):
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
 
 
-def _units(dim: int, depth: int, config: ModelConfig) -> nn.ModuleList:
+def _units(dim: int, depth: int, config: AudioConfig) -> nn.ModuleList:
     return nn.ModuleList(
         ConvUnit(dim, kernel_size=config.kernel_size, expansion=config.expansion)
         for _ in range(depth)

@@ -25,7 +25,17 @@ from ..recipe import Recipe
 
 METRICS = "metrics.jsonl"
 README = "README.md"
-PACKAGES = ("torch", "torchaudio", "accelerate", "numpy", "soundfile", "soxr", "pesq", "pystoi")
+PACKAGES = (
+    "torch",
+    "torchaudio",
+    "accelerate",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "pesq",
+    "pystoi",
+    "pillow",
+)
 FLOOR_DB = -80.0
 FFT, HOP = 1024, 160
 
@@ -46,7 +56,6 @@ class RunLog:
         self.enabled = enabled
         self.console = Console(stderr=True, quiet=not enabled)
         self._steps = recipe.train.steps
-        self._rate = recipe.model.sample_rate
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -104,23 +113,28 @@ class RunLog:
         eta = f"  {left / 60:.0f} min left" if left >= 60 else ""
         self.message(f"step {step}/{self._steps}  {note}{eta}")
 
-    def audio(self, step: int, name: str, samples: torch.Tensor) -> None:
+    def audio(self, step: int, name: str, samples: torch.Tensor, rate: int) -> None:
         """(T,) samples to listen to, and their spectrogram to look at."""
         if not self.enabled:
             return
         samples = samples.detach().float().cpu()
-        self._board.add_audio(name, samples, step, self._rate)
+        self._board.add_audio(name, samples, step, rate)
         self._board.add_image(f"{name} spectrogram", spectrogram(samples), step)
+
+    def image(self, step: int, name: str, image: torch.Tensor) -> None:
+        """(3, H, W) picture to look at; what is outside of 0 to 1 is clipped."""
+        if self.enabled:
+            self._board.add_image(name, image.detach().float().cpu().clamp(0, 1), step)
 
 
 class Clock:
-    """Time and audio of the training itself, and how much of the time was waiting for data.
+    """Time and data of the training itself, and how much of the time was waiting for data.
 
     What is done in between (saving, evaluating) does not count.
     """
 
     def __init__(self) -> None:
-        self.audio = 0  # samples
+        self.numbers = 0  # of the batches
         self._spent = self._waited = 0.0
 
     @contextmanager
@@ -136,10 +150,10 @@ class Clock:
         self._waited += time.perf_counter() - began
 
     def lap(self) -> tuple[float, float, float]:
-        """Seconds, samples per second and share of waiting since the last lap."""
+        """Seconds, numbers per second and share of waiting since the last lap."""
         spent = max(self._spent, 1e-9)
-        found = self._spent, self.audio / spent, self._waited / spent
-        self.audio, self._spent, self._waited = 0, 0.0, 0.0
+        found = self._spent, self.numbers / spent, self._waited / spent
+        self.numbers, self._spent, self._waited = 0, 0.0, 0.0
         return found
 
 
@@ -199,8 +213,8 @@ def write_readme(folder: Path, recipe: Recipe, *, parameters: dict[str, int], da
 
 Repeat the command to resume. `vpcodec export {folder} -o FOLDER` makes a model folder of the newest
 checkpoint, `vpcodec export {folder}/best.safetensors -o FOLDER` of the weights that did best on
-held-out audio. `metrics.jsonl` has a row per logged step; `tensorboard --logdir {folder}` shows
-curves, audio and spectrograms.
+held-out data. `metrics.jsonl` has a row per logged step; `tensorboard --logdir {folder}` shows
+curves and samples.
 
 ## Recipe
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..recipe import DiscriminatorConfig, OptimConfig
+from ..recipe.base import Discriminator, OptimConfig
 
 ONECYCLE_START = 0.1  # of the peak
 
@@ -59,7 +59,7 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
 
 
 def build_discriminator_optimizer(
-    discriminators: torch.nn.Module, config: DiscriminatorConfig
+    discriminators: torch.nn.Module, config: Discriminator
 ) -> torch.optim.Optimizer:
     """AdamW for the discriminators."""
     return torch.optim.AdamW(

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
-from ..models import AudioAutoencoder
+from ..models import Autoencoder
 from ..recipe import Recipe
 from .checkpoints import BEST, load_checkpoint, save_checkpoint
-from .evaluation import Evaluation, codec_of
+from .evaluation import Evaluation, HeldOut
 from .log import RunLog, read_metrics
 
 LOWER_IS_BETTER = {"mel_distance"}
-SHOWN = ("pesq_wb", "stoi", "mel_distance", "bitrate")
+SHOWN = (
+    *("pesq_wb", "stoi", "mel_distance", "bitrate"),
+    *("psnr", "ssim", "ms_ssim", "bits_per_pixel"),
+)
 
 
 class Selection:
@@ -29,6 +32,7 @@ class Selection:
         recipe: of the run.
         folder: of the run.
         log: where scores go.
+        held_out: what the weights are tried on.
         publish: takes a row of scores and the step of now, for services that do not go back.
     """
 
@@ -37,6 +41,7 @@ class Selection:
         recipe: Recipe,
         folder: Path,
         log: RunLog,
+        held_out: HeldOut,
         *,
         publish: Callable[[dict[str, float], int], None],
     ) -> None:
@@ -45,7 +50,8 @@ class Selection:
         self._path = folder / BEST
         self._log, self._publish = log, publish
         self._candidates: dict[int, dict[str, torch.Tensor]] = {}  # weights being evaluated
-        self._evaluation = Evaluation(recipe.eval, recipe.model)
+        self._held_out = held_out
+        self._evaluation = Evaluation(held_out)
         for text in self._evaluation.skipped:
             log.message(f"not evaluated: {text}")
         for name in self._evaluation.missing:
@@ -55,12 +61,12 @@ class Selection:
         """End the evaluations under way."""
         self._evaluation.close()
 
-    def start(self, step: int, model: AudioAutoencoder, device: torch.device) -> None:
-        """Code the clips with a model in eval mode, now; they are measured in the background."""
+    def start(self, step: int, model: Autoencoder, device: torch.device) -> None:
+        """Code the held-out data with a model in eval mode, now; scores come in the background."""
         needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
         state = model.state_dict()
         self._candidates[step] = {k: state[k].cpu() for k in state if k not in needless}
-        self._evaluation.start(step, codec_of(model, device))
+        self._evaluation.start(step, self._held_out.codec(model, device))
 
     def report(self, now: int, seconds: float, wait: float = 0.0) -> None:
         """Log the evaluations that have ended and keep the best weights.
@@ -84,7 +90,7 @@ class Selection:
         running = self._evaluation.running
         self._candidates = {step: self._candidates[step] for step in running}
 
-    def refine(self, last: int, model: AudioAutoencoder, make_codebook: Callable[[], None]) -> None:
+    def refine(self, last: int, model: Autoencoder, make_codebook: Callable[[], None]) -> None:
         """Give the best weights a codebook as good as that of the last ones, which have theirs.
 
         Args:

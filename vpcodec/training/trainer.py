@@ -19,10 +19,11 @@ from torch import nn
 
 from ..config import ConfigError, VPConfig, parse_model
 from ..files import atomic_output
-from ..models import AudioAutoencoder
+from ..models import Autoencoder, build_model
 from ..quantizers import VP, CodebookUsage, NotFiniteError
 from ..quantizers.usage import LARGEST
-from ..recipe import Recipe
+from ..recipe import AudioRecipe, Recipe
+from .adversarial import discriminator_loss, generator_losses
 from .balancer import Balancer
 from .checkpoints import (
     CheckpointError,
@@ -38,9 +39,6 @@ from .checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from .data import Crops
-from .discriminators import Discriminators
-from .evaluation import find_clips
 from .hardware import (
     TrainingError,
     choose_precision,
@@ -49,9 +47,9 @@ from .hardware import (
     make_accelerator,
 )
 from .log import Clock, RunLog, cut_metrics, write_readme
-from .losses import ReconstructionLoss, discriminator_loss, generator_losses
 from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
 from .selection import Selection, evaluated
+from .task import Task
 
 LATENTS_PER_CODE = 64  # that a codebook is made of after training
 STOP_SECONDS = 5.0  # that a run which is stopped waits for evaluations under way
@@ -87,37 +85,34 @@ class Trainer:
         if self.precision == "auto" and found is not None:
             self.precision = str(found[1].get("precision"))
         self.precision = choose_precision(self.precision, self.accelerator)
+        self.task = make_task(recipe)
         if recipe.eval.data is not None and self.main:
-            find_clips(recipe.eval.data)  # before anything that takes long
+            self.task.held_out().find()  # before anything that takes long
         torch.manual_seed(recipe.train.seed)
-        self.model = AudioAutoencoder(recipe.model).to(self.device).train()
+        self.model = build_model(recipe.model).to(self.device).train()
         self.notes: list[str] = []  # for whoever starts the run
         if init_from is not None and found is not None:
             self.notes.append(f"the run goes on: {init_from} is not used")
         elif init_from is not None:
             load_weights(self.model, init_from)
         self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
-        self.loss = ReconstructionLoss(recipe.loss, recipe.model.sample_rate).to(self.device)
-        self.perceptual = _perceptual(recipe, self.device)
+        self.loss = self.task.losses().to(self.device)
         self.optimizers = build_optimizers(self.model, recipe.optim)
-        self.discriminators: Discriminators | None = None
+        self.discriminators: nn.Module | None = None
         self.discriminator_optimizer: torch.optim.Optimizer | None = None
         if recipe.adversarial:
-            self.discriminators = Discriminators(recipe.discriminator).to(self.device).train()
+            self.discriminators = self.task.discriminators().to(self.device).train()
             self.discriminator_optimizer = build_discriminator_optimizer(
                 self.discriminators, recipe.discriminator
             )
-        self.balancer = Balancer(self._weights(), recipe.loss.balancer_decay).to(self.device)
+        self.balancer = Balancer(self.task.weights, recipe.loss.balancer_decay)
+        self.balancer.to(self.device)
         self.scalers = [
             torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
             for _ in range(2)
         ]
         with self.accelerator.local_main_process_first():  # which fetches what is missing
-            self.data = Crops(
-                recipe.data,
-                sample_rate=recipe.model.sample_rate,
-                multiple=recipe.model.hop_length,
-                seed=recipe.train.seed,
+            self.data = self.task.crops(
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
                 workers=loader_workers(recipe, self.accelerator),
@@ -150,8 +145,8 @@ class Trainer:
         """Of the codec at a step; the discriminators' is the same share of their peak."""
         return learning_rate(step, self.recipe.train.steps, self.recipe.optim)
 
-    def train_step(self, samples: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One update on (B, T) samples, or on (A, B, T), the gradients of A batches averaged.
+    def train_step(self, *batches: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One update on one or more batches, their gradients averaged.
 
         Returns the loss terms, unweighted, their weighted sum `loss`, gradient norms and
         statistics; scalars of this process.
@@ -159,7 +154,6 @@ class Trainer:
         Raises:
             TrainingError: the gradient is not finite (on a GPU this is noticed when it is logged).
         """
-        batches = samples if samples.ndim == 3 else samples.unsqueeze(0)
         rate, config = self.learning_rate(self.step), self.recipe.discriminator
         _set_rate(self.optimizers, rate)
         adversarial = self.discriminators is not None and self.step >= config.start_step
@@ -186,21 +180,19 @@ class Trainer:
         return terms
 
     def _codec_pass(
-        self, samples: torch.Tensor, adversarial: bool, share: float
+        self, batch: torch.Tensor, adversarial: bool, share: float
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Forward and backward of (B, T) samples: the terms, the target and the output.
+        """Forward and backward of a batch: the terms, the target and the output.
 
         Args:
-            samples: one batch.
+            batch: (B, T) samples or (B, 3, H, W) images.
             adversarial: whether the discriminators have their say.
             share: factor of the gradient.
         """
         with self._autocast():
-            output, quantized = self._wrapped(samples)
-        target = samples[:, : output.shape[1]]
+            output, quantized = self._wrapped(batch)
+        target = self.model.target(batch)
         terms = self.loss(target, output)
-        if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(target, output)
         if adversarial:
             self.discriminators.requires_grad_(False)
             with self._autocast():
@@ -208,7 +200,7 @@ class Trainer:
                     real = self.discriminators(target)
                 fake = self.discriminators(output)
             terms |= generator_losses(real, fake)
-        weights, scaler = self._weights(), self.scalers[0]
+        weights, scaler = self.task.weights, self.scalers[0]
         total = sum(weights[name] * value for name, value in terms.items())
         own = self.recipe.loss.quantizer * quantized.loss
         if self.recipe.loss.balancer:
@@ -316,14 +308,14 @@ class Trainer:
                 with clock.training():
                     with clock.waiting():
                         samples = np.stack([next(batches) for _ in range(train.accumulate)])
-                    terms = self.train_step(self._to_device(samples))
-                clock.audio += samples.size * self.accelerator.num_processes
+                    terms = self.train_step(*self._to_device(samples))
+                clock.numbers += samples.size * self.accelerator.num_processes
                 self._add(terms)
                 last = self.step == train.steps
                 if self.step % train.log_every == 0 or last:
                     self._log(clock, log)
-                if self.step % train.audio_every == 0:
-                    self._log_audio(samples[0], log)
+                if self.step % train.show_every == 0:
+                    self._show(samples[0], log)
                 self._calibrate(log)
                 stop = self._any(interrupted())
                 if not last and (stop or self.step % train.save_every == 0):
@@ -453,12 +445,6 @@ class Trainer:
         """State dict of the averaged model: parameters averaged, buffers those of now."""
         return averaged_weights({"model": self.model.state_dict(), "average": self.average})
 
-    def _weights(self) -> dict[str, float]:
-        """Of the loss terms that are functions of the output."""
-        loss = self.recipe.loss
-        names = ("wave", "stft", "mel", "perceptual", "adversarial", "feature")
-        return {name: getattr(loss, name) for name in names}
-
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
             self.device.type,
@@ -514,8 +500,8 @@ class Trainer:
 
     def _describe(self, log: RunLog) -> None:
         """README.md, and on stderr what a person should know first."""
-        sources = ", ".join(corpus.path for corpus in self.recipe.data.train) or "generated signals"
-        data = f"{sources} ({self.data.hours:.1f} h)" if self.data.hours else sources
+        sources = ", ".join(corpus.path for corpus in self.recipe.data.train) or "generated"
+        data = f"{sources} ({self.data.summary})" if self.data.summary else sources
         parameters = {"codec": self.model, "discriminators": self.discriminators}
         if self.main:
             with atomic_output(self.folder / "recipe.json") as file:
@@ -560,9 +546,10 @@ class Trainer:
         seconds, speed, wait_share = clock.lap()
         self.seconds += seconds
         row = dict(zip(names, values))
+        name, size, unit = self.task.speed
         row |= {
             "lr": self.learning_rate(self.step - 1),
-            "audio_seconds_per_second": speed / self.recipe.model.sample_rate,
+            name: speed / size,
             "wait_share": wait_share,
         }
         if self._tokens:
@@ -573,12 +560,12 @@ class Trainer:
             self._tokens.clear()
         log.row(self.step, self.seconds, row)
         self.accelerator.log(row, self.step)
-        note = "  ".join(f"{name} {row[name]:.3f}" for name in ("loss", "mel"))
+        note = "  ".join(f"{term} {row[term]:.3f}" for term in ("loss", self.task.shown))
         if "discriminator" in row:
             note += f"  D {row['discriminator']:.3f}"
-        log.progress(self.step, f"{note}  {row['audio_seconds_per_second']:.1f} s/s")
+        log.progress(self.step, f"{note}  {row[name]:.3g} {unit}")
 
-    def _log_audio(self, batch: np.ndarray, log: RunLog) -> None:
+    def _show(self, batch: np.ndarray, log: RunLog) -> None:
         """First crop and its reconstruction by the averaged weights, really quantized."""
         if not self.main:
             return
@@ -589,16 +576,16 @@ class Trainer:
         crop = torch.from_numpy(batch[:1]).to(self.device)
         with torch.no_grad():
             output, _ = model(crop)
-        log.audio(self.step, "original", crop[0])
-        log.audio(self.step, "decoded", output[0])
+        self.task.show(log, self.step, "original", crop[0])
+        self.task.show(log, self.step, "decoded", output[0])
 
-    def _averaged_copy(self) -> AudioAutoencoder:
+    def _averaged_copy(self) -> Autoencoder:
         """A copy of the model with the averaged weights, in eval mode."""
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.average_state())
         return model.eval()
 
-    def _averaged(self) -> AudioAutoencoder | None:
+    def _averaged(self) -> Autoencoder | None:
         """The same with a codebook, of VP a quick one; None if there cannot be one yet."""
         model = self._averaged_copy()
         if not model.quantizer.fitted:
@@ -613,7 +600,9 @@ class Trainer:
     def _start_selection(self, stack: ExitStack, log: RunLog) -> Selection | None:
         if self.recipe.eval.data is None or not self.main:
             return None
-        selection = Selection(self.recipe, self.folder, log, publish=self.accelerator.log)
+        selection = Selection(
+            self.recipe, self.folder, log, self.task.held_out(), publish=self.accelerator.log
+        )
         stack.callback(selection.close)
         return selection
 
@@ -649,20 +638,19 @@ class Trainer:
             quantizer.mh_steps = int(found[1])
 
     @torch.no_grad()
-    def _make_codebook(self, model: AudioAutoencoder, log: RunLog) -> None:
+    def _make_codebook(self, model: Autoencoder, log: RunLog) -> None:
         """Make the codebook of a VP quantizer of the latents of training crops.
 
         Raises ValueError where there are too few that differ.
         """
         wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
-        frames = self.data.length // self.recipe.model.hop_length
-        number = -(-wanted // (frames * self.recipe.data.batch_size))
+        number = -(-wanted // (self.data.tokens * self.recipe.data.batch_size))
         with (
             log.console.status(f"making the codebook of {wanted:,} latents"),
             closing(self.data.batches(0, number)) as batches,
         ):
             latents = [
-                model.encoder(self._to_device(batch)).float().flatten(0, 1) for batch in batches
+                model.encoder(self._to_device(batch)).float().flatten(0, -2) for batch in batches
             ]
             data = torch.cat(latents)
             result = model.quantizer.fit(data, seed=self.recipe.train.seed)
@@ -679,10 +667,12 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _perceptual(recipe: Recipe, device: torch.device) -> nn.Module | None:
-    if not recipe.loss.perceptual:
-        return None
-    from .perceptual import PerceptualLoss
+def make_task(recipe: Recipe) -> Task:
+    """What the training of a recipe's kind of model has of its own."""
+    if isinstance(recipe, AudioRecipe):
+        from .audio.task import AudioTask
 
-    loss = PerceptualLoss(recipe.loss.perceptual_model, recipe.model.sample_rate)
-    return loss.to(device)
+        return AudioTask(recipe)
+    from .image.task import ImageTask
+
+    return ImageTask(recipe)

@@ -1,94 +1,35 @@
-"""Codec: what a user holds. Audio to tokens and back, as arrays, streams or files."""
+"""AudioCodec: audio to tokens and back, as arrays, streams or files."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from .audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
-from .backends import Backend, load_backend
-from .files import atomic_output
-from .hub import DEFAULT_MODEL, ModelFolder, open_model
-from .tokenfile import (
-    AUDIO,
+from ..audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
+from ..tokenfile import (
     MAX_LOST_TOKENS,
+    AudioHeader,
     TokenFileError,
     TokenHeader,
     TokenReader,
     TokenWriter,
 )
-
-Source = str | os.PathLike[str] | BinaryIO
-Report = Callable[[int, int | None], None]  # samples done, samples in all if known
+from .base import Codec, Report, Source, open_target
 
 CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
 
 
-class Codec:
-    """A model ready to encode and decode.
-
-    Args:
-        model: the folder, from `vpcodec.hub.open_model`.
-        backend: what runs it, from `vpcodec.backends.load_backend`.
-    """
-
-    def __init__(self, model: ModelFolder, backend: Backend) -> None:
-        self.model = model
-        self.config = model.config
-        self.backend = backend
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path = DEFAULT_MODEL,
-        *,
-        backend: str = "onnx",
-        threads: int | None = None,
-        device: str = "auto",
-    ) -> Codec:
-        """Load a bundled model, a folder, or `owner/name[@revision]` from the Hub.
-
-        Args:
-            name: which model.
-            backend: "onnx" (no torch needed) or "torch".
-            threads: CPU threads; None leaves the choice to the backend.
-            device: "cpu", "cuda" or "auto".
-
-        Raises:
-            ModelError: unknown or damaged model.
-            ValueError: unknown backend.
-        """
-        model = open_model(name)
-        return cls(model, load_backend(backend, model, threads=threads, device=device))
-
-    @property
-    def name(self) -> str:
-        return self.config.name
-
-    @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that identify weights and configuration."""
-        return self.model.fingerprint
+class AudioCodec(Codec, kind="audio"):
+    """An audio model ready to encode and decode; see `Codec`."""
 
     @property
     def sample_rate(self) -> int:
         """Audio rate of the model, Hz."""
         return self.config.sample_rate
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per token."""
-        return self.config.hop_length
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
 
     @property
     def frame_rate(self) -> float:
@@ -137,7 +78,7 @@ class Codec:
         Raises:
             ValueError: wrong shape or dtype, a token out of range, n_samples beyond the tokens.
         """
-        tokens = self._check_tokens(tokens)
+        tokens = self._check_tokens(tokens, "(C, N)")
         length = tokens.shape[1] * self.hop_length
         if n_samples is not None and not 0 <= n_samples <= length:
             raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
@@ -166,8 +107,7 @@ class Codec:
         """
         with ExitStack() as stack:
             reader = stack.enter_context(AudioReader(source, raw=raw))
-            header = TokenHeader(
-                kind=AUDIO,
+            header = AudioHeader(
                 model=self.name,
                 fingerprint=self.fingerprint,
                 sample_rate=self.sample_rate,
@@ -179,9 +119,8 @@ class Codec:
             )
             resampler = Resampler(reader.sample_rate, self.sample_rate, reader.channels)
             stream = self.encoder_stream(reader.channels)
-            file = _open_target(target, stack)
-            counter = _Counter(file)
-            writer = TokenWriter(counter, header)
+            output = open_target(target, stack)
+            writer = TokenWriter(output, header)
             n_samples = 0
             for block in reader.blocks(max(1, round(CHUNK_SECONDS * reader.sample_rate))):
                 n_samples += block.shape[1]
@@ -192,7 +131,7 @@ class Codec:
             writer.write(stream.flush())
             writer.close(n_samples)
             return FileStats(
-                n_samples, reader.sample_rate, reader.channels, writer.n_frames, counter.bytes
+                n_samples, reader.sample_rate, reader.channels, writer.n_frames, output.bytes
             )
 
     def decode_file(
@@ -225,13 +164,8 @@ class Codec:
             AudioError, OSError: source or target cannot be used.
         """
         with ExitStack() as stack:
-            tokens = source
-            if not isinstance(source, TokenReader):
-                named = not hasattr(source, "read")
-                file = stack.enter_context(open(source, "rb")) if named else source
-                tokens = TokenReader(file, recover=recover)
+            tokens = self._read(source, stack, recover=recover, force=force)
             header = tokens.header
-            self._check_model(header, force=force)
             rate = rate or header.original_rate
             resampler = Resampler(self.sample_rate, rate, header.channels)
             writer = stack.enter_context(
@@ -278,18 +212,12 @@ class Codec:
                 len(tokens.damaged),
             )
 
-    def _check_model(self, header: TokenHeader, *, force: bool) -> None:
-        same = header.sample_rate == self.sample_rate and header.hop_length == self.hop_length
-        if header.codebook_size != self.codebook_size or not same:
-            raise TokenFileError(
-                f"made by the model {header.model!r}, whose tokens {self.name!r} cannot decode"
-            )
-        if header.fingerprint != self.fingerprint and not force:
-            raise TokenFileError(
-                f"made by other weights (model {header.model!r}, fingerprint "
-                f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
-                f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
-            )
+    def _fits(self, header: TokenHeader) -> bool:
+        return (
+            isinstance(header, AudioHeader)
+            and header.sample_rate == self.sample_rate
+            and header.hop_length == self.hop_length
+        )
 
     def encoder_stream(self, channels: int = 1) -> EncoderStream:
         """A stream that takes audio at the model's rate, piece by piece."""
@@ -319,17 +247,6 @@ class Codec:
             part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
             parts.append(part)
         return np.concatenate(parts, 1), state
-
-    def _check_tokens(self, tokens: np.ndarray) -> np.ndarray:
-        tokens = np.atleast_2d(np.asarray(tokens))
-        if tokens.ndim != 2 or not len(tokens) or (tokens.size and tokens.dtype.kind not in "iu"):
-            raise ValueError(
-                f"tokens must be (C, N) integers, got {tokens.dtype} of shape {tokens.shape}"
-            )
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
-            bad = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
-        return tokens.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)
@@ -363,9 +280,9 @@ class FileStats:
 
 
 class EncoderStream:
-    """Audio in pieces of any length to tokens; the same tokens as `Codec.encode` of the whole."""
+    """Audio in pieces of any length to tokens; the same tokens as `encode` of the whole."""
 
-    def __init__(self, codec: Codec, channels: int) -> None:
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
         self._codec = codec
         self._channels = channels
         self._reset()
@@ -398,9 +315,9 @@ class EncoderStream:
 
 
 class DecoderStream:
-    """Tokens in pieces of any length to audio; the same samples as `Codec.decode` of the whole."""
+    """Tokens in pieces of any length to audio; the same samples as `decode` of the whole."""
 
-    def __init__(self, codec: Codec, channels: int) -> None:
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
         self._codec = codec
         self._channels = channels
         self._reset()
@@ -412,7 +329,7 @@ class DecoderStream:
 
     def push(self, tokens: np.ndarray) -> np.ndarray:
         """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
-        tokens = self._codec._check_tokens(tokens)
+        tokens = self._codec._check_tokens(tokens, "(C, N)")
         if len(tokens) != self._channels:
             raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
         empty = np.zeros((self._channels, 0), np.float32)
@@ -430,23 +347,6 @@ class DecoderStream:
         samples = self.push(np.repeat(self._last, self._codec.config.decoder_delay, 1))
         self._reset()
         return samples
-
-
-class _Counter:
-    """A binary output that counts its bytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.bytes = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        self.bytes += len(data)
-
-
-def _open_target(target: Source, stack: ExitStack) -> BinaryIO:
-    return target if hasattr(target, "write") else stack.enter_context(atomic_output(target))
 
 
 def _check_samples(samples: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .losses import joint_means
+from ..adversarial import joint_means
+from ..hardware import TrainingError
 
 RATE = 16_000  # of Whisper, Hz
 FFT_SIZE = 400
@@ -16,7 +17,7 @@ HOP = 160
 INSTALL = "the perceptual loss needs transformers: pip install 'transformers>=5'"
 
 
-class PerceptualError(RuntimeError):
+class PerceptualError(TrainingError):
     """The encoder of the perceptual loss is not to be had."""
 
 

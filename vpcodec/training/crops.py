@@ -1,52 +1,39 @@
-"""Training audio: random crops as a pure function of seed and number, so that resuming is exact."""
+"""Training data: random crops as a pure function of seed and number, so that resuming is exact."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import io
-import math
 import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..recipe import AudioCorpus, DataConfig, HuggingFaceCorpus, LibriTTSCorpus
-from .corpora import (
-    SHORT_SECONDS,
-    UNREADABLE,
-    DataError,
-    Files,
-    Stream,
-    length,
-    length_or_zero,
-    open_files,
-    read_part,
-)
+from ..recipe.base import Data, HuggingFaceCorpus
+from .corpora import DataError, FileKind, Files, Stream
 
-LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
-SILENCE = 1e-8  # mean power, -80 dB; no ratio to noise is made of less
 RETRIES = (0.1, 1.0)  # seconds before a file is read again after an error of the system
 MAX_FAILURES = 1000  # files, or items of a stream, in a row
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
 COUNTED = 1024  # batches between remembered counts of the items of streams
 
 
-class Crops:
-    """Random mono crops of audio files and streamed datasets, or of generated signals.
+class Crops(ABC):
+    """Random crops of files and streamed datasets, or of generated data.
 
     Crop i of batch n is crop g = (n * processes + process) * batch_size + i of the training. It
     depends on the configuration, the data and (seed, g) alone: not on workers, on which crops were
     drawn before, or on how the crops of a step are shared among processes. Its corpus follows from
-    a sequence in g that keeps the weights as evenly as possible; in the corpus a file is drawn in
-    proportion to its length, then a place in it.
+    a sequence in g that keeps the weights as evenly as possible; in the corpus a file is drawn,
+    then a place in it.
 
     A streamed dataset has no random access: each of its crops takes the next item of the part that
     this process reads. These crops are the same in every run with as many processes, and a
@@ -56,45 +43,34 @@ class Crops:
     error where none is left, or MAX_FAILURES reads fail in a row.
 
     Args:
-        config: corpora, crop length, batch size, augmentation.
-        sample_rate: rate of the crops, Hz.
-        multiple: crop length is rounded up to a multiple of this many samples.
+        config: corpora, batch size and what the kind of data needs.
         seed: of all random draws.
         process, processes: which of how many training processes this is.
         workers: processes that read ahead in `batches`; 0: threads, and always for streams.
 
     Attributes:
-        length: samples of a crop.
+        tokens: of one crop.
 
     Raises:
         DataError: a corpus is missing, empty or damaged, or has not one file that can be read.
     """
 
+    kind: ClassVar[FileKind]
+    axes: ClassVar[int]  # along which a crop has a place in what it is cut from
+    tokens: int
+
     def __init__(
-        self,
-        config: DataConfig,
-        *,
-        sample_rate: int,
-        multiple: int,
-        seed: int,
-        process: int = 0,
-        processes: int = 1,
-        workers: int = 0,
+        self, config: Data, *, seed: int, process: int = 0, processes: int = 1, workers: int = 0
     ) -> None:
-        self.config = config
-        self.sample_rate = sample_rate
+        self.config: Any = config
         self.seed = seed
         self.process, self.processes = process, processes
         self.workers = 0 if config.streams else workers
-        self.length = -(-int(config.crop_seconds * sample_rate) // multiple) * multiple
         self._threads = max(1, min(4, (os.cpu_count() or 1) // 2))
         self._ahead = 2 * self._threads  # batches
         self._skipped: dict[str, None] = {}
-        self._cache: dict[tuple[int, int], tuple[np.ndarray, np.float32]] = {}
-
-        self._noise = None if config.noise is None else self._scan(config.noise)
+        self._cache: dict[tuple[int, int], Any] = {}
         self._corpora = [self._open(corpus) for corpus in config.train]
-        self._mark_cached()
         shares = np.cumsum([corpus.weight for corpus in config.train])
         self._shares = shares / shares[-1] if len(shares) else shares
         phase = np.random.default_rng(self.seed).integers(2**64, dtype=np.uint64)
@@ -108,29 +84,23 @@ class Crops:
         return list(self._skipped)
 
     @property
-    def hours(self) -> float:
-        """Length of all files to train on; streamed datasets do not tell theirs."""
-        files = (corpus for corpus in self._corpora if isinstance(corpus, Files))
-        return sum(corpus.seconds.sum() for corpus in files) / 3600
-
-    @property
     def fingerprint(self) -> str:
-        """Hex digest of what is trained on: names, places, durations, weights.
+        """Hex digest of what is trained on: names, weights, and durations where files have them.
 
         Of a streamed dataset it is the description, not the contents. A folder that moves as a
         whole keeps its fingerprint.
         """
         digest = hashlib.sha256()
-        for corpus, config in zip(self._corpora, self.config.train):
-            digest.update(f"train {config.weight!r} ".encode())
-            corpus.describe(digest.update)
-        if self._noise:
-            digest.update(b"noise ")
-            self._noise.describe(digest.update)
+        self._describe(digest.update)
         return digest.hexdigest()
 
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """How much there is, in a few words; empty where that is not known."""
+
     def batch(self, number: int) -> np.ndarray:
-        """(batch_size, length) float32, within [-1, 1]: the crops of batch `number`, from 0.
+        """(batch_size, ...) float32, within [-1, 1]: the crops of batch `number`, from 0.
 
         Raises DataError where no file of a corpus can be read, or a stream fails.
         """
@@ -196,32 +166,22 @@ class Crops:
         finally:
             iterator._shutdown_workers()  # at once, though a traceback may still hold the iterator
 
-    def _open(self, corpus: AudioCorpus | LibriTTSCorpus | HuggingFaceCorpus) -> Files | Stream:
+    @property
+    def _files(self) -> list[Files]:
+        """The corpora that are no streams."""
+        return [corpus for corpus in self._corpora if isinstance(corpus, Files)]
+
+    def _open(self, corpus: Any) -> Files | Stream:
         if not isinstance(corpus, HuggingFaceCorpus):
             return self._scan(corpus)
         keep = (self._ahead + 2) * self.config.batch_size
-        return Stream(corpus, self.seed, self.process, self.processes, keep)
+        return Stream(corpus, self.kind.feature, self.seed, self.process, self.processes, keep)
 
-    def _scan(self, corpus: AudioCorpus | LibriTTSCorpus) -> Files:
-        files = open_files(corpus)
-        self._skipped |= dict.fromkeys(files.unreadable)
-        return files
-
-    def _mark_cached(self) -> None:
-        """Decide, in the order of the files, which are decoded whole to be cached.
-
-        Not by what happens to fit when a file is read: whole and in parts, audio that is resampled
-        differs by rounding, and crops must not depend on what was read before.
-        """
-        files = [self._noise] if self._noise else []
-        files += [corpus for corpus in self._corpora if isinstance(corpus, Files)]
-        left = self.config.cache_mb * 2**20 // max(1, self.workers)
-        for index, some in enumerate(files):
-            size = np.where(some.seconds > LONG_SECONDS, 0, some.seconds * self.sample_rate * 2)
-            ends = np.cumsum(size)
-            some.whole = (size > 0) & (ends <= left)
-            some.index = index
-            left -= min(left, ends[-1])
+    def _describe(self, write: Callable[[bytes], None]) -> None:
+        """What the fingerprint is made of."""
+        for corpus, config in zip(self._corpora, self.config.train):
+            write(f"train {config.weight!r} ".encode())
+            corpus.describe(write)
 
     def _choose(self, numbers: np.ndarray) -> np.ndarray:
         """Index of the corpus of each crop; `numbers` are uint64 of any shape."""
@@ -249,94 +209,82 @@ class Crops:
         return np.bincount(self._choose(numbers).ravel(), minlength=len(self._corpora))
 
     def _crop(self, number: int, corpus: int, item: int) -> np.ndarray:
-        """(length,) float32: crop `number` of all, from item `item` if its corpus is streamed."""
+        """Crop `number` of all, from item `item` if its corpus is streamed."""
         rng = np.random.default_rng([self.seed, number])
         if not self._corpora:
-            crop = _generate(rng, self.length, self.sample_rate)
+            found = self._generate(rng)
         elif isinstance(source := self._corpora[corpus], Files):
-            crop = self._from_file(source, rng)
+            found = self._from_file(source, rng)
         else:
-            crop = self._from_stream(source, item, rng.random())
-        gain = 10 ** (rng.uniform(*self.config.gain_db) / 20)
-        negative = rng.random() < 0.5
-        crop = np.pad(crop, (0, self.length - len(crop)))
-        if self._noise and rng.random() < self.config.noise_rate:
-            crop = self._add_noise(crop, rng)
-        crop = crop * (-gain if negative and self.config.flip_polarity else gain)
-        return (crop / max(np.abs(crop).max(), 1.0)).astype(np.float32)
-
-    def _add_noise(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        noise = np.resize(self._from_file(self._noise, rng), self.length)  # again and again
-        decibels = rng.uniform(*self.config.noise_snr_db)
-        power, noise_power = (np.mean(np.square(x, dtype=np.float64)) for x in (crop, noise))
-        if min(power, noise_power) < SILENCE:
-            return crop
-        return crop + noise * math.sqrt(power / noise_power * 10 ** (-decibels / 10))
+            found = self._from_stream(source, item, rng.random(self.axes))
+        return self._finish(found, rng)
 
     def _from_file(self, files: Files, rng: np.random.Generator) -> np.ndarray:
-        """Up to `length` samples from somewhere in a corpus."""
+        """A cut from somewhere in a corpus."""
         while True:
-            number = int(np.searchsorted(files.ends, rng.random(), side="right"))
-            number, position = min(number, len(files) - 1), rng.random()
+            number, place = files.draw(rng.random()), rng.random(self.axes)
             if number not in files.broken:
                 try:
-                    samples = self._read_patiently(files, number, position)
-                except UNREADABLE:
+                    found = self._read_patiently(files, number, place)
+                except self.kind.errors:
                     files.failures += 1
                     self._skipped[files.label(number)] = None
-                    # Another part of a long file may be sound, and whether it is drawn must not
-                    # depend on which part was read first.
-                    if files.whole[number] or not length_or_zero(files.path(number)):
+                    if self._is_lost(files, number):
                         files.broken.add(number)
                 else:
                     files.failures = 0
-                    return samples
+                    return found
             if len(files.broken) == len(files) or files.failures >= MAX_FAILURES:
-                raise DataError(f"{files.name}: no audio file that can be read")
+                raise DataError(f"{files.name}: no {self.kind.noun} that can be read")
 
-    def _read_patiently(self, files: Files, number: int, position: float) -> np.ndarray:
+    def _read_patiently(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
         """`_read`, again where the file system and not the file is at fault."""
         for pause in RETRIES:
             try:
-                return self._read(files, number, position)
+                return self._read(files, number, place)
             except (FileNotFoundError, PermissionError):
                 raise
             except OSError:
                 time.sleep(pause)
-        return self._read(files, number, position)
+        return self._read(files, number, place)
 
-    def _read(self, files: Files, number: int, position: float) -> np.ndarray:
-        """Up to `length` samples of a file, from `position` (0..1) of where they can begin."""
-        path, offset = files.path(number), float(files.offsets[number])
-        total = round(float(files.seconds[number]) * self.sample_rate)
-        if not files.whole[number]:
-            first = int(position * max(0, total - self.length))
-            return read_part(path, offset, first, min(self.length, total), self.sample_rate)
-        found = self._cache.get((files.index, number))
-        if found is None:
-            audio = read_part(path, offset, 0, total, self.sample_rate)
-            scale = np.float32(max(1.0, float(np.abs(audio).max())) / 32768)
-            found = np.round(audio / scale).clip(-32768, 32767).astype(np.int16), scale
-            self._cache[files.index, number] = found
-        samples, scale = found
-        first = int(position * max(0, len(samples) - self.length))
-        return samples[first : first + self.length] * scale
-
-    def _from_stream(self, stream: Stream, number: int, position: float) -> np.ndarray:
-        """Up to `length` samples of item `number`, or of the next one that can be read."""
+    def _from_stream(self, stream: Stream, number: int, place: np.ndarray) -> np.ndarray:
+        """A cut from item `number`, or from the next one that can be read."""
         for candidate in range(number, number + MAX_FAILURES):
             item = stream.item(candidate)
             try:
-                audio = stream.fetch(item)
-                total = round(length(io.BytesIO(audio)) * self.sample_rate)
-                if total <= SHORT_SECONDS * self.sample_rate:
-                    raise ValueError("too short")
-                first = int(position * max(0, total - self.length))
-                samples = min(self.length, total)
-                return read_part(io.BytesIO(audio), 0.0, first, samples, self.sample_rate)
-            except UNREADABLE:
+                return self._decode(stream.fetch(item), place)
+            except self.kind.errors:
                 self._skipped[stream.label(candidate, item)] = None
         raise DataError(f"{stream.name}: {MAX_FAILURES} items in a row cannot be read")
+
+    @abstractmethod
+    def _scan(self, corpus: Any) -> Files:
+        """The files of a corpus."""
+
+    @abstractmethod
+    def _read(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
+        """A cut from a file, at `place`: per axis, from 0 to 1 of where it can begin."""
+
+    @abstractmethod
+    def _decode(self, data: bytes, place: np.ndarray) -> np.ndarray:
+        """A cut from the contents of a file."""
+
+    @abstractmethod
+    def _generate(self, rng: np.random.Generator) -> np.ndarray:
+        """What takes the place of a cut where there is no corpus."""
+
+    @abstractmethod
+    def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Make a crop, float32, of a cut."""
+
+    def _is_lost(self, files: Files, number: int) -> bool:
+        """Whether a file that could not be read has no part that can.
+
+        What is drawn must not depend on what was read before, so a file is lost for all crops or
+        for none.
+        """
+        return True
 
 
 class _WorkerCrops:
@@ -368,14 +316,3 @@ def _begin_worker(_: int) -> None:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _generate(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
-    """A voiced-like signal: gliding harmonics under a slow envelope, with some noise."""
-    t = np.arange(length) / sample_rate
-    pitch = rng.uniform(80, 300) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * t))
-    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
-    harmonics = range(1, int(sample_rate / 2 / 400))
-    tone = sum(np.sin(k * phase + rng.uniform(0, 6.3)) / k for k in harmonics)
-    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(1, 5) * t + rng.uniform(0, 6.3))
-    return 0.15 * tone * envelope + 0.01 * rng.standard_normal(length)

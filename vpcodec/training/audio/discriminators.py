@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from ..recipe import DiscriminatorConfig
+from ...recipe.audio import DiscriminatorConfig
 
 SLOPE = 0.1  # of LeakyReLU
 FLOOR = 0.01  # RMS below which a clip stays quiet: -40 dB

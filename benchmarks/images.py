@@ -1,0 +1,158 @@
+"""Quality and size of image models on a folder of images, beside JPEG and WebP.
+
+Every image is encoded to a token file and decoded, as on the command line. Models whose names
+differ in a trailing `-seed0`, `-seed1`, ... alone are one row, mean and half of the range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data"
+METRICS = {"psnr": 2, "ssim": 4, "ms_ssim": 4}  # and digits
+PEERS = {"JPEG": ("JPEG", (1, 3, 5, 10, 20)), "WebP": ("WEBP", (0, 2, 5, 10, 20))}
+
+
+def compare(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
+    """All metrics of (H, W, 3) pixels."""
+    from vpcodec.metrics import image
+
+    return {name: getattr(image, name)(reference, decoded) for name in METRICS}
+
+
+def read(paths: list[Path]) -> list[np.ndarray]:
+    """(H, W, 3) uint8 each; what is transparent or grey is left out of the comparison."""
+    from vpcodec.image import load_image
+
+    images = [load_image(path) for path in paths]
+    return [image for image in images if image.shape[2] == 3]
+
+
+def evaluate(model: str, images: list[np.ndarray], backend: str) -> dict[str, Any]:
+    """Means over the images, and how the tokens of all of them use the codebook."""
+    from vpcodec import Codec
+    from vpcodec.quantizers import CodebookUsage
+    from vpcodec.tokenfile import ImageHeader, write_tokens
+
+    codec = Codec.from_pretrained(model, backend=backend)
+    usage = CodebookUsage(codec.codebook_size)
+    rows = []
+    for image in images:
+        height, width, components = image.shape
+        tokens = codec.encode(image)
+        usage.update(tokens)
+        file = io.BytesIO()
+        header = ImageHeader(
+            model=codec.name,
+            fingerprint=codec.fingerprint,
+            channels=1,
+            hop_length=codec.hop_length,
+            codebook_size=codec.codebook_size,
+            width=width,
+            height=height,
+            components=components,
+        )
+        write_tokens(file, tokens.reshape(1, -1), header)
+        row = {"bpp": 8 * len(file.getvalue()) / (height * width)}
+        rows.append(row | compare(image, codec.decode(tokens, (height, width))))
+    return means(rows) | {
+        "codec": codec.name,
+        "codebook_size": codec.codebook_size,
+        "nominal_bpp": codec.config.bits_per_pixel,
+        "cvu": usage.cvu,
+        "entropy": usage.entropy,
+        "used": usage.used,
+        "tokens": usage.tokens,
+    }
+
+
+def evaluate_peer(name: str, images: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Means over the images at each quality of a format."""
+    from PIL import Image
+
+    format, qualities = PEERS[name]
+    found = []
+    for quality in qualities:
+        rows = []
+        for image in images:
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, format, quality=quality)
+            decoded = np.asarray(Image.open(file).convert("RGB"))
+            row = {"bpp": 8 * len(file.getvalue()) / (image.shape[0] * image.shape[1])}
+            rows.append(row | compare(image, decoded))
+        found.append(means(rows) | {"codec": f"{name} {quality}"})
+    return found
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.mean(row[name] for row in rows) for name in rows[0]}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """In Markdown; rows of several seeds as one."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(re.sub(r"-seed\d+$", "", row["codec"]), []).append(row)
+    columns = {"nominal_bpp": 3, "bpp": 3, **METRICS, "cvu": 3, "entropy": 2}
+    lines = [
+        "| codec | K | seeds | nominal bpp | bpp on disk | PSNR | SSIM | MS-SSIM | CVU | "
+        "bits/token |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, group in groups.items():
+        size = f"{group[0]['codebook_size']:,}" if "codebook_size" in group[0] else ""
+        cells = [
+            spread([row[column] for row in group], digits) if column in group[0] else ""
+            for column, digits in columns.items()
+        ]
+        seeds = str(len(group)) if size else ""
+        lines.append(f"| {name} | {size} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    half = (max(values) - min(values)) / 2
+    note = f" ± {half:.{digits}f}" if len(values) > 1 and half >= 0.5 * 10**-digits else ""
+    return f"{statistics.mean(values):.{digits}f}{note}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=["image-fsp"], help="bundled names or folders")
+    parser.add_argument("--images", type=Path, default=DATA / "images_dev", help="folder")
+    parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx")
+    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--peers", action="store_true", help="JPEG and WebP as well")
+    parser.add_argument("--json", action="store_true", help="print a JSON document")
+    args = parser.parse_args()
+    if not args.images.is_dir():
+        raise SystemExit(f"{args.images}: no such folder")
+    from vpcodec.image import find_images
+
+    images = read([args.images / path for path in find_images(args.images)][: args.limit])
+    if not images:
+        raise SystemExit(f"{args.images}: no RGB images")
+    rows = []
+    for model in args.models:
+        rows.append(evaluate(model, images, args.backend))
+        print(f"{model}: PSNR {rows[-1]['psnr']:.2f} dB", file=sys.stderr)
+    for name in PEERS if args.peers else ():
+        rows += evaluate_peer(name, images)
+    if args.json:
+        print(json.dumps({"images": len(images), "rows": rows}, indent=2))
+    else:
+        print(f"{len(images)} images; means over images, CVU over all tokens\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()

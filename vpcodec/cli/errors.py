@@ -1,0 +1,38 @@
+"""What a user is told in one line."""
+
+from __future__ import annotations
+
+from ..audio import AudioError
+from ..config import ConfigError
+from ..hub import ModelError
+from ..image import ImageError
+from ..tokenfile import TokenFileError
+
+
+class UsageError(ValueError):
+    """A command line that asks for something that cannot be done."""
+
+
+class MissingExtra(ImportError):
+    """A command whose optional packages are not installed."""
+
+
+USER_ERRORS = (
+    AudioError,
+    ConfigError,
+    ImageError,
+    ModelError,
+    TokenFileError,
+    UsageError,
+    MissingExtra,
+    OSError,
+)
+
+
+def explain(error: BaseException) -> str:
+    """One line for a user."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        text = str(error)
+    return " ".join(text.split())

@@ -1,0 +1,184 @@
+"""What codecs of all kinds share: the model, its facts, and the checks of tokens."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Self
+
+import numpy as np
+
+from ..backends import Backend, load_backend
+from ..files import atomic_output
+from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, ModelError, ModelFolder, open_model
+from ..tokenfile import TokenFileError, TokenHeader, TokenReader
+
+Source = str | os.PathLike[str] | BinaryIO
+Report = Callable[[int, int | None], None]  # samples or pixels done, and in all if known
+
+
+class Codec(ABC):
+    """A model ready to encode and decode; `Codec(...)` is the subclass for the model's kind.
+
+    Args:
+        model: the folder, from `vpcodec.hub.open_model`.
+        backend: what runs it, from `vpcodec.backends.load_backend`.
+
+    Raises:
+        ModelError: a subclass is given a model of another kind.
+    """
+
+    kind: ClassVar[str] = ""  # of the models of a subclass
+    _kinds: ClassVar[dict[str, type[Codec]]] = {}
+
+    def __init_subclass__(cls, *, kind: str | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if kind is not None:
+            cls.kind = kind
+            Codec._kinds[kind] = cls
+
+    def __new__(cls, model: ModelFolder, backend: Backend) -> Self:
+        kind = model.config.kind
+        if cls.kind not in ("", kind):
+            raise ModelError(f"{model.config.name} is a model of kind {kind}, not {cls.kind}")
+        return super().__new__(cls if cls.kind else cls._kinds[kind])
+
+    def __init__(self, model: ModelFolder, backend: Backend) -> None:
+        self.model = model
+        self.config = model.config
+        self.backend = backend
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path | None = None,
+        *,
+        backend: str = "onnx",
+        threads: int | None = None,
+        device: str = "auto",
+    ) -> Self:
+        """Load a bundled model, a folder, or `owner/name[@revision]` from the Hub.
+
+        Args:
+            name: which model; None: the default of the class, speech-3k of `Codec`.
+            backend: "onnx" (no torch needed) or "torch".
+            threads: CPU threads; None leaves the choice to the backend.
+            device: "cpu", "cuda" or "auto".
+
+        Raises:
+            ModelError: unknown or damaged model, or one of another kind.
+            ValueError: unknown backend.
+        """
+        if name is None:
+            name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
+        model = open_model(name)
+        return cls(model, load_backend(backend, model, threads=threads, device=device))
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def fingerprint(self) -> bytes:
+        """16 bytes that identify weights and configuration."""
+        return self.model.fingerprint
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token, or side in pixels of the square that a token stands for."""
+        return self.config.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @abstractmethod
+    def encode(self, signal: np.ndarray, /) -> np.ndarray:
+        """Samples or pixels to int64 tokens, channels first."""
+
+    @abstractmethod
+    def decode(self, tokens: np.ndarray, /) -> np.ndarray:
+        """Tokens to samples or pixels."""
+
+    @abstractmethod
+    def encode_file(self, source: Source, target: Source, *, report: Report | None = None) -> Any:
+        """File or stream to token file or stream; what went through."""
+
+    @abstractmethod
+    def decode_file(
+        self,
+        source: Source | TokenReader,
+        target: Source,
+        *,
+        recover: bool = False,
+        force: bool = False,
+        report: Report | None = None,
+    ) -> Any:
+        """Token file or stream to file or stream; what went through."""
+
+    @abstractmethod
+    def _fits(self, header: TokenHeader) -> bool:
+        """Whether tokens have the kind and the rates of this model's."""
+
+    def _read(
+        self, source: Source | TokenReader, stack: ExitStack, *, recover: bool, force: bool
+    ) -> TokenReader:
+        """A reader at its first block, of tokens that this model may decode."""
+        reader = source
+        if not isinstance(source, TokenReader):
+            named = not hasattr(source, "read")
+            file = stack.enter_context(open(source, "rb")) if named else source
+            reader = TokenReader(file, recover=recover)
+        header = reader.header
+        if header.codebook_size != self.codebook_size or not self._fits(header):
+            raise TokenFileError(
+                f"made by the model {header.model!r}, whose tokens {self.name!r} cannot decode"
+            )
+        if header.fingerprint != self.fingerprint and not force:
+            raise TokenFileError(
+                f"made by other weights (model {header.model!r}, fingerprint "
+                f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
+                f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
+            )
+        return reader
+
+    def _check_tokens(self, tokens: np.ndarray, axes: str) -> np.ndarray:
+        """Tokens as int64 with the `axes` (C, ...), of which the first may be missing."""
+        tokens = np.asarray(tokens)
+        n_axes = axes.count(",") + 1
+        if tokens.ndim == n_axes - 1:
+            tokens = tokens[None]
+        if (
+            tokens.ndim != n_axes
+            or not len(tokens)
+            or (tokens.size and tokens.dtype.kind not in "iu")
+        ):
+            raise ValueError(
+                f"tokens must be {axes} integers, got {tokens.dtype} of shape {tokens.shape}"
+            )
+        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
+            bad = tokens.min() if tokens.min() < 0 else tokens.max()
+            raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
+        return tokens.astype(np.int64, copy=False)
+
+
+class CountedOutput:
+    """A binary output that counts its bytes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._file.flush()
+        self.bytes += len(data)
+
+
+def open_target(target: Source, stack: ExitStack) -> CountedOutput:
+    """A stream as it is, or a file that appears whole when `stack` ends, or not at all."""
+    stream = hasattr(target, "write")
+    return CountedOutput(target if stream else stack.enter_context(atomic_output(target)))

@@ -1,0 +1,278 @@
+"""Images in and out: files, folders and pipes.
+
+Pixels are uint8 arrays of shape (H, W, C): C is 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for
+RGBA. Pillow reads and writes the formats. Colour profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from .files import atomic_output, find_files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 2**27
+
+_READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow's names
+
+
+class _Format(NamedTuple):
+    name: str  # Pillow's
+    components: tuple[int, ...]
+    options: dict[str, object] = {}
+
+
+_PNG = _Format("PNG", (1, 2, 3, 4))
+_JPEG = _Format("JPEG", (1, 3), {"quality": 95, "subsampling": 0})
+_TIFF = _Format("TIFF", (1, 2, 3, 4), {"compression": "tiff_lzw"})
+_FORMATS = {
+    ".png": _PNG,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": _Format("WEBP", (1, 2, 3, 4), {"lossless": True, "exact": True}),
+    ".bmp": _Format("BMP", (1, 3)),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".ppm": _Format("PPM", (1, 3)),
+    ".pgm": _Format("PPM", (1,)),
+}
+IMAGE_SUFFIXES = frozenset(_FORMATS) | {".gif"}
+
+_MAGIC = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0"
+    rb"|II[*+]\0|MM\0[*+]|P[1-6][\s#]|GIF8[79]a",
+    re.DOTALL,
+)
+_UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+_STRIP = 2**20  # pixels that are copied at a time
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or written: one line that names the file and the cause."""
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins with `head`, at least 16 bytes, has a format that is read."""
+    return _MAGIC.match(head) is not None
+
+
+def find_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+    """The images in `folder`, by suffix: sorted paths relative to it, nothing hidden.
+
+    Raises ImageError where a folder cannot be read.
+    """
+    try:
+        return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+    except OSError as error:
+        raise ImageError(f"{error.filename}: {error.strerror}") from error
+
+
+def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin") -> np.ndarray:
+    """Read an image, upright, as uint8 (H, W, C).
+
+    `source` is a path or a binary stream, which need not seek, is called `name` in errors and is
+    left open. Palettes are expanded and other colour spaces become RGB; of 16 bits the upper 8 are
+    kept; alpha that is opaque everywhere is dropped. Of the pictures in a phone's MPO the first is
+    read.
+
+    Raises ImageError where the source is missing, unreadable, no image, damaged, cut short, of
+    several frames or pages, of more than MAX_PIXELS, or of numbers without a known range (float,
+    32-bit).
+    """
+    is_path = isinstance(source, (str, os.PathLike))
+    with _naming(os.fspath(source) if is_path else name), ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if is_path else source
+        if not (is_path and file.seekable()):
+            spool = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, spool)
+            spool.seek(0)
+            file = spool
+        return _to_array(_decode(file))
+
+
+def save_image(
+    target: str | os.PathLike[str] | BinaryIO, pixels: np.ndarray, *, format: str | None = None
+) -> None:
+    """Write uint8 pixels (H, W) or (H, W, C), all or nothing.
+
+    `target` is a path or a binary stream, which is left open. `format` is a suffix such as "png",
+    by default that of the path, PNG for streams. All formats but JPEG (quality 95, colour in full
+    resolution) keep the pixels as they are. Grey stays grey but in WebP, which has colour only.
+
+    Raises ImageError where the target cannot be written or its format has no place for alpha or
+    colour; BrokenPipeError passes through.
+    """
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"pixels are {pixels.dtype}, not uint8")
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or not pixels.size or pixels.shape[2] > 4:
+        raise ValueError(f"pixels of shape {pixels.shape}, not (H, W, 1 to 4)")
+    is_path = isinstance(target, (str, os.PathLike))
+    with _naming(os.fspath(target) if is_path else "stdout"), ExitStack() as stack:
+        suffix = Path(target).suffix if is_path else ".png"
+        chosen = _choose_format(suffix if format is None else f".{format.lstrip('.')}")
+        left = _encode(pixels, chosen)
+        file = stack.enter_context(atomic_output(target)) if is_path else target
+        while left:  # a stream without a buffer may take a part only
+            left = left[file.write(left) :]
+        file.flush()
+
+
+def _decode(file: BinaryIO) -> Image:
+    """The first image in `file`, which can seek, upright, in a mode that `_to_array` knows."""
+    from PIL import Image
+
+    # For good, because warnings.catch_warnings does not work in threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    head = file.read(16)
+    if not head:
+        raise ImageError("not an image (it is empty)")
+    file.seek(0)
+    try:
+        with _pillow("damaged" if is_image(head) else "not an image that can be read"):
+            image = Image.open(file, formats=_READ)
+    except Image.DecompressionBombError as error:
+        n_pixels = re.search(r"\d+", str(error))
+        raise ImageError(f"{n_pixels[0]} pixels are more than {MAX_PIXELS}") from error
+    if not 1 <= image.width * image.height <= MAX_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} pixels are not 1 to {MAX_PIXELS} in all")
+    with _pillow("damaged"):
+        n_frames = getattr(image, "n_frames", 1)
+        if n_frames > 1 and image.format != "MPO":
+            raise ImageError(f"{n_frames} frames or pages, where one picture is wanted")
+        layout = str(image.tile)  # with the kind of samples, such as "LA;16B"
+        _check_layout(image, layout)
+        image.load()
+        if image.format == "PNG":  # decoding leaves out the checksums
+            file.seek(0)
+            with Image.open(file, formats=_READ) as again:
+                again.verify()
+    orientation = 1
+    with suppress(Exception):  # damaged EXIF fails in many ways, but the picture is whole
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    if image.mode[0] != "I":
+        with _pillow("cannot be converted"):
+            grey = image.mode in ("1", "L", "LA", "La") or "LA;16" in layout
+            image = _to_8_bits(image, "L" if grey else "RGB")
+    if orientation in _UPRIGHT:
+        image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
+    return image
+
+
+def _check_layout(image: Image, layout: str) -> None:
+    """Refuse, before it is decoded, what Pillow would fill in or not bring to 8 or 16 bits."""
+    if image.format == "TIFF":
+        width, height = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
+        if width * height < image.width * image.height:
+            raise ImageError(f"cut short: it has only {width} x {height} pixels")
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ImageError("float or 32-bit pixels have no known range; convert it to 16 bits first")
+    if "I;12" in layout:
+        raise ImageError("12-bit pixels cannot be read; convert it to 16 bits first")
+    if ";16" in layout and "transparency" in image.info:
+        raise ImageError("16 bits with one transparent colour cannot be read; give it alpha first")
+
+
+def _to_8_bits(image: Image, mode: str) -> Image:
+    """The image in `mode`, "L" or "RGB", and with "A" behind it where alpha is not all opaque."""
+    if image.has_transparency_data:
+        image = image.convert(f"{mode}A") if image.mode != f"{mode}A" else image
+        if image.getextrema()[-1][0] < 255:
+            return image
+    return image.convert(mode) if image.mode != mode else image
+
+
+def _to_array(image: Image) -> np.ndarray:
+    """Pixels uint8 (H, W, C); of modes I and I;16, the upper 8 of 16 bits."""
+    n_bands = len(image.getbands())
+    pixels = np.empty((image.height, image.width, n_bands), np.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):  # because Pillow makes copies on the way to NumPy
+        bottom = min(top + rows, image.height)
+        strip = np.asarray(image.crop((0, top, image.width, bottom)))
+        if image.mode[0] == "I":
+            strip = strip >> 8
+        pixels[top:bottom] = strip.reshape(-1, image.width, n_bands)
+    return pixels
+
+
+def _choose_format(suffix: str) -> _Format:
+    if suffix.lower() not in _FORMATS:
+        known = " ".join(_FORMATS)
+        raise ImageError(f"the suffix {suffix!r} stands for no known format; choose from {known}")
+    return _FORMATS[suffix.lower()]
+
+
+def _encode(pixels: np.ndarray, format: _Format) -> memoryview:
+    """An image file of pixels (H, W, C)."""
+    from PIL import Image
+
+    n_components = pixels.shape[2]
+    if n_components not in format.components:
+        lacking = "alpha" if n_components in (2, 4) else "colour"
+        raise ImageError(f"the format has no {lacking}; choose .png or .webp")
+    data = io.BytesIO()
+    with _pillow(f"cannot be written as {format.name}"):
+        image = Image.fromarray(pixels[..., 0] if n_components == 1 else pixels)
+        image.save(data, format.name, **format.options)
+    return data.getbuffer()
+
+
+@contextmanager
+def _pillow(trouble: str) -> Iterator[None]:
+    """Turn what Pillow raises, which may be anything, into ImageErrors that begin with `trouble`.
+
+    What the operating system says passes through, and so does the error for too many pixels.
+    """
+    from PIL.Image import DecompressionBombError, UnidentifiedImageError
+
+    try:
+        yield
+    except (ImageError, DecompressionBombError):
+        raise
+    except UnidentifiedImageError as error:  # names only the Python object
+        raise ImageError(trouble) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ImageError(f"{trouble} ({reason})") from error
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Turn errors into ImageErrors that begin with `name`; a broken pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error.__cause__
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror or error}") from error

@@ -1,0 +1,209 @@
+"""How an audio codec is trained: the sections of an `AudioRecipe`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, Tag, model_validator
+
+from ..config import AudioConfig, NotNegative, Share, Strict, by_type
+from .base import (
+    Data,
+    Discriminator,
+    Evaluation,
+    HuggingFaceCorpus,
+    Losses,
+    Recipe,
+    Weight,
+    files_only,
+    one_or_more,
+    path_or_mapping,
+)
+
+Decibels = Annotated[float, Field(ge=-120, le=120)]
+Range = tuple[Decibels, Decibels]
+WHISPER_SECONDS = 30.0  # that its encoder has positions for
+
+
+class AudioCorpus(Strict):
+    """Audio files of any format, rate and number of channels that libsndfile reads."""
+
+    type: Literal["audio"] = "audio"
+    path: str = Field(
+        min_length=1,
+        description="A folder (searched recursively), a glob such as `speech/**/*.flac`, or a "
+        "manifest: .txt with a path per line, or .tsv, .csv, .jsonl with a column `path` and, if "
+        "known, `seconds` and `offset`; paths are relative to the manifest.",
+    )
+    weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
+
+
+class LibriTTSCorpus(Strict):
+    """The LibriTTS corpus (Zen et al. 2019, CC BY 4.0)."""
+
+    type: Literal["libritts"] = "libritts"
+    path: str = Field("data", description="Folder that holds, or shall hold, `LibriTTS/`.")
+    subsets: tuple[
+        Literal[
+            "dev-clean",
+            "dev-other",
+            "test-clean",
+            "test-other",
+            "train-clean-100",
+            "train-clean-360",
+            "train-other-500",
+        ],
+        ...,
+    ] = Field(("train-clean-100", "train-clean-360"), min_length=1, description="What to use.")
+    download: bool = Field(
+        False, description="Fetch subsets that are not there (through torchaudio)."
+    )
+    weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
+
+
+CorpusConfig = Annotated[
+    Annotated[AudioCorpus, Tag("audio")]
+    | Annotated[LibriTTSCorpus, Tag("libritts")]
+    | Annotated[HuggingFaceCorpus, Tag("huggingface")],
+    by_type("audio", "audio", "libritts", "huggingface"),
+    BeforeValidator(path_or_mapping),
+]
+
+
+class DataConfig(Data):
+    """Where training audio comes from and what becomes of it."""
+
+    train: Annotated[tuple[CorpusConfig, ...], BeforeValidator(one_or_more)] = Field(
+        (),
+        description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
+        "one alone needs no list. None: generated signals.",
+    )
+    crop_seconds: float = Field(1.536, gt=0, le=600, description="Length of a training crop.")
+    gain_db: Range = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
+    flip_polarity: bool = Field(True, description="Turn the sign of half of the crops.")
+    noise: Annotated[CorpusConfig, BeforeValidator(path_or_mapping)] | None = Field(
+        None, description="Corpus of noise to mix in; the mixture is what is to be coded."
+    )
+    noise_rate: Share = Field(0.5, description="Share of the crops that get noise, if there is.")
+    noise_snr_db: Range = Field(
+        (5.0, 30.0), description="Random ratio of signal to noise, uniform in dB."
+    )
+    cache_mb: NotNegative = Field(
+        2048,
+        description="Memory for decoded files of up to a minute, all workers together; files "
+        "beyond it, and longer ones, are read where the crop lies.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataConfig:
+        for name in ("gain_db", "noise_snr_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be a lower and an upper bound, got {low}, {high}")
+        files_only("noise", self.noise)
+        return self
+
+
+class LossConfig(Losses):
+    """Weights of the loss terms of the codec."""
+
+    wave: float = Field(1.0, ge=0, description="L1 on the waveform over the mean of |target|.")
+    stft: float = Field(
+        1.0, ge=0, description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10."
+    )
+    mel: float = Field(2.0, ge=0, description="Multi-resolution mel: L1 of log10.")
+    perceptual: float = Field(
+        0.0, ge=0, description="Distance of the features of a frozen speech encoder; 0: not loaded."
+    )
+    perceptual_model: str = Field(
+        "openai/whisper-tiny.en",
+        description="Whisper model of the perceptual loss: folder or name on the Hub; needs the "
+        "package `transformers`.",
+    )
+    fft_sizes: tuple[Annotated[int, Field(ge=4)], ...] = Field(
+        (64, 128, 256, 512, 1024, 2048), min_length=1, description="FFT sizes of `stft` and `mel`."
+    )
+    mel_bands: tuple[NotNegative, ...] = Field(
+        (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel at that size."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if len(self.fft_sizes) != len(self.mel_bands):
+            raise ValueError("mel_bands needs one entry per FFT size")
+        if len(set(self.fft_sizes)) < len(self.fft_sizes):
+            raise ValueError("fft_sizes has an entry twice")
+        for size, bands in zip(self.fft_sizes, self.mel_bands):
+            if bands > size // 4:
+                raise ValueError(f"mel_bands must be at most a quarter of the FFT size: {bands}")
+        if not self.wave + self.stft + self.mel + self.perceptual:
+            raise ValueError("one of wave, stft, mel and perceptual needs a weight")
+        return self
+
+
+class DiscriminatorConfig(Discriminator):
+    """Multi-period and multi-resolution STFT discriminators, trained against the codec."""
+
+    periods: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (2, 3, 5, 7, 11), description="Periods of the multi-period discriminator."
+    )
+    fft_sizes: tuple[Annotated[int, Field(ge=16)], ...] = Field(
+        (2048, 1024, 512), description="FFT sizes of the multi-resolution STFT discriminator."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DiscriminatorConfig:
+        if self.size != "none" and not (self.periods or self.fft_sizes):
+            raise ValueError("a discriminator needs periods or fft_sizes")
+        return self
+
+
+class EvalConfig(Evaluation):
+    """Quality on held-out audio during training."""
+
+    data: Annotated[CorpusConfig, BeforeValidator(path_or_mapping)] | None = Field(
+        None, description="Corpus of held-out audio, as in `data`; none: no evaluation."
+    )
+    max_seconds: float = Field(
+        15.0, ge=0.5, le=600, description="Beginning of each file that is used."
+    )
+    best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr"] = Field(
+        "mel_distance", description="What decides which averaged weights are kept as the best."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvalConfig:
+        files_only("data", self.data)
+        return self
+
+
+class AudioRecipe(Recipe):
+    """One training of an audio codec."""
+
+    model: AudioConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig = Field(default_factory=DiscriminatorConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="after")
+    def _crops_fill_the_windows(self) -> Recipe:
+        crop = int(self.data.crop_seconds * self.model.sample_rate)
+        crop -= self.model.decoder_delay * self.model.hop_length
+        if crop <= max(self.loss.fft_sizes) // 2:
+            raise ValueError("data.crop_seconds is too short for the largest of loss.fft_sizes")
+        seconds = self.data.crop_seconds
+        if self.loss.perceptual and seconds > WHISPER_SECONDS:
+            raise ValueError(
+                f"data.crop_seconds is {seconds:g}, but loss.perceptual takes {WHISPER_SECONDS:g}"
+            )
+        if not self.adversarial:
+            return self
+        discriminator = self.discriminator
+        if crop <= max(discriminator.fft_sizes, default=0) // 2:
+            raise ValueError(
+                "data.crop_seconds is too short for the largest of discriminator.fft_sizes"
+            )
+        if crop < 2 * max(discriminator.periods, default=0):
+            raise ValueError("data.crop_seconds is too short for discriminator.periods")
+        return self

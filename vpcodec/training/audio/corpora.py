@@ -1,0 +1,168 @@
+"""Corpora of recordings: their files with lengths, LibriTTS, and parts of files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from ...audio import AUDIO_SUFFIXES, find_audio, resample
+from ...recipe.audio import AudioCorpus, LibriTTSCorpus
+from ..corpora import DataError, FileKind, Files, Listing, find, list_files
+
+SHORT_SECONDS = 0.1  # what is not longer is left out
+UNSOUGHT_SECONDS = 60.0  # of an MP3 file that are read rather than skipped
+CONTEXT = 256  # samples, at the lower of two rates, that resampling gets beside a part
+READERS = 16  # threads that scan; they wait for disks more than they compute
+# TypeError: soundfile wants to be told more about files named .raw.
+UNREADABLE = (soundfile.SoundFileError, OSError, ValueError, TypeError)
+AUDIO_FILES = FileKind(
+    noun="audio file",
+    suffixes=AUDIO_SUFFIXES,
+    find=find_audio,
+    errors=UNREADABLE,
+    feature="Audio",
+    columns={"offset": (0.0, ("offset",)), "seconds": (math.nan, ("seconds", "duration"))},
+)
+
+
+def list_audio(corpus: AudioCorpus | LibriTTSCorpus) -> Listing:
+    """What a corpus names, with `offset` (s) and `seconds`, NaN where not known.
+
+    Raises DataError where there is nothing.
+    """
+    if isinstance(corpus, LibriTTSCorpus):
+        root, names = _find_libritts(corpus)
+        return Listing(root, names, AUDIO_FILES)
+    return list_files(corpus.path, AUDIO_FILES)
+
+
+class AudioFiles(Files):
+    """The files, or segments of files, of a corpus, drawn in proportion to their length.
+
+    Raises DataError where there is none that can be read.
+
+    Attributes:
+        seconds, offsets: (n,) of the segments.
+        ends: (n,) cumulated share of the length.
+        unreadable: what was left out.
+        whole: (n,) bool, which are decoded whole and cached.
+        index: of the corpus among those that share a cache.
+    """
+
+    def __init__(self, corpus: AudioCorpus | LibriTTSCorpus) -> None:
+        listing = list_audio(corpus)
+        root, names = listing.root, listing.names
+        seconds, offsets = listing.columns["seconds"], listing.columns["offset"]
+        unknown = np.flatnonzero(np.isnan(seconds))
+        parts = np.array_split(unknown, -(-len(unknown) // 256)) if len(unknown) else []
+
+        def measure(part: np.ndarray) -> list[float]:
+            return [length_or_zero(root / names[number]) for number in part]
+
+        with ThreadPoolExecutor(READERS) as pool:
+            for part, found in zip(parts, pool.map(measure, parts)):
+                seconds[part] = np.array(found) - offsets[part]
+        good = seconds > SHORT_SECONDS
+        self.unreadable = [str(root / names[number]) for number in np.flatnonzero(~good)]
+        if not good.any():
+            raise DataError(f"{corpus.path}: no audio file that can be read")
+        super().__init__(corpus.path, root, [names[number] for number in np.flatnonzero(good)])
+        self.seconds, self.offsets = seconds[good], offsets[good]
+        ends = np.cumsum(self.seconds)
+        self.ends = ends / ends[-1]
+        self.whole = np.zeros(len(self), dtype=bool)
+        self.index = 0
+
+    def draw(self, share: float) -> int:
+        return min(int(np.searchsorted(self.ends, share, side="right")), len(self) - 1)
+
+    def label(self, number: int) -> str:
+        offset = self.offsets[number]
+        return f"{self.path(number)}{f' at {offset:g} s' if offset else ''}"
+
+    def describe(self, write: Callable[[bytes], None]) -> None:
+        super().describe(write)
+        for times in (self.offsets, self.seconds):
+            write(np.round(times * 1000).astype("<i8").tobytes())
+
+
+def _find_libritts(corpus: LibriTTSCorpus) -> tuple[Path, list[str]]:
+    """The LibriTTS folder and the paths below it; fetches subsets if the corpus says so."""
+    root = Path(corpus.path)
+    if root.name != "LibriTTS":
+        inside = any((root / subset).is_dir() for subset in corpus.subsets)
+        root = root if inside and not (root / "LibriTTS").is_dir() else root / "LibriTTS"
+    names = []
+    for subset in corpus.subsets:
+        folder = root / subset
+        if not folder.is_dir():
+            if not corpus.download:
+                raise DataError(
+                    f"{folder}: no such folder; set `download: true` in this corpus of data.train "
+                    "to fetch it"
+                )
+            _download_libritts(root, subset)
+        names += [f"{subset}/{name}" for name in find(folder, AUDIO_FILES)]
+    return root, names
+
+
+def _download_libritts(root: Path, subset: str) -> None:
+    import torchaudio
+
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        torchaudio.datasets.LIBRITTS(
+            root.parent, url=subset, folder_in_archive=root.name, download=True
+        )
+    except (OSError, RuntimeError, EOFError) as error:  # EOFError: an archive cut short
+        raise DataError(f"{root / subset}: cannot be fetched ({error})") from None
+
+
+def length(source: Path | io.BytesIO) -> float:
+    with soundfile.SoundFile(source) as file:
+        if file.frames >= 2**62:  # libsndfile's word for a length that it does not know
+            raise ValueError("unknown length")
+        return file.frames / file.samplerate
+
+
+def length_or_zero(path: Path) -> float:
+    try:
+        return length(path)
+    except UNREADABLE:
+        return 0.0
+
+
+def read_part(
+    source: Path | io.BytesIO, offset: float, first: int, count: int, rate: int
+) -> np.ndarray:
+    """Mono float32, (up to `count`,): samples [first, first + count) at `rate` after `offset` (s).
+
+    What is resampled is what a cut from the whole file, resampled, would be.
+
+    Raises one of UNREADABLE, where there are no samples too.
+    """
+    with soundfile.SoundFile(source) as file:
+        common = math.gcd(file.samplerate, rate)
+        up, down = rate // common, file.samplerate // common
+        start = round(offset * rate) + first
+        context = 0 if up == down else CONTEXT * max(1, -(-down // up))
+        begin = max(0, start * down // up - context) // down * down  # a sample at both rates
+        end = -(-(start + count) * down // up) + context
+        if file.format == "MP3" and begin < UNSOUGHT_SECONDS * file.samplerate:
+            file.read(begin, "float32")  # after a seek libmpg123 complains on stderr
+        elif begin:
+            file.seek(begin)
+        samples = file.read(end - begin, "float32", always_2d=True)
+    if not np.isfinite(samples).all():
+        raise ValueError("NaN or infinite samples")
+    skip = start - begin * up // down
+    part = resample(samples.mean(1), file.samplerate, rate)[skip : skip + count]
+    if not len(part):
+        raise ValueError("no samples")
+    return part

@@ -1,0 +1,150 @@
+"""Training audio: crops of recordings with random gain, polarity and noise."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ...recipe.audio import AudioCorpus, DataConfig, LibriTTSCorpus
+from ..crops import Crops
+from .corpora import AUDIO_FILES, SHORT_SECONDS, AudioFiles, length, length_or_zero, read_part
+
+LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
+SILENCE = 1e-8  # mean power, -80 dB; no ratio to noise is made of less
+
+
+class AudioCrops(Crops):
+    """Random mono crops of audio files and streamed datasets, or of generated signals.
+
+    Files are drawn in proportion to their length. Batches are (batch_size, length) float32.
+
+    Args:
+        config: corpora, crop length, batch size, augmentation.
+        sample_rate: rate of the crops, Hz.
+        hop_length: samples per token; crop length is rounded up to a multiple.
+        seed, process, processes, workers: as of `Crops`.
+
+    Attributes:
+        length: samples of a crop.
+    """
+
+    kind = AUDIO_FILES
+    axes = 1
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        sample_rate: int,
+        hop_length: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(config, seed=seed, process=process, processes=processes, workers=workers)
+        self.sample_rate = sample_rate
+        self.tokens = -(-int(config.crop_seconds * sample_rate) // hop_length)
+        self.length = self.tokens * hop_length
+        self._noise = None if config.noise is None else self._scan(config.noise)
+        self._mark_cached()
+
+    @property
+    def hours(self) -> float:
+        """Length of all files to train on; streamed datasets do not tell theirs."""
+        return sum(files.seconds.sum() for files in self._files) / 3600
+
+    @property
+    def summary(self) -> str:
+        return f"{self.hours:.1f} h" if self.hours else ""
+
+    def _scan(self, corpus: AudioCorpus | LibriTTSCorpus) -> AudioFiles:
+        files = AudioFiles(corpus)
+        self._skipped |= dict.fromkeys(files.unreadable)
+        return files
+
+    def _describe(self, write: Callable[[bytes], None]) -> None:
+        super()._describe(write)
+        if self._noise:
+            write(b"noise ")
+            self._noise.describe(write)
+
+    def _mark_cached(self) -> None:
+        """Decide, in the order of the files, which are decoded whole to be cached.
+
+        Not by what happens to fit when a file is read: whole and in parts, audio that is resampled
+        differs by rounding, and crops must not depend on what was read before.
+        """
+        files = [*([self._noise] if self._noise else []), *self._files]
+        left = self.config.cache_mb * 2**20 // max(1, self.workers)
+        for index, some in enumerate(files):
+            size = np.where(some.seconds > LONG_SECONDS, 0, some.seconds * self.sample_rate * 2)
+            ends = np.cumsum(size)
+            some.whole = (size > 0) & (ends <= left)
+            some.index = index
+            left -= min(left, ends[-1])
+
+    def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(length,) float32 of at most as many samples."""
+        gain = 10 ** (rng.uniform(*self.config.gain_db) / 20)
+        negative = rng.random() < 0.5
+        crop = np.pad(cut, (0, self.length - len(cut)))
+        if self._noise and rng.random() < self.config.noise_rate:
+            crop = self._add_noise(crop, rng)
+        crop = crop * (-gain if negative and self.config.flip_polarity else gain)
+        return (crop / max(np.abs(crop).max(), 1.0)).astype(np.float32)
+
+    def _add_noise(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        noise = np.resize(self._from_file(self._noise, rng), self.length)  # again and again
+        decibels = rng.uniform(*self.config.noise_snr_db)
+        power, noise_power = (np.mean(np.square(x, dtype=np.float64)) for x in (crop, noise))
+        if min(power, noise_power) < SILENCE:
+            return crop
+        return crop + noise * math.sqrt(power / noise_power * 10 ** (-decibels / 10))
+
+    def _read(self, files: AudioFiles, number: int, place: np.ndarray) -> np.ndarray:
+        """Up to `length` samples of a file."""
+        path, offset = files.path(number), float(files.offsets[number])
+        total = round(float(files.seconds[number]) * self.sample_rate)
+        if not files.whole[number]:
+            first = int(place[0] * max(0, total - self.length))
+            return read_part(path, offset, first, min(self.length, total), self.sample_rate)
+        found = self._cache.get((files.index, number))
+        if found is None:
+            audio = read_part(path, offset, 0, total, self.sample_rate)
+            scale = np.float32(max(1.0, float(np.abs(audio).max())) / 32768)
+            found = np.round(audio / scale).clip(-32768, 32767).astype(np.int16), scale
+            self._cache[files.index, number] = found
+        samples, scale = found
+        first = int(place[0] * max(0, len(samples) - self.length))
+        return samples[first : first + self.length] * scale
+
+    def _decode(self, data: bytes, place: np.ndarray) -> np.ndarray:
+        """Up to `length` samples."""
+        total = round(length(io.BytesIO(data)) * self.sample_rate)
+        if total <= SHORT_SECONDS * self.sample_rate:
+            raise ValueError("too short")
+        first, samples = int(place[0] * max(0, total - self.length)), min(self.length, total)
+        return read_part(io.BytesIO(data), 0.0, first, samples, self.sample_rate)
+
+    def _generate(self, rng: np.random.Generator) -> np.ndarray:
+        return _voice(rng, self.length, self.sample_rate)
+
+    def _is_lost(self, files: AudioFiles, number: int) -> bool:
+        """Another part of a long file may be sound, and whether it is drawn must not depend on
+        which part was read first."""
+        return bool(files.whole[number]) or not length_or_zero(files.path(number))
+
+
+def _voice(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
+    """A voiced-like signal: gliding harmonics under a slow envelope, with some noise."""
+    t = np.arange(length) / sample_rate
+    pitch = rng.uniform(80, 300) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * t))
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    harmonics = range(1, int(sample_rate / 2 / 400))
+    tone = sum(np.sin(k * phase + rng.uniform(0, 6.3)) / k for k in harmonics)
+    envelope = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(1, 5) * t + rng.uniform(0, 6.3))
+    return 0.15 * tone * envelope + 0.01 * rng.standard_normal(length)

@@ -1,0 +1,105 @@
+"""Held-out audio of evaluations."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...metrics.workers import METRICS, Workers, measure
+from ...models import AudioAutoencoder
+from ...tokenfile import AudioHeader
+from ..evaluation import CodecFunction, HeldOut
+from .corpora import AUDIO_FILES, list_audio, read_part
+
+MIN_SECONDS = 0.5  # shorter clips are left out
+
+
+class Clip(NamedTuple):
+    """A file, or a part of it; seconds are NaN for all of it."""
+
+    path: Path
+    offset: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+class HeldOutAudio(HeldOut):
+    """Clips: (T,) float32, mono, at the model's rate, T a multiple of the hop."""
+
+    kind = AUDIO_FILES
+    metrics = METRICS
+
+    def _places(self) -> list[Clip]:
+        listing = list_audio(self.config.data)
+        columns = (listing.columns[name].tolist() for name in ("offset", "seconds"))
+        rows = zip(listing.names, *columns, strict=True)
+        return [Clip(listing.root / name, offset, seconds) for name, offset, seconds in rows]
+
+    def read(self, place: Clip) -> np.ndarray:
+        """The beginning of a clip, up to `max_seconds`."""
+        rate, hop = self.model.sample_rate, self.model.hop_length
+        longest = self.config.max_seconds
+        seconds = min(longest, place.seconds) if place.seconds > 0 else longest
+        samples = read_part(place.path, place.offset, 0, int(seconds * rate), rate)
+        if len(samples) < max(hop, MIN_SECONDS * rate):
+            raise ValueError(f"shorter than {MIN_SECONDS} s")
+        return np.ascontiguousarray(samples[: len(samples) // hop * hop])
+
+    def missing(self) -> list[str]:
+        nothing = np.zeros(1, np.float32)
+        there = measure(nothing, nothing, self.model.sample_rate)
+        return [name for name in METRICS if name not in there]
+
+    def codec(self, model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
+        return codec_of(model, device)
+
+    def submit(
+        self, workers: Workers, item: np.ndarray, decoded: np.ndarray
+    ) -> Future[dict[str, float]]:
+        return workers.submit(item, decoded, self.model.sample_rate)
+
+    def header(self, item: np.ndarray) -> AudioHeader:
+        model = self.model
+        return AudioHeader(
+            model=model.name,
+            fingerprint=bytes(16),
+            sample_rate=model.sample_rate,
+            original_rate=model.sample_rate,
+            channels=1,
+            n_samples=len(item),
+            hop_length=model.hop_length,
+            codebook_size=model.codebook_size,
+        )
+
+    def rate(self, n_bytes: int, items: list[np.ndarray]) -> dict[str, float]:
+        return {"bitrate": 8 * n_bytes * self.model.sample_rate / sum(map(len, items))}
+
+
+def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
+    """A function that codes one clip at once, as `Codec` does in pieces, in float32.
+
+    Args:
+        model: in eval mode, with its weights on `device`.
+        device: where it runs.
+
+    Returns:
+        (T,) float32 samples, T a multiple of the hop -> (T / hop,) int64 tokens and (T,) float32
+        samples in line with the input.
+    """
+    device = torch.device(device)
+
+    @torch.no_grad()
+    def codec(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.autocast(device.type, enabled=False):
+            tokens = model.encode(torch.from_numpy(samples).to(device)[None])
+            late = tokens[:, -1:].expand(-1, model.config.decoder_delay)
+            decoded = model.decode(torch.cat([tokens, late], 1))[:, model.delay :]
+        return tokens[0].cpu().numpy(), decoded[0].cpu().numpy()
+
+    return codec

@@ -1,0 +1,160 @@
+"""Training images: random crops of pictures, mirrored or not."""
+
+from __future__ import annotations
+
+import io
+import threading
+from contextlib import nullcontext
+
+import numpy as np
+
+from ...image import IMAGE_SUFFIXES, ImageError, find_images, load_image
+from ...recipe.image import DataConfig, ImageCorpus
+from ..corpora import FileKind, Files, list_files
+from ..crops import Crops
+
+IMAGE_FILES = FileKind(
+    noun="image",
+    suffixes=IMAGE_SUFFIXES,
+    find=find_images,
+    errors=(ImageError, OSError),
+    feature="Image",
+)
+
+
+class ImageCrops(Crops):
+    """Random square crops of image files and streamed datasets, or of generated pictures.
+
+    Files are drawn equally likely, and opened when they are drawn. Images are upright RGB, what is
+    transparent on white. Batches are (batch_size, 3, size, size) float32.
+
+    Args:
+        config: corpora, crop size, batch size, augmentation.
+        hop_length: side of the square of pixels that a token stands for.
+        seed, process, processes, workers: as of `Crops`.
+
+    Attributes:
+        size: side of a crop, pixels.
+    """
+
+    kind = IMAGE_FILES
+    axes = 2
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        hop_length: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(config, seed=seed, process=process, processes=processes, workers=workers)
+        self.size = config.crop_size
+        self.tokens = (self.size // hop_length) ** 2
+        # What is cached is what would be read again: which images are does not change a crop.
+        self._room = config.cache_mb * 2**20 // max(1, self.workers)  # bytes
+        self._caching = nullcontext() if self.workers else threading.Lock()  # none crosses a fork
+
+    @property
+    def summary(self) -> str:
+        number = sum(map(len, self._files))
+        return f"{number:,} images" if number else ""
+
+    def _scan(self, corpus: ImageCorpus) -> Files:
+        listing = list_files(corpus.path, self.kind)
+        return Files(corpus.path, listing.root, listing.names)
+
+    def _read(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
+        """(size, size, 3) uint8."""
+        key = files.name, number
+        pixels = self._cache.get(key)
+        if pixels is None:
+            pixels = self._load(files.path(number).read_bytes())
+            with self._caching:
+                if key not in self._cache and pixels.nbytes <= self._room:
+                    self._room -= pixels.nbytes
+                    self._cache[key] = pixels
+        return self._cut(pixels, place)
+
+    def _decode(self, data: bytes, place: np.ndarray) -> np.ndarray:
+        """(size, size, 3) uint8."""
+        return self._cut(self._load(data), place)
+
+    def _load(self, data: bytes) -> np.ndarray:
+        """(H, W, 3) uint8, scaled down to `resize` where it is larger."""
+        pixels = to_rgb(load_image(io.BytesIO(data)))
+        height, width = pixels.shape[:2]
+        resize = self.config.resize or 0
+        if not 0 < resize < min(height, width):
+            return pixels
+        scale = resize / min(height, width)
+        return _resized(pixels, round(height * scale), round(width * scale))
+
+    def _cut(self, pixels: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """A square from (H, W, 3) pixels: enlarged where these are less than they should be."""
+        shape = np.array(pixels.shape[:2])
+        scale = max(self.config.resize or 0, self.size) / shape.min()
+        # Only the square is enlarged, so that long and narrow images stay small.
+        grown = np.round(shape * scale).astype(int) if scale > 1 else shape
+        corner = (place * (grown - self.size + 1)).astype(int)
+        if scale <= 1:
+            top, left = corner
+            return pixels[top : top + self.size, left : left + self.size]
+        top, left = corner * shape / grown
+        bottom, right = np.minimum((corner + self.size) * shape / grown, shape)
+        return _resized(pixels, self.size, self.size, (left, top, right, bottom))
+
+    def _generate(self, rng: np.random.Generator) -> np.ndarray:
+        return _picture(rng, self.size)
+
+    def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """(3, size, size) float32."""
+        if rng.random() < 0.5 and self.config.flip:
+            cut = cut[:, ::-1]
+        return np.ascontiguousarray(cut.transpose(2, 0, 1), np.float32) / 127.5 - 1
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of (H, W, 1 to 4) uint8 pixels: grey thrice, what is transparent on white."""
+    colours = pixels
+    if pixels.shape[2] in (2, 4):
+        alpha = pixels[..., -1:].astype(np.uint16)
+        mixed = pixels[..., :-1] * alpha + 255 * (255 - alpha)
+        colours = ((mixed + 127) // 255).astype(np.uint8)
+    return colours if colours.shape[2] == 3 else colours.repeat(3, 2)
+
+
+def _resized(
+    pixels: np.ndarray,
+    height: int,
+    width: int,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """The pixels, or those in a box (left, top, right, bottom), at another size; antialiased."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
+
+
+def _picture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a smooth ground, shapes with edges, and a patch of texture."""
+    y, x = np.mgrid[:size, :size][..., None] / size
+    picture = rng.uniform(40, 215, 3) + rng.uniform(-80, 80, 3) * x + rng.uniform(-80, 80, 3) * y
+    for _ in range(rng.integers(2, 6)):
+        row, column, reach = rng.uniform((0, 0, 0.05), (1, 1, 0.4))
+        angle = rng.uniform(0, np.pi)
+        along = (x - column) * np.cos(angle) + (y - row) * np.sin(angle)
+        across = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)
+        power = rng.choice([2.0, 8.0])  # an ellipse, or nearly a rectangle
+        inside = (along / reach) ** power + (across / (reach * rng.uniform(0.2, 1))) ** power < 1
+        picture = np.where(inside, rng.uniform(0, 255, 3), picture)
+    row, column, angle = rng.uniform(0, 1, 3) * (1, 1, np.pi)
+    waves = np.sin(
+        rng.uniform(0.1, 0.4) * size * 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle))
+    )
+    window = np.exp(-((x - column) ** 2 + (y - row) ** 2) / 0.08)
+    picture = picture + rng.uniform(10, 60) * waves * window + rng.normal(0, 2, (size, size, 3))
+    return picture.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,119 @@
+"""Losses of decoded images: pixels, gradients, structure, and features of a frozen network."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...metrics.image import K1, K2, SCALE_WEIGHTS, SIGMA, WINDOW, scales_that_fit
+from ...recipe.image import LossConfig
+from ..hardware import TrainingError
+
+LPIPS_SIDE = 64  # pixels; the backbones take no less, so smaller crops are enlarged
+
+
+class LPIPSError(TrainingError):
+    """The network of the loss `lpips` is not to be had: one line that says what is missing."""
+
+
+class ImageLoss(nn.Module):
+    """Distances between images in [-1, 1], all of them means over the images of a batch.
+
+    l1: mean |x - y|. mse: mean (x - y)^2. gradient: mean |dx - dy| of the differences between
+    neighbours, along both axes, averaged over scales, each the means of 2 x 2 pixels of the one
+    before; scales of less than 2 pixels are left out. ms_ssim: 1 - MS-SSIM, as in `metrics.image`.
+    lpips: that of the package `lpips`.
+
+    Raises:
+        LPIPSError: its package or backbone is not to be had.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        offsets = torch.arange(WINDOW) - WINDOW // 2
+        window = torch.exp(-0.5 * (offsets / SIGMA).square())
+        self.register_buffer("window", window / window.sum(), persistent=False)
+        self.lpips: nn.Module | None = _load_lpips(config.lpips_net) if config.lpips else None
+
+    def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(B, 3, H, W) target and output -> {"l1"} and those of {"mse", "gradient", "ms_ssim",
+        "lpips"} that have a weight: scalars, float32, unweighted."""
+        config = self.config
+        with torch.autocast(target.device.type, enabled=False):
+            x, y = target.float(), output.float()
+            terms = {"l1": F.l1_loss(y, x)}
+            if config.mse:
+                terms["mse"] = F.mse_loss(y, x)
+            if config.gradient:
+                terms["gradient"] = self._gradient(y - x)
+            if config.ms_ssim:
+                terms["ms_ssim"] = 1 - self._ms_ssim(x, y)
+            if self.lpips is not None:
+                terms["lpips"] = self._lpips(x, y)
+        return terms
+
+    def _gradient(self, error: torch.Tensor) -> torch.Tensor:
+        terms = []
+        for scale in range(self.config.gradient_scales):
+            error = F.avg_pool2d(error, 2) if scale else error
+            if min(error.shape[2:]) < 2:
+                break
+            terms.append((error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / 2)
+        return torch.stack(terms).mean()
+
+    def _ms_ssim(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scales = scales_that_fit(*x.shape[2:])
+        weights, product = SCALE_WEIGHTS[:scales], 1.0
+        x, y = (x + 1) / 2, (y + 1) / 2  # SSIM is of light, of which black is none
+        for scale, weight in enumerate(weights):
+            if scale:
+                x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+            ssim, contrast = self._ssim(x, y)
+            value = ssim if scale == scales - 1 else contrast
+            # At 0 and below, a power has no gradient, or an infinite one.
+            product = product * value.clamp(min=1e-4) ** (weight / sum(weights))
+        return product.mean()
+
+    def _ssim(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per image and channel: SSIM, and its factor of contrast and structure."""
+        # Of another layout cuDNN would take the products in TF32, too coarse for variances.
+        both = torch.cat([x, y, x * x, y * y, x * y], 1).contiguous()
+        channels = both.shape[1]
+        for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
+            kernel = self.window.view(shape).expand(channels, -1, -1, -1)
+            both = F.conv2d(both, kernel, groups=channels)
+        mean_x, mean_y, xx, yy, xy = both.chunk(5, 1)
+        c1, c2 = K1**2, K2**2
+        covariance = xy - mean_x * mean_y
+        variances = xx - mean_x.square() + yy - mean_y.square()
+        contrast = (2 * covariance + c2) / (variances + c2)
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+        return (luminance * contrast).mean((2, 3)), contrast.mean((2, 3))
+
+    def _lpips(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if min(x.shape[2:]) < LPIPS_SIDE:
+            scale = LPIPS_SIDE / min(x.shape[2:])
+            x, y = (F.interpolate(z, scale_factor=scale, mode="bilinear") for z in (x, y))
+        return self.lpips(x, y).mean()
+
+
+def _load_lpips(net: str) -> nn.Module:
+    """The frozen network; it takes images in [-1, 1]."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise LPIPSError(
+            f"loss.lpips needs the package {error.name}: pip install lpips torchvision"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls torchvision in an old way
+            network = lpips.LPIPS(net=net, verbose=False)
+    except Exception as error:  # of the net, of a cache, of a damaged file: anything
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise LPIPSError(f"loss.lpips: the backbone {net} cannot be loaded ({reason})") from None
+    return network.requires_grad_(False).eval()
