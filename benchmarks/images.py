@@ -12,6 +12,8 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +26,35 @@ PEERS = {"JPEG": ("JPEG", (1, 3, 5, 10, 20)), "WebP": ("WEBP", (0, 2, 5, 10, 20)
 
 
 def compare(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
-    """All metrics of (H, W, 3) pixels."""
+    """The metrics of (H, W, 3) pixels that need no network: all but LPIPS."""
     from vpcodec.metrics import image
 
     return {name: getattr(image, name)(reference, decoded) for name in METRICS}
 
 
-def read(paths: list[Path]) -> list[np.ndarray]:
-    """(H, W, 3) uint8 each; what is transparent or grey is left out of the comparison."""
+def read(paths: Iterable[Path], limit: int | None = None) -> list[np.ndarray]:
+    """The first `limit` RGB images, (H, W, 3) uint8 each; no transparent and no grey ones."""
     from vpcodec.image import load_image
 
-    images = [load_image(path) for path in paths]
-    return [image for image in images if image.shape[2] == 3]
+    images = (load_image(path) for path in paths)
+    return list(islice((image for image in images if image.shape[2] == 3), limit))
 
 
 def evaluate(model: str, images: list[np.ndarray], backend: str) -> dict[str, Any]:
     """Means over the images, and how the tokens of all of them use the codebook."""
-    from vpcodec import Codec
+    from vpcodec.codec import ImageCodec
     from vpcodec.quantizers import CodebookUsage
-    from vpcodec.tokenfile import ImageHeader, write_tokens
+    from vpcodec.tokenfile import write_tokens
 
-    codec = Codec.from_pretrained(model, backend=backend)
+    codec = ImageCodec.from_pretrained(model, backend=backend)
     usage = CodebookUsage(codec.codebook_size)
     rows = []
     for image in images:
-        height, width, components = image.shape
+        height, width, _ = image.shape
         tokens = codec.encode(image)
         usage.update(tokens)
         file = io.BytesIO()
-        header = ImageHeader(
-            model=codec.name,
-            fingerprint=codec.fingerprint,
-            channels=1,
-            hop_length=codec.hop_length,
-            codebook_size=codec.codebook_size,
-            width=width,
-            height=height,
-            components=components,
-        )
-        write_tokens(file, tokens.reshape(1, -1), header)
+        write_tokens(file, tokens.reshape(1, -1), codec.header(*image.shape))
         row = {"bpp": 8 * len(file.getvalue()) / (height * width)}
         rows.append(row | compare(image, codec.decode(tokens, (height, width))))
     return means(rows) | {
@@ -131,21 +123,25 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["image-fsp"], help="bundled names or folders")
     parser.add_argument("--images", type=Path, default=DATA / "images_dev", help="folder")
     parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx")
-    parser.add_argument("--limit", type=int, help="only the first so many images")
+    parser.add_argument("--limit", type=int, help="only the first so many RGB images")
     parser.add_argument("--peers", action="store_true", help="JPEG and WebP as well")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     args = parser.parse_args()
     if not args.images.is_dir():
         raise SystemExit(f"{args.images}: no such folder")
-    from vpcodec.image import find_images
+    from vpcodec.hub import ModelError
+    from vpcodec.image import ImageError, find_images
 
-    images = read([args.images / path for path in find_images(args.images)][: args.limit])
-    if not images:
-        raise SystemExit(f"{args.images}: no RGB images")
     rows = []
-    for model in args.models:
-        rows.append(evaluate(model, images, args.backend))
-        print(f"{model}: PSNR {rows[-1]['psnr']:.2f} dB", file=sys.stderr)
+    try:
+        images = read((args.images / path for path in find_images(args.images)), args.limit)
+        if not images:
+            raise SystemExit(f"{args.images}: no RGB images")
+        for model in args.models:
+            rows.append(evaluate(model, images, args.backend))
+            print(f"{model}: PSNR {rows[-1]['psnr']:.2f} dB", file=sys.stderr)
+    except (ImageError, ModelError) as error:
+        raise SystemExit(str(error)) from None
     for name in PEERS if args.peers else ():
         rows += evaluate_peer(name, images)
     if args.json:

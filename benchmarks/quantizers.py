@@ -27,13 +27,15 @@ from torch import nn
 
 from vpcodec.audio import find_audio, load, resample
 from vpcodec.config import AudioConfig
-from vpcodec.files import find_files
+from vpcodec.image import find_images, load_image
+from vpcodec.metrics.image import psnr, ssim
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
 from vpcodec.recipe.audio import DataConfig, LossConfig
 from vpcodec.recipe.base import OptimConfig
 from vpcodec.training.audio.data import AudioCrops
 from vpcodec.training.audio.losses import ReconstructionLoss
+from vpcodec.training.image.data import to_rgb
 from vpcodec.training.trainer import build_optimizers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +52,6 @@ METHODS = {
 }
 CALIBRATIONS = (0.15, 0.4, 0.7)  # of the budget
 CALIBRATION_PER_CODE, FIT_PER_CODE, FIT_ITERATIONS = 16, 32, 20
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Speech:
@@ -127,13 +128,17 @@ class Images:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.train = [read_image(path) for path in find_images(args.images)[:: args.every]]
+        paths = [args.images / path for path in find_images(args.images)]
+        self.train = [read_image(path) for path in paths[:: args.every]]
         self.dev = torch.stack(
-            [center(read_image(path), self.size) for path in find_images(args.images_dev)]
+            [
+                center(read_image(args.images_dev / path), self.size)
+                for path in find_images(args.images_dev)
+            ]
         )
 
     def model(self, quantizer: Quantizer) -> nn.Module:
-        return ImageAutoencoder(quantizer, self.args.width)
+        return ToyAutoencoder(quantizer, self.args.width)
 
     def batch(self, step: int) -> torch.Tensor:
         rng = np.random.default_rng((0, step))
@@ -152,21 +157,19 @@ class Images:
         return total
 
     def evaluate(self, model: nn.Module, pool: ProcessPoolExecutor) -> tuple[list, dict]:
-        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-        tokens, psnr, ssim = [], [], []
+        tokens, rows = [], []
         for part in self.dev.split(32):
             target = part.to(self.args.device).float() / 127.5 - 1
             output, quantized = model(target)
             tokens.append(quantized.tokens)
-            decoded = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-            for x, y in zip(part.numpy(), decoded):
-                psnr.append(peak_signal_noise_ratio(x, y))
-                ssim.append(structural_similarity(x, y, channel_axis=0))
-        return tokens, {"psnr": statistics.mean(psnr), "ssim": statistics.mean(ssim)}
+            decoded = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+            for pair in zip(part, decoded):
+                x, y = (pixels.permute(1, 2, 0).numpy() for pixels in pair)
+                rows.append((psnr(x, y), ssim(x, y)))
+        return tokens, dict(zip(self.metrics, map(statistics.mean, zip(*rows))))
 
 
-class ImageAutoencoder(nn.Module):
+class ToyAutoencoder(nn.Module):
     """Patches of 4 x 4, two residual units, halved to tokens of 8 x 8, two more, and back."""
 
     def __init__(self, quantizer: Quantizer, width: int) -> None:
@@ -222,15 +225,11 @@ def replace_quantizer(model: AudioAutoencoder, quantizer: Quantizer) -> None:
     model.quantizer = quantizer
 
 
-def find_images(folder: Path) -> list[Path]:
-    return [folder / name for name in find_files(folder, SUFFIXES)]
-
-
 def read_image(path: Path) -> torch.Tensor:
     """(3, H, W) uint8, at least 64 pixels each way."""
     from PIL import Image
 
-    image = Image.open(path).convert("RGB")
+    image = Image.fromarray(to_rgb(load_image(path)))
     scale = max(1.0, Images.size / min(image.size))
     if scale > 1:
         image = image.resize([max(Images.size, round(n * scale)) for n in image.size])

@@ -51,7 +51,7 @@ CHAPTERS: list[tuple[str, list[tuple[str, type[BaseModel]]]]] = [
             ("`data`", audio.DataConfig),
             ("A corpus", audio.AudioCorpus),
             ("LibriTTS", audio.LibriTTSCorpus),
-            ("A dataset of the Hugging Face Hub", base.HuggingFaceCorpus),
+            ("A dataset of the Hugging Face Hub", audio.HuggingFaceAudio),
             ("`loss`", audio.LossConfig),
             ("`discriminator`", audio.DiscriminatorConfig),
             ("`eval`", audio.EvalConfig),

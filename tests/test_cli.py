@@ -272,6 +272,24 @@ def test_terminal_as_output(args: list[str], a_tok: Path, terminal: TextIO) -> N
     assert "stdout is a terminal" in refuse(*args, stdout=terminal)
 
 
+@pytest.mark.parametrize(
+    ("command", "err"),
+    [
+        ("encode - b.tok <&-", "vpcodec: stdin is closed\n"),
+        ("decode - b.wav <&-", "vpcodec: stdin is closed\n"),
+        ("encode a.wav - >&-", "vpcodec: a.wav: stdout is closed\n"),
+        ("encode - - <a.wav 2>&-", ""),
+    ],
+)
+def test_closed_streams(command: str, err: str) -> None:
+    me = " ".join(MODULE)
+    done = subprocess.run(f"{me} {command}", shell=True, capture_output=True, timeout=ENOUGH)
+    assert (done.returncode, done.stderr.decode()) == (2 if err else 0, err)
+    assert tree() == {"a.wav"}
+    if not err:
+        assert verify(io.BytesIO(done.stdout)).ok  # and no summary among the tokens
+
+
 # -------------------------------------------------------------------------------------- interrupts
 
 INTERRUPTIBLE = """

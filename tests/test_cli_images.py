@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from helpers import changed_tok, flipped, header_only, refuse, run, tree
 
 from vpcodec import hub
@@ -170,9 +173,61 @@ def test_mixed_folder(mixed: set[str]) -> None:
 
 def test_mixed_folder_with_a_model(mixed: set[str]) -> None:
     run("encode", "in", "images", "-m", NAME)
-    assert tree("images") == {"p.tok", "same.tok", "deep", "deep/q.tok"}
+    assert tree("images") == {"p.tok", "same.webp.tok", "deep", "deep/q.tok"}
     run("encode", "in", "audio", "-m", hub.DEFAULT_MODEL)
-    assert tree("audio") == {"s.tok", "same.tok", "deep", "deep/er", "deep/er/t.tok"}
+    assert tree("audio") == {"s.tok", "same.wav.tok", "deep", "deep/er", "deep/er/t.tok"}
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_pass_over_a_mixed_folder_for_each_model(mixed: set[str], force: list[str]) -> None:
+    """Both give what one pass gives, in names and content; back again likewise."""
+    for model in (hub.DEFAULT_MODEL, NAME):
+        assert run("encode", "in", "out", "-m", model, "--json", *force).json["kept"] == []
+    run("encode", "in", "both")
+    assert tree("out") == tree("both") == mixed | {"same.webp.tok", "same.wav.tok"}
+    for path in Path("both").rglob("*.tok"):
+        assert Path("out", path.relative_to("both")).read_bytes() == path.read_bytes()
+    Path("out/cut.tok").write_bytes(b"")
+    for model, names in (
+        (hub.DEFAULT_MODEL, {"s.wav", "same.wav.wav", "deep", "deep/er", "deep/er/t.wav"}),
+        (NAME, {"p.png", "same.webp.png", "deep", "deep/q.png"}),
+    ):
+        err = run("decode", "out", f"back-{model}", "-m", model, check=1).err
+        assert tree(f"back-{model}") == names
+        assert "out/cut.tok: the file is empty" in err and "1 of 4 failed" in err
+
+
+def test_audio_options_in_a_mixed_folder(mixed: set[str], picture: Make) -> None:
+    """They are for the audio; a file of another kind, named alone, refuses them."""
+    run("encode", "in", "out")
+    run("decode", "out", "back", "--rate", 8_000, "--subtype", "PCM_24")
+    assert (sf.info("back/s.wav").samplerate, sf.info("back/s.wav").subtype) == (8_000, "PCM_24")
+    assert load_image("back/p.png").shape == (40, 60, 3)
+    run("decode", "out", "raw", "--raw", "s16")
+    assert {path.suffix for path in Path("raw").rglob("*.*")} == {".raw", ".png"}
+    run("decode", "out/s.tok", "out/p.tok", "two/", "--rate", 8_000)
+    assert tree("two") == {"s.wav", "p.png"}
+    assert "only audio takes --rate" in refuse("decode", "out/p.tok", "--rate", 8_000)
+
+
+def test_a_missing_model_stops_its_own_kind_only(
+    mixed: set[str], picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(hub.DEFAULT_MODELS, "image", "nobody")
+    *failures, last = run("encode", "in", "out", check=1).err.splitlines()
+    assert tree("out") == {"s.tok", "same.wav.tok", "deep", "deep/er", "deep/er/t.tok"}
+    named = [re.match(r"vpcodec: (\S+): unknown model 'nobody'", line)[1] for line in failures]
+    assert sorted(named) == ["in/deep/q.JPG", "in/p.png", "in/same.webp"]
+    assert "3 of 6 failed" in last
+    draw(picture, "pictures/p.png", "pictures/q.png")
+    assert "unknown model 'nobody'" in refuse("encode", "pictures", "none/")  # said once
+
+
+def test_alpha_fails_alone_where_the_format_has_none(a_tok: Path, picture: Make) -> None:
+    draw(picture, "b.png", components=4)
+    run("encode", "b.png")
+    err = run("decode", "a.tok", "b.tok", "out/", "--suffix", "jpg", check=1).err
+    assert tree("out") == {"a.jpg"} and "out/b.jpg: the format has no alpha" in err
 
 
 def test_glob_of_both_kinds(picture: Make) -> None:
@@ -209,6 +264,31 @@ def test_pipes(picture: Make, source: str) -> None:
         assert np.array_equal(load_image(io.BytesIO(result.out)), load_image("c.png"))
     run("decode", "-", "d.bmp", stdin=piped)
     assert np.array_equal(load_image("d.bmp"), load_image("c.png"))
+
+
+def feed(path: str, data: bytes) -> None:
+    """Make a named pipe through which `data` comes."""
+    os.mkfifo(path)
+    threading.Thread(target=lambda: Path(path).write_bytes(data), daemon=True).start()
+
+
+def test_named_pipes(a_tok: Path) -> None:
+    """As process substitution makes them: `vpcodec encode <(cat a.png) out.tok`."""
+    tokens = a_tok.read_bytes()
+    feed("63", Path("a.png").read_bytes())
+    run("encode", "63", "b.tok")
+    assert Path("b.tok").read_bytes() == tokens
+    feed("62", Path("a.wav").read_bytes())
+    run("encode", "62", "c.tok")
+    assert read_tokens("c.tok")[1].model == hub.DEFAULT_MODEL
+    feed("61", b"neither one nor the other")
+    assert "61: not an image" in refuse("encode", "61", "d.tok", "-m", NAME)
+    feed("60", tokens)
+    run("decode", "60", "b.png")
+    assert load_image("b.png").shape == (275, 131, 3)
+    feed("59", Path("c.tok").read_bytes())
+    run("decode", "59", "out/")
+    assert tree("out") == {"59.wav"}
 
 
 def test_json_goes_to_stderr_beside_a_pipe() -> None:
@@ -304,7 +384,6 @@ def test_bad_input(source: str, words: str, output: list[str], tokens_of_picture
             "a.png: this is an image; .*'speech-3k' is for audio",
         ),
         (f"encode a.wav out.tok -m {NAME}", f"a.wav: this is audio; .*'{NAME}' is for images"),
-        (f"encode a.png a.wav out/ -m {NAME}", f"a.wav: this is audio; .*'{NAME}' is for images"),
         ("encode a.png out.tok -m nobody", "unknown model 'nobody'"),
         ("encode a.png out.tok --raw s16", "a.png: this is an image; only audio takes --raw"),
         ("encode a.png out.tok --rate 8000 --channels 2", "only audio takes --rate, --channels"),
@@ -380,6 +459,22 @@ def test_images_through_pipes_for_audio(args: str, words: str) -> None:
     assert re.search(words, line), line
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nosuch", "nosuch: No such file"),
+        ("notes.txt", "notes.txt: not an image"),
+        ("empty", "empty: .*empty"),
+        ("-", "stdin: not an image"),
+    ],
+)
+def test_what_nobody_knows_is_no_audio_for_an_image_model(source: str, words: str) -> None:
+    Path("notes.txt").write_text("neither one nor the other")
+    Path("empty").touch()
+    line = refuse("encode", source, "out.tok", "-m", NAME, stdin=b"neither one nor the other")
+    assert re.search(words, line) and "audio" not in line, line
+
+
 def test_tokens_of_an_image_from_a_pipe_to_a_wav(tokens_of_picture: bytes) -> None:
     line = refuse("decode", "-", "back.wav", stdin=tokens_of_picture)
     assert "back.wav: this would be an image" in line
@@ -403,6 +498,14 @@ def test_some_of_several_fail(a_tok: Path) -> None:
     *failures, last = result.err.splitlines()
     assert [line.split(": ")[1] for line in failures] == ["b.png", "missing.jpg"]
     assert "2 of 4 failed" in last
+
+
+def test_files_that_are_not_for_the_model_fail_alone() -> None:
+    Path("notes.txt").write_text("neither")
+    err = run("encode", "a.png", "a.wav", "notes.txt", "out/", "-m", NAME, check=1).err
+    assert tree("out") == {"a.png.tok"}
+    assert f"a.wav: this is audio; the model '{NAME}' is for images" in err
+    assert "notes.txt: not an image" in err and "2 of 3 failed" in err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which is Linux's")
@@ -521,6 +624,22 @@ def test_info_of_a_model(debug_image_model: Path) -> None:
     assert facts["parameters"] > 1e3
     assert {"encoder", "decoder", "transformer", "quantizer"} <= facts.keys()
     assert "windows of 4 x 4 tokens" in run("info", debug_image_model).out.decode()
+
+
+@pytest.mark.parametrize("kind", ["audio", "image"])
+def test_export_names_an_example_of_the_kind(
+    kind: str, debug_image_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hub.bundled_folders()[hub.DEFAULT_MODEL] if kind == "audio" else debug_image_model
+    monkeypatch.setattr(
+        "vpcodec.export.export_run", lambda run, output, force: shutil.copytree(made, output)
+    )
+    example = re.search(
+        "try: vpcodec (encode) (.*) (-m) (.*)", run("export", "run", "-o", "model").out.decode()
+    )
+    shutil.copy(f"a.{'wav' if kind == 'audio' else 'png'}", example[2])
+    run(*example.groups())
+    assert verify("in.tok").ok
 
 
 def test_models_of_both_kinds() -> None:

@@ -430,6 +430,19 @@ def test_12_bit_tiff_is_refused(tmp_path):
     assert_refused(tmp_path / "x.tif", "12-bit")
 
 
+@pytest.mark.parametrize(
+    "tag, value, reason",
+    [(262, 0, "16 bits of which 0 is white"), (339, 2, "signed pixels")],
+)
+def test_16_bit_tiffs_that_pillow_takes_for_others_are_refused(tmp_path, tag, value, reason):
+    image = Image.new("I;16", (4, 4), 1000)
+    image.save(tmp_path / "x.tif", tiffinfo={339: 1})
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    struct.pack_into("<H", data, data.index(struct.pack("<HHI", tag, 3, 1)) + 8, value)
+    (tmp_path / "x.tif").write_bytes(data)
+    assert_refused(tmp_path / "x.tif", reason)
+
+
 def test_every_damaged_byte_of_a_png_is_noticed():
     data = to_bytes(noise(6, 7, 3), "PNG")
     for place in range(8, len(data) - 12):  # behind it is only the empty chunk that ends the file

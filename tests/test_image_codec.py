@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from helpers import blocks, flipped
 
 from vpcodec import Codec
 from vpcodec.codec import ImageCodec, ImageStats
-from vpcodec.image import load_image, save_image
+from vpcodec.image import ImageError, load_image, save_image
 from vpcodec.tokenfile import (
     ImageHeader,
     TokenFileError,
@@ -220,6 +224,55 @@ def test_format_without_a_suffix(codec: ImageCodec, picture: Make, tmp_path: Pat
     assert (tmp_path / "out.bin").read_bytes().startswith(b"BM")
 
 
+def test_header_is_that_of_files(codec: ImageCodec, picture: Make, tmp_path: Path) -> None:
+    save_image(tmp_path / "in.png", picture(30, 43, 2))
+    codec.encode_file(tmp_path / "in.png", tmp_path / "in.tok")
+    assert read_tokens(tmp_path / "in.tok")[1] == codec.header(30, 43, 2)
+
+
+class Counted:
+    """A backend that counts what it decodes."""
+
+    def __init__(self, codec: ImageCodec) -> None:
+        self._decode, self.calls = codec.backend.decode, 0
+
+    def decode(self, tokens: np.ndarray, state: None) -> tuple:
+        self.calls += 1
+        return self._decode(tokens, state)
+
+
+@pytest.fixture
+def counted(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    backend = Counted(codec)
+    monkeypatch.setattr(codec, "backend", backend)
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("components", "target", "words"),
+    [
+        (4, "out.jpg", "out.jpg: the format has no alpha"),
+        (3, "out.pgm", "out.pgm: the format has no colour"),
+        (3, "out.xyz", "out.xyz: .*no known format"),
+        (3, "no/out.png", "no/out.png: its folder does not exist"),
+        (3, "folder.png", "folder.png: it is a folder"),
+    ],
+)
+def test_bad_targets_cost_nothing(
+    codec: ImageCodec, counted: Counted, tmp_path: Path, components: int, target: str, words: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    write_tokens(
+        tmp_path / "a.tok",
+        np.zeros((2 - components % 2, 4), np.int64),
+        codec.header(16, 16, components),
+    )
+    with pytest.raises(ImageError, match=words):
+        codec.decode_file(tmp_path / "a.tok", tmp_path / target)
+    assert counted.calls == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tok", "folder.png"}
+
+
 @pytest.mark.parametrize("components", [3, 4])
 def test_lost_patches_are_grey_and_opaque(
     codec: ImageCodec, picture: Make, tmp_path: Path, components: int
@@ -245,6 +298,27 @@ def test_lost_patches_are_grey_and_opaque(
     assert not (part[~lost] == grey).all(1).any()
     far = slice(8 * 24)
     assert close(part[far], whole[far])
+
+
+def test_tiles_without_tokens_cost_nothing(
+    codec: ImageCodec, counted: Counted, small_tiles: None, tmp_path: Path
+) -> None:
+    """Of seven tiles, five are lost wholly, and one in part."""
+    tok, size = tmp_path / "a.tok", (448, 64)
+    header = replace(codec.header(*size, 3), block_frames=80)  # ten rows
+    write_tokens(tok, np.full((1, header.n_frames), 7), header)
+    calls: list[tuple[int, int]] = []
+    codec.decode_file(tok, tmp_path / "b.png")
+    whole, of_whole = load_image(tmp_path / "b.png"), counted.calls
+    assert of_whole == 7
+    tok.write_bytes(tok.read_bytes()[: blocks(tok)[0][1]])
+    codec.decode_file(
+        tok, tmp_path / "b.png", recover=True, report=lambda *call: calls.append(call)
+    )
+    part = load_image(tmp_path / "b.png")
+    assert counted.calls == of_whole + 2
+    assert close(part[:80], whole[:80]) and (part[80:] == 128).all()
+    assert calls[-1] == (448 * 64, 448 * 64)
 
 
 def test_lost_beginning(codec: ImageCodec, picture: Make, tmp_path: Path) -> None:
@@ -353,3 +427,62 @@ def test_reader_of_damaged_tokens_decides_itself(
     tok.write_bytes(flipped(tok.read_bytes(), blocks(tok)[0][0] + 30))
     with open(tok, "rb") as file:
         assert codec.decode_file(TokenReader(file, recover=True), tmp_path / "b.png").damaged == 1
+
+
+# -------------------------------------------------------------------------------------- benchmark
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs benchmarks/images.py."""
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "images.py"
+    spec = importlib.util.spec_from_file_location("benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def main(*args: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["images.py", *map(str, args)])
+        module.main()
+
+    return main
+
+
+def test_benchmark(
+    benchmark: Callable[..., None],
+    codec: ImageCodec,
+    debug_image_model: Path,
+    picture: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The limit counts images that are compared; sizes are those of files."""
+    for name, components in (("a", 1), ("b", 3), ("c", 3), ("d", 3)):
+        save_image(tmp_path / f"{name}.png", picture(170, 180, components))
+    (tmp_path / "e.png").write_text("never read")
+    benchmark(debug_image_model, "--images", tmp_path, "--limit", 2, "--json")
+    document = json.loads(capsys.readouterr().out)
+    n_bytes = codec.encode_file(tmp_path / "b.png", tmp_path / "b.tok").n_bytes
+    assert document["images"] == 2
+    assert document["rows"][0]["bpp"] == pytest.approx(8 * n_bytes / (170 * 180))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "words"),
+    [("nobody", b"", "unknown model 'nobody'"), (None, b"no picture", "a.png: not an image"),
+     ("speech-3k", b"", "speech-3k.*audio")],
+)  # fmt: skip
+def test_benchmark_of_what_is_not_there(
+    benchmark: Callable[..., None],
+    debug_image_model: Path,
+    picture: Make,
+    tmp_path: Path,
+    model: str | None,
+    data: bytes,
+    words: str,
+) -> None:
+    save_image(tmp_path / "a.png", picture(20, 20))
+    if data:
+        (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(SystemExit, match=words) as caught:
+        benchmark(model or debug_image_model, "--images", tmp_path)
+    assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra")
 
+from vpcodec.image import ImageError  # noqa: E402
 from vpcodec.recipe.image import DataConfig  # noqa: E402
 from vpcodec.training.corpora import DataError  # noqa: E402
 from vpcodec.training.image import data  # noqa: E402
@@ -309,7 +310,13 @@ def test_a_stream_gives_its_images_and_skips_what_is_none(monkeypatch):
         file = io.BytesIO()
         Image.fromarray(np.full((SIZE, 40, 3), level, np.uint8)).save(file, "PNG")
         items.append({"bytes": file.getvalue(), "path": None})
-    items.append({"bytes": b"no image", "path": "b.jpg"})
+    bad = [
+        {"bytes": b"no image", "path": "b.jpg"},
+        {"bytes": None, "path": "none://there"},
+        {"bytes": None, "path": None},
+        None,
+    ]
+    items += bad
     package, distributed = ModuleType("datasets"), ModuleType("datasets.distributed")
     package.load_dataset = lambda *arguments, **options: FakeDataset(items)
     package.Image = lambda decode: SimpleNamespace(decode=decode)
@@ -320,7 +327,30 @@ def test_a_stream_gives_its_images_and_skips_what_is_none(monkeypatch):
     drawn = crops([{"type": "huggingface", "path": "some/pictures"}], batch_size=3)
     assert pixels(drawn.batch(0))[:, 0, 0, 0].tolist() == [10, 20, 30]
     assert drawn.batch(1).shape == (3, 3, SIZE, SIZE)
-    assert drawn.skipped == ["some/pictures: b.jpg"] and drawn.summary == ""
+    assert len(drawn.skipped) == len(bad) and drawn.summary == ""
+    assert drawn.skipped[:2] == ["some/pictures: b.jpg", "some/pictures: none://there"]
+
+
+def test_a_name_that_no_file_can_have_is_skipped(tmp_path):
+    Image.fromarray(np.full((SIZE, SIZE, 3), 10, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\n\0.png\n")
+    drawn = crops([str(tmp_path / "list.txt")], batch_size=8)
+    assert (pixels(drawn.batch(0)) == 10).all()
+
+
+def test_trouble_of_the_file_system_is_waited_for(tmp_path, monkeypatch):
+    Image.fromarray(np.full((SIZE, SIZE, 3), 10, np.uint8)).save(tmp_path / "a.png")
+    load, troubles = data.load_image, [OSError(28, "No space left on device")]
+
+    def stumble(source):
+        if troubles:
+            raise ImageError("a.png: No space left on device") from troubles.pop()
+        return load(source)
+
+    monkeypatch.setattr(data, "load_image", stumble)
+    drawn = crops([str(tmp_path)])
+    assert (pixels(drawn.batch(0)) == 10).all()
+    assert drawn.skipped == [] and troubles == []
 
 
 def test_the_real_package_streams_images(tmp_path):

@@ -15,6 +15,7 @@ for package in ("yaml", "torchaudio", "safetensors", "accelerate", "tensorboard"
     pytest.importorskip(package, reason="needs the train extra")
 
 from vpcodec.models import build_model  # noqa: E402
+from vpcodec.models.image import Conv2d  # noqa: E402
 from vpcodec.recipe import Recipe, load_recipe, parse_recipe  # noqa: E402
 from vpcodec.training import checkpoints, hardware  # noqa: E402
 from vpcodec.training.checkpoints import (  # noqa: E402
@@ -420,23 +421,23 @@ def test_optimisers_share_all_parameters_among_them(name):
     assert len(optimizers) == (2 if name == "muon" else 1)
 
 
-def test_muon_takes_the_weights_of_linear_layers_and_nothing_else():
-    recipe = debug("optim.name=muon")
+def test_muon_takes_the_matrices_of_layers_and_nothing_else(kind):
+    recipe = debug("optim.name=muon", kind=kind)
     model = build_model(recipe.model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     _, muon = build_optimizers(model, recipe.optim)
     held = {names[id(p)] for group in muon.param_groups for p in group["params"]}
-    linear = {
+    matrices = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
+        if isinstance(module, torch.nn.Linear | Conv2d)
     }
-    assert held == linear
+    assert held == matrices
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_biases_norms_and_alphas_do_not_decay(name):
-    recipe = debug(f"optim.name={name}", "optim.weight_decay=0.1")
+def test_biases_norms_and_alphas_do_not_decay(name, kind):
+    recipe = debug(f"optim.name={name}", "optim.weight_decay=0.1", kind=kind)
     model = build_model(recipe.model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decaying = {
@@ -449,7 +450,7 @@ def test_biases_norms_and_alphas_do_not_decay(name):
     expected = {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d)
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d | Conv2d)
     }
     assert decaying == expected
 
@@ -671,13 +672,14 @@ def test_the_best_weights_are_kept_and_can_be_exported(evaluated_run, tmp_path, 
         assert codec.decode(codec.encode(pixels), pixels.shape[:2]).shape == pixels.shape
 
 
-def test_a_step_may_be_compiled(tmp_path, monkeypatch):
+def test_a_step_may_be_compiled(tmp_path, monkeypatch, kind):
     compiled = []
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__)
     )
-    Trainer(short("train.compile=true"), tmp_path)
-    assert compiled == ["Encoder", "Decoder", "Discriminators"]
+    run = Trainer(short("train.compile=true", kind=kind), tmp_path)
+    parts = (run.model.encoder, run.model.decoder, run.discriminators)
+    assert compiled == [type(part).__name__ for part in parts]
 
 
 def test_half_precision_needs_a_gpu(tmp_path):

@@ -27,7 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # what a token file can hold
 MAX_TABLE = 2**20  # codes of a table: more take too long to make and to search
 UNKNOWN_TYPE = "unknown_type"
-TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "huggingface"}
+TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}
 TEXTUAL = ("str", "Literal", "Config", "Corpus")  # types, or parts of their names, that take text
 TAGGED = {
     "quantizer",

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -67,6 +67,7 @@ _UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
 _STRIP = 2**20  # pixels that are copied at a time
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
@@ -133,15 +134,32 @@ def save_image(
         pixels = pixels[..., None]
     if pixels.ndim != 3 or not pixels.size or pixels.shape[2] > 4:
         raise ValueError(f"pixels of shape {pixels.shape}, not (H, W, 1 to 4)")
+    with image_writer(target, pixels.shape[2], format=format) as write:
+        write(pixels)
+
+
+@contextmanager
+def image_writer(
+    target: str | os.PathLike[str] | BinaryIO, components: int, *, format: str | None = None
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Open a target of `save_image` before its pixels, uint8 (H, W, components), are there.
+
+    Gives the function that takes them, once. Raises as `save_image`, at once what can be known.
+    """
     is_path = isinstance(target, (str, os.PathLike))
     with _naming(os.fspath(target) if is_path else "stdout"), ExitStack() as stack:
         suffix = Path(target).suffix if is_path else ".png"
-        chosen = _choose_format(suffix if format is None else f".{format.lstrip('.')}")
-        left = _encode(pixels, chosen)
+        suffix = suffix if format is None else f".{format.lstrip('.')}"
+        chosen = _choose_format(suffix, components)
         file = stack.enter_context(atomic_output(target)) if is_path else target
-        while left:  # a stream without a buffer may take a part only
-            left = left[file.write(left) :]
-        file.flush()
+
+        def write(pixels: np.ndarray) -> None:
+            left = _encode(pixels, chosen)
+            while left:  # a stream without a buffer may take a part only
+                left = left[file.write(left) :]
+            file.flush()
+
+        yield write
 
 
 def _decode(file: BinaryIO) -> Image:
@@ -191,6 +209,10 @@ def _check_layout(image: Image, layout: str) -> None:
         width, height = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
         if width * height < image.width * image.height:
             raise ImageError(f"cut short: it has only {width} x {height} pixels")
+        if image.mode[0] == "I" and image.tag_v2.get(_PHOTOMETRIC) == 0:
+            raise ImageError("16 bits of which 0 is white cannot be read; invert it first")
+        if 2 in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+            raise ImageError("signed pixels have no known range; convert it to unsigned ones first")
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError("float or 32-bit pixels have no known range; convert it to 16 bits first")
     if "I;12" in layout:
@@ -222,24 +244,24 @@ def _to_array(image: Image) -> np.ndarray:
     return pixels
 
 
-def _choose_format(suffix: str) -> _Format:
+def _choose_format(suffix: str, n_components: int) -> _Format:
     if suffix.lower() not in _FORMATS:
         known = " ".join(_FORMATS)
         raise ImageError(f"the suffix {suffix!r} stands for no known format; choose from {known}")
-    return _FORMATS[suffix.lower()]
+    format = _FORMATS[suffix.lower()]
+    if n_components not in format.components:
+        lacking = "alpha" if n_components in (2, 4) else "colour"
+        raise ImageError(f"the format has no {lacking}; choose .png or .webp")
+    return format
 
 
 def _encode(pixels: np.ndarray, format: _Format) -> memoryview:
     """An image file of pixels (H, W, C)."""
     from PIL import Image
 
-    n_components = pixels.shape[2]
-    if n_components not in format.components:
-        lacking = "alpha" if n_components in (2, 4) else "colour"
-        raise ImageError(f"the format has no {lacking}; choose .png or .webp")
     data = io.BytesIO()
     with _pillow(f"cannot be written as {format.name}"):
-        image = Image.fromarray(pixels[..., 0] if n_components == 1 else pixels)
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         image.save(data, format.name, **format.options)
     return data.getbuffer()
 

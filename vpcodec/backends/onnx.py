@@ -29,7 +29,8 @@ class OnnxBackend:
         if device == "cuda" and "CUDAExecutionProvider" not in available:
             raise ModelError("device cuda: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
         use_cuda = device != "cpu" and "CUDAExecutionProvider" in available
-        self.providers = ["CUDAExecutionProvider"] if use_cuda else []
+        exact = {"use_tf32": 0}  # all of float32, for the tokens of other machines
+        self.providers = [("CUDAExecutionProvider", exact)] if use_cuda else []
         self.providers.append("CPUExecutionProvider")
 
     def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:

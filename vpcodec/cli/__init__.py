@@ -49,11 +49,13 @@ def main() -> None:
     """
     from .errors import USER_ERRORS, explain
 
+    if sys.stderr is None:  # closed; print would take stdout instead
+        sys.stderr = open(os.devnull, "w")
     try:
         app()
     except USER_ERRORS as error:
         print(f"vpcodec: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)

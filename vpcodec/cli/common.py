@@ -48,12 +48,16 @@ def plan(
     output: str | None,
     *,
     find: Callable[[Path], Iterable[Path]],
+    wanted: Callable[[Path], bool],
     input_suffixes: Collection[str],
     suffix: Callable[[Path], str],
     output_suffixes: Collection[str],
     force: bool,
-) -> tuple[list[Item], list[Item]]:
-    """Pair every input with its output: items to do, items that exist already.
+) -> tuple[list[Item], list[Item], bool]:
+    """Pair every input with its output: items to do, items that exist already, is it one file.
+
+    Of the files that `find` gives for a folder those that are `wanted` are taken; the others count
+    as well where results would have the same name, so that runs that want others get along.
 
     The last of several inputs is the output when it is "-", has an output suffix, or is a folder
     or looks like one. Without an output, results stand beside their inputs, with the suffix that
@@ -86,13 +90,13 @@ def plan(
             raise UsageError("several files cannot go to one pipe")
         if output is not None and os.path.exists(output) and not os.path.isdir(output):
             raise UsageError(f"{output}: several inputs need a folder to go to")
-        items = list(_derive(inputs, output, find, suffix))
+        items = list(_derive(inputs, output, find, wanted, suffix))
         derived = True
     _check(items)
     if not derived or force:
-        return items, []
+        return items, [], single
     kept = {item for item in items if os.path.exists(item.target)}
-    return [item for item in items if item not in kept], sorted(kept)
+    return [item for item in items if item not in kept], sorted(kept), single
 
 
 def _same(a: str, b: str) -> bool:
@@ -116,29 +120,31 @@ def _derive(
     inputs: list[str],
     output: str | None,
     find: Callable[[Path], Iterable[Path]],
+    wanted: Callable[[Path], bool],
     suffix: Callable[[Path], str],
 ) -> Iterable[Item]:
-    relative = []  # (source, folder of the result, name relative to it)
+    places = []  # source, result but for its suffix, that suffix, whether it is wanted
     for name in inputs:
         if name == "-":
             raise UsageError("a pipe cannot be one of several inputs, nor go to a folder")
         path = Path(name)
         if path.is_dir():
             base = Path(output) if output is not None else path
-            found = [(path / name, base, Path(name)) for name in find(path)]
-            if not found:
+            found = [(path / name, base / name) for name in find(path)]
+            found = [(file, place, suffix(file), wanted(file)) for file, place in found]
+            if not any(take for *_, take in found):
                 raise UsageError(f"{path}: no files found in this folder")
-            relative += found
+            places += found
         else:
             base = Path(output) if output is not None else path.parent
-            relative.append((path, base, Path(path.name)))
-    suffixes = [suffix(source) for source, _, _ in relative]
-    wanted = [base / name.with_suffix(end) for (_, base, name), end in zip(relative, suffixes)]
-    counts = Counter(wanted)
-    for (source, base, name), target, end in zip(relative, wanted, suffixes):
+            places.append((path, base / path.name, suffix(path), True))
+    counts = Counter(place.with_suffix(end) for _, place, end, _ in places)
+    for source, place, end, take in places:
+        target = place.with_suffix(end)
         if counts[target] > 1:  # a.wav and a.png become a.wav.tok and a.png.tok
-            target = base / f"{name}{end}"
-        yield Item(str(source), str(target))
+            target = f"{place}{end}"
+        if take:
+            yield Item(str(source), str(target))
 
 
 def _check(items: list[Item]) -> None:
@@ -313,43 +319,46 @@ def _parents(targets: Iterable[str]) -> Iterator[None]:
 
 
 def pipe_in() -> Any:
-    """Binary stdin; a terminal is refused."""
+    """Binary stdin; a terminal is refused, and so is a closed one."""
+    if sys.stdin is None:
+        raise UsageError("stdin is closed")
     if sys.stdin.isatty():
         raise UsageError("stdin is a terminal, not audio, an image or tokens")
     return sys.stdin.buffer
 
 
 def pipe_out() -> Any:
-    """Binary stdout; a terminal is refused."""
+    """Binary stdout; a terminal is refused, and so is a closed one."""
+    if sys.stdout is None:
+        raise UsageError("stdout is closed")
     if sys.stdout.isatty():
         raise UsageError("stdout is a terminal: binary output needs a file or a pipe")
     return sys.stdout.buffer
 
 
-def load_codec(model: str, backend: str, device: str, threads: int | None, jobs: int) -> Any:
-    """The codec of a command; with several jobs, each file runs on one thread unless told."""
-    from ..backends import BACKENDS
-    from ..codec import Codec
-
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r} (one of {', '.join(BACKENDS)})")
-    if backend == "torch":
-        need_extra("train", "torch", "safetensors")
-    if threads is None and jobs > 1:
-        threads = 1
-    return Codec.from_pretrained(model, backend=backend, device=device, threads=threads)
-
-
 class CodecCache:
-    """Codecs by model name, each loaded once."""
+    """Codecs by model name, each loaded once.
+
+    With several jobs, each file runs on one thread unless told.
+    """
 
     def __init__(self, backend: str, device: str, threads: int | None, jobs: int) -> None:
-        self._settings = (backend, device, threads, jobs)
+        from ..backends import BACKENDS
+
+        if backend not in BACKENDS:
+            raise UsageError(f"unknown backend {backend!r} (one of {', '.join(BACKENDS)})")
+        if backend == "torch":
+            need_extra("train", "torch", "safetensors")
+        if threads is None and jobs > 1:
+            threads = 1
+        self._settings = {"backend": backend, "device": device, "threads": threads}
         self._codecs: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def get(self, model: str) -> Any:
+        from ..codec import Codec
+
         with self._lock:
             if model not in self._codecs:
-                self._codecs[model] = load_codec(model, *self._settings)
+                self._codecs[model] = Codec.from_pretrained(model, **self._settings)
             return self._codecs[model]

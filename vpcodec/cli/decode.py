@@ -46,7 +46,8 @@ def decode(
 ) -> None:
     """Decode token files to audio or images: original rate, channels and size.
 
-    To a pipe, audio goes as WAV and an image as PNG.
+    To a pipe, audio goes as WAV and an image as PNG. A folder gives all that it holds, or with
+    --model what is of the model's kind.
     """
     from ..files import find_files
     from ..tokenfile import TokenReader
@@ -57,23 +58,26 @@ def decode(
         if suffix.lower() not in kinds.OUTPUTS:
             raise common.UsageError(f"--suffix must be one of {' '.join(sorted(kinds.OUTPUTS))}")
     raw_suffixes = frozenset((".raw", ".pcm") if raw else ())
+    audio_options = {"rate": rate, "subtype": subtype, "raw": raw}
+    codecs = common.CodecCache(backend, device, threads, jobs)
+    only = kinds.KINDS[codecs.get(model).kind] if model is not None else None
 
     def suffix_for(source: Path) -> str:
-        kind = kinds.of_tokens(source)
+        kind = kinds.of_tokens(source) or only or kinds.AUDIO
         if raw and kind is kinds.AUDIO:
             return ".raw"
         return suffix if suffix and suffix.lower() in kind.outputs else kind.suffix
 
-    items, kept = common.plan(
+    items, kept, single = common.plan(
         inputs,
         output,
         find=lambda folder: find_files(folder, (".tok",)),
+        wanted=lambda source: only is None or kinds.of_tokens(source) in (None, only),
         input_suffixes=(".tok",),
         suffix=suffix_for,
         output_suffixes=kinds.OUTPUTS | raw_suffixes,
         force=force,
     )
-    codecs = common.CodecCache(backend, device, threads, jobs)
 
     def work(item: common.Item, report: Any) -> tuple[kinds.Kind, Any]:
         name = "stdin" if item.source == "-" else item.source
@@ -82,7 +86,8 @@ def decode(
         with stream:
             tokens = TokenReader(stream, recover=recover)
             kind = kinds.of_header(tokens.header)
-            kinds.check_options(name, kind, rate=rate, subtype=subtype, raw=raw)
+            if single:
+                kinds.check_options(name, kind, **audio_options)
             outputs = kind.outputs | (raw_suffixes if kind is kinds.AUDIO else frozenset())
             if item.target != "-" and Path(item.target).suffix.lower() not in outputs:
                 known = " ".join(sorted(outputs))
@@ -91,8 +96,7 @@ def decode(
                 )
             codec = codecs.get(model or _bundled(tokens.header.model))
             kinds.check_model(name, kind, codec)
-            audio = {"rate": rate, "subtype": subtype, "raw": raw}
-            options = audio if kind is kinds.AUDIO else {}
+            options = audio_options if kind is kinds.AUDIO else {}
             return kind, codec.decode_file(tokens, target, force=force, report=report, **options)
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)

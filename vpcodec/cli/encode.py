@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import typer
@@ -37,48 +38,45 @@ def encode(
     from . import common, kinds
 
     codecs = common.CodecCache(backend, device, threads, jobs)
+    codec = codecs.get(model) if model is not None else None
     pcm = (16_000 if rate is None else rate, 1 if channels is None else channels, raw)
     layout = RawFormat(*pcm) if raw else None
-    only = kinds.AUDIO if raw else None
-    if model is not None:
-        codec = codecs.get(model)
-        only = kinds.KINDS[codec.kind]
-        if raw:
-            kinds.check_model("--raw", kinds.AUDIO, codec)
-    items, kept = common.plan(
+    only = kinds.KINDS[codec.kind] if codec else kinds.AUDIO if raw else None
+    if raw and codec:
+        kinds.check_model("--raw", kinds.AUDIO, codec)
+    items, kept, _ = common.plan(
         inputs,
         output,
-        find=lambda folder: kinds.find(folder, only),
+        find=kinds.find,
+        wanted=lambda source: only in (None, kinds.of_suffix(source)),
         input_suffixes=kinds.SUFFIXES,
         suffix=lambda source: ".tok",
         output_suffixes=(".tok",),
         force=force,
     )
 
-    def kind_of(source: str) -> kinds.Kind:
-        return (kinds.of_suffix(source) or kinds.AUDIO) if raw else kinds.of_file(source)
-
-    def codec_for(name: str, kind: kinds.Kind) -> Any:
-        kinds.check_options(name, kind, raw=raw, rate=rate, channels=channels)
-        if model is not None:
-            kinds.check_model(name, kind, codec)
-        return codecs.get(model or DEFAULT_MODELS[kind.name])
-
-    for item in items:
-        if item.source != "-":
-            codec_for(item.source, kind_of(item.source))
+    alike = {kinds.of_suffix(item.source) for item in items}
+    if codec is None and len(alike) == 1 and (kind := alike.pop()):
+        codecs.get(DEFAULT_MODELS[kind.name])  # a missing one is said once, not for every file
 
     def work(item: common.Item, report: Any) -> tuple[kinds.Kind, Any]:
         name, source = item.source, item.source
-        if source != "-":
-            kind = kind_of(source)
-        elif raw:
-            name, kind, source = "stdin", kinds.AUDIO, common.pipe_in()
-        else:
-            name, (kind, source) = "stdin", kinds.of_stream(common.pipe_in())
-        codec = codec_for(name, kind)
-        target = common.pipe_out() if item.target == "-" else item.target
-        options = {"raw": layout} if layout else {}
-        return kind, codec.encode_file(source, target, report=report, **options)
+        with ExitStack() as stack:
+            if source == "-":
+                name, source = "stdin", common.pipe_in()
+            if raw:
+                kind = kinds.of_suffix(item.source)
+            elif item.source == "-":
+                kind, source = kinds.of_stream(source)
+            else:
+                kind, source = kinds.of_file(source, stack)
+            kind = kind or only or kinds.AUDIO
+            kinds.check_options(name, kind, raw=raw, rate=rate, channels=channels)
+            if codec:
+                kinds.check_model(name, kind, codec)
+            chosen = codec or codecs.get(DEFAULT_MODELS[kind.name])
+            target = common.pipe_out() if item.target == "-" else item.target
+            options = {"raw": layout} if layout else {}
+            return kind, chosen.encode_file(source, target, name=name, report=report, **options)
 
     common.run(items, kept, work, label="encoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)

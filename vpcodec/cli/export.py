@@ -15,10 +15,11 @@ def export(
     force: bool = options.FORCE,
 ) -> None:
     """Export a run to ONNX, safetensors and config.json, checked against torch first."""
-    from . import common
+    from . import common, kinds
 
     common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")
     from ..export import ExportError, export_run
+    from ..hub import read_folder
     from ..training.checkpoints import CheckpointError
 
     try:
@@ -26,4 +27,5 @@ def export(
     except (CheckpointError, ExportError, FileExistsError) as error:
         raise common.UsageError(str(error)) from None
     size = sum(path.stat().st_size for path in output.iterdir())
-    typer.echo(f"{output}: {size / 2**20:.1f} MiB; try: vpcodec encode in.wav -m {output}")
+    example = f"in{kinds.KINDS[read_folder(output).config.kind].suffix}"
+    typer.echo(f"{output}: {size / 2**20:.1f} MiB; try: vpcodec encode {example} -m {output}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -125,28 +125,31 @@ SUFFIXES = AUDIO.suffixes | IMAGE.suffixes
 OUTPUTS = AUDIO.outputs | IMAGE.outputs
 
 
-def find(folder: Path, kind: Kind | None = None) -> list[Path]:
-    """The files of a kind, or of all kinds, in a folder; as `vpcodec.files.find_files`."""
-    return find_files(folder, kind.suffixes if kind else SUFFIXES)
+def find(folder: Path) -> list[Path]:
+    """The files of all kinds in a folder; as `vpcodec.files.find_files`."""
+    return find_files(folder, SUFFIXES)
 
 
-def of_suffix(path: str) -> Kind | None:
+def of_suffix(path: str | Path) -> Kind | None:
     """The kind that the name of a file tells."""
     suffix = Path(path).suffix.lower()
     return next((kind for kind in KINDS.values() if suffix in kind.suffixes), None)
 
 
-def of_file(path: str) -> Kind:
-    """The kind of a file by its suffix or else its first bytes; audio where neither tells."""
-    kind = of_suffix(path)
-    if kind is None and os.path.isfile(path):
-        with suppress(OSError), open(path, "rb") as file:  # reading it will say why not
-            kind = _of_head(file.read(HEAD))
-    return kind or AUDIO
+def of_file(path: str, stack: ExitStack) -> tuple[Kind | None, str | BinaryIO]:
+    """The kind of a file, if its suffix or else its first bytes tell, and what to read it from.
+
+    That is the path, or for a named pipe, which can be read once only, a stream that `stack`
+    closes. Raises OSError.
+    """
+    if kind := of_suffix(path):
+        return kind, path
+    kind, stream = of_stream(stack.enter_context(open(path, "rb")))
+    return kind, path if os.path.isfile(path) else stream
 
 
-def of_stream(stream: BinaryIO) -> tuple[Kind, BinaryIO]:
-    """The kind of a stream by its first bytes, and a stream that still has them."""
+def of_stream(stream: BinaryIO) -> tuple[Kind | None, BinaryIO]:
+    """The kind of a stream, if its first bytes tell, and a stream that still has them."""
     if stream.seekable():
         position = stream.tell()
         head = stream.read(HEAD)
@@ -161,13 +164,15 @@ def of_header(header: TokenHeader) -> Kind:
     return IMAGE if isinstance(header, ImageHeader) else AUDIO
 
 
-def of_tokens(path: Path) -> Kind:
-    """The kind of a token file; audio where that cannot be read, which decoding will tell."""
+def of_tokens(path: Path) -> Kind | None:
+    """The kind of a token file; None where it cannot be read, or only once as a named pipe."""
+    if not path.is_file():
+        return None
     try:
         with open(path, "rb") as file:
             return of_header(TokenReader(file).header)
     except (OSError, TokenFileError):
-        return AUDIO
+        return None
 
 
 def check_options(name: str, kind: Kind, **options: Any) -> None:
@@ -200,8 +205,8 @@ def summary(rows: list[Row], elapsed: float) -> str:
     return f"{name}: {'; '.join(parts)}"
 
 
-def _of_head(head: bytes) -> Kind:
-    return IMAGE if is_image(head) else AUDIO
+def _of_head(head: bytes) -> Kind | None:
+    return IMAGE if is_image(head) else None
 
 
 class _Rejoined:

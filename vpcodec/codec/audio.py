@@ -92,6 +92,7 @@ class AudioCodec(Codec, kind="audio"):
         target: Source,
         *,
         raw: RawFormat | None = None,
+        name: str = "stdin",
         report: Report | None = None,
     ) -> FileStats:
         """Audio file (or binary stream) to token file (or stream), in constant memory.
@@ -100,13 +101,14 @@ class AudioCodec(Codec, kind="audio"):
             source: a path to any audio that libsndfile reads, or a stream (WAV, or `raw`).
             target: path of the token file, which appears whole or not at all, or a stream.
             raw: layout of headerless PCM.
+            name: of a stream, in errors.
             report: called with the samples done so far and in all.
 
         Raises:
             AudioError, OSError: source or target cannot be used.
         """
         with ExitStack() as stack:
-            reader = stack.enter_context(AudioReader(source, raw=raw))
+            reader = stack.enter_context(AudioReader(source, raw=raw, name=name))
             header = AudioHeader(
                 model=self.name,
                 fingerprint=self.fingerprint,

@@ -104,7 +104,14 @@ class Codec(ABC):
         """Tokens to samples or pixels."""
 
     @abstractmethod
-    def encode_file(self, source: Source, target: Source, *, report: Report | None = None) -> Any:
+    def encode_file(
+        self,
+        source: Source,
+        target: Source,
+        *,
+        name: str = "stdin",
+        report: Report | None = None,
+    ) -> Any:
         """File or stream to token file or stream; what went through."""
 
     @abstractmethod

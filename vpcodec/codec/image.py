@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..image import MAX_PIXELS, load_image, save_image
+from ..image import MAX_PIXELS, image_writer, load_image
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
 from .base import Codec, Report, Source, open_target
 
@@ -98,8 +98,27 @@ class ImageCodec(Codec, kind="image"):
         components = components or channels + 2
         if components not in (channels, channels + 2):
             raise ValueError(f"{channels} channels of tokens do not make {components} components")
-        pixels = np.empty((height, width, components), np.uint8)
+        known = np.ones((rows, columns), bool)
+        return self._decode(tokens, known, (height, width, components), report)
+
+    def _decode(
+        self,
+        tokens: np.ndarray,
+        known: np.ndarray,
+        shape: tuple[int, int, int],
+        report: Report | None,
+    ) -> np.ndarray:
+        """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
+
+        Tiles of which no token is `known`, bool (rows, columns), are skipped and hold anything.
+        """
+        hop = self.hop_length
+        height, width, components = shape
+        channels = len(tokens)
+        pixels = np.empty(shape, np.uint8)
         for down, right in self._tiles(height, width, self.config.decoder_halo, report):
+            if not known[down.start : down.stop, right.start : right.stop].any():
+                continue
             part = pixels[down.start * hop : down.stop * hop, right.start * hop : right.stop * hop]
             colour, alpha = part[..., : components - channels + 1], part[..., -1:]
             for channel, plane in zip(tokens, (colour, alpha)):
@@ -109,22 +128,9 @@ class ImageCodec(Codec, kind="image"):
                 plane[:] = _from_network(found[:, : part.shape[0], : part.shape[1]], plane.shape[2])
         return pixels
 
-    def encode_file(
-        self, source: Source, target: Source, *, report: Report | None = None
-    ) -> ImageStats:
-        """Image file (or binary stream) to token file (or stream).
-
-        Args:
-            source: a path to any image that Pillow reads, or a stream.
-            target: path of the token file, which appears whole or not at all, or a stream.
-            report: called with the pixels done so far and in all.
-
-        Raises:
-            ImageError, OSError: source or target cannot be used.
-        """
-        pixels = load_image(source)
-        height, width, components = pixels.shape
-        header = ImageHeader(
+    def header(self, height: int, width: int, components: int) -> ImageHeader:
+        """What a file with the tokens of an image (H, W, components) says about it."""
+        return ImageHeader(
             model=self.name,
             fingerprint=self.fingerprint,
             channels=_channels(components),
@@ -134,6 +140,29 @@ class ImageCodec(Codec, kind="image"):
             height=height,
             components=components,
         )
+
+    def encode_file(
+        self,
+        source: Source,
+        target: Source,
+        *,
+        name: str = "stdin",
+        report: Report | None = None,
+    ) -> ImageStats:
+        """Image file (or binary stream) to token file (or stream).
+
+        Args:
+            source: a path to any image that Pillow reads, or a stream.
+            target: path of the token file, which appears whole or not at all, or a stream.
+            name: of a stream, in errors.
+            report: called with the pixels done so far and in all.
+
+        Raises:
+            ImageError, OSError: source or target cannot be used.
+        """
+        pixels = load_image(source, name=name)
+        height, width, components = pixels.shape
+        header = self.header(height, width, components)
         with ExitStack() as stack:
             output = open_target(target, stack)
             tokens = self.encode(pixels, report=report)
@@ -157,7 +186,7 @@ class ImageCodec(Codec, kind="image"):
         Args:
             source: path of a token file, a stream, or a reader that is at its first block.
             target: path of the image file, which appears whole or not at all, or a stream.
-            format: Pillow's name of the image format; None: by the suffix, PNG for streams.
+            format: a suffix such as "png"; None: that of the path, PNG for streams.
             recover: paint patches grey whose tokens are damaged instead of stopping there (a
                 reader has its own setting).
             force: decode although the tokens are another model's.
@@ -165,7 +194,8 @@ class ImageCodec(Codec, kind="image"):
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
-            ImageError, OSError: source or target cannot be used.
+            ImageError, OSError: source or target cannot be used, which is found out before the
+                network runs.
         """
         with ExitStack() as stack:
             reader = self._read(source, stack, recover=recover, force=force)
@@ -180,21 +210,19 @@ class ImageCodec(Codec, kind="image"):
                     end = block.start_frame + block.n_frames
                     tokens[:, block.start_frame : end] = block.tokens
         lost = tokens[0] < 0
-        pixels = self.decode(
-            _without_gaps(tokens, lost).reshape(-1, header.rows, header.columns),
-            (header.height, header.width),
-            header.components,
-            report=report,
-        )
-        if lost.any():
-            lost = lost.reshape(header.rows, header.columns)
-            for axis in (0, 1):
-                lost = lost.repeat(self.hop_length, axis)
-            grey = [LOST] * header.components
-            if header.channels == 2:
-                grey[-1] = 255
-            pixels[lost[: header.height, : header.width]] = grey
-        save_image(target, pixels, format=format)
+        tokens = _without_gaps(tokens, lost).reshape(-1, header.rows, header.columns)
+        lost = lost.reshape(header.rows, header.columns)
+        shape = header.height, header.width, header.components
+        with image_writer(target, header.components, format=format) as write:
+            pixels = self._decode(tokens, ~lost, shape, report)
+            if lost.any():
+                for axis in (0, 1):
+                    lost = lost.repeat(self.hop_length, axis)
+                grey = [LOST] * header.components
+                if header.channels == 2:
+                    grey[-1] = 255
+                pixels[lost[: header.height, : header.width]] = grey
+            write(pixels)
         return ImageStats(
             header.width,
             header.height,

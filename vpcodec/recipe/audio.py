@@ -15,7 +15,6 @@ from .base import (
     Losses,
     Recipe,
     Weight,
-    files_only,
     one_or_more,
     path_or_mapping,
 )
@@ -61,10 +60,24 @@ class LibriTTSCorpus(Strict):
     weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
+class HuggingFaceAudio(HuggingFaceCorpus):
+    """A dataset of the Hugging Face Hub, streamed; needs the package `datasets`."""
+
+    path: str = Field(
+        min_length=1, description="Name on the Hub, such as `mozilla-foundation/common_voice_17_0`."
+    )
+    column: str = Field("audio", description="Column of the audio.")
+
+
+FilesConfig = Annotated[
+    Annotated[AudioCorpus, Tag("audio")] | Annotated[LibriTTSCorpus, Tag("libritts")],
+    by_type("audio", "audio", "libritts"),
+    BeforeValidator(path_or_mapping),
+]
 CorpusConfig = Annotated[
     Annotated[AudioCorpus, Tag("audio")]
     | Annotated[LibriTTSCorpus, Tag("libritts")]
-    | Annotated[HuggingFaceCorpus, Tag("huggingface")],
+    | Annotated[HuggingFaceAudio, Tag("huggingface")],
     by_type("audio", "audio", "libritts", "huggingface"),
     BeforeValidator(path_or_mapping),
 ]
@@ -81,7 +94,7 @@ class DataConfig(Data):
     crop_seconds: float = Field(1.536, gt=0, le=600, description="Length of a training crop.")
     gain_db: Range = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
     flip_polarity: bool = Field(True, description="Turn the sign of half of the crops.")
-    noise: Annotated[CorpusConfig, BeforeValidator(path_or_mapping)] | None = Field(
+    noise: Annotated[FilesConfig, BeforeValidator(path_or_mapping)] | None = Field(
         None, description="Corpus of noise to mix in; the mixture is what is to be coded."
     )
     noise_rate: Share = Field(0.5, description="Share of the crops that get noise, if there is.")
@@ -100,7 +113,6 @@ class DataConfig(Data):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} must be a lower and an upper bound, got {low}, {high}")
-        files_only("noise", self.noise)
         return self
 
 
@@ -161,7 +173,7 @@ class DiscriminatorConfig(Discriminator):
 class EvalConfig(Evaluation):
     """Quality on held-out audio during training."""
 
-    data: Annotated[CorpusConfig, BeforeValidator(path_or_mapping)] | None = Field(
+    data: Annotated[FilesConfig, BeforeValidator(path_or_mapping)] | None = Field(
         None, description="Corpus of held-out audio, as in `data`; none: no evaluation."
     )
     max_seconds: float = Field(
@@ -170,11 +182,6 @@ class EvalConfig(Evaluation):
     best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr"] = Field(
         "mel_distance", description="What decides which averaged weights are kept as the best."
     )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> EvalConfig:
-        files_only("data", self.data)
-        return self
 
 
 class AudioRecipe(Recipe):

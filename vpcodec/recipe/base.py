@@ -17,13 +17,11 @@ class HuggingFaceCorpus(Strict):
     """A dataset of the Hugging Face Hub, streamed; needs the package `datasets`."""
 
     type: Literal["huggingface"] = "huggingface"
-    path: str = Field(
-        min_length=1, description="Name on the Hub, such as `mozilla-foundation/common_voice_17_0`."
-    )
+    path: str = Field(min_length=1, description="Name on the Hub.")
     name: str | None = Field(None, description="Configuration of the dataset, such as `en`.")
     revision: str | None = Field(None, description="Git revision.")
     split: str = Field("train", description="Split.")
-    column: str = Field("audio", description="Column of the audio.")
+    column: str = Field(description="Column of the data.")
     shuffle_buffer: Positive = Field(1000, description="Items among which the order is random.")
     weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
@@ -38,12 +36,6 @@ def one_or_more(value: Any) -> Any:
     if value is None:
         return ()
     return (value,) if isinstance(value, str | dict | Strict) else value
-
-
-def files_only(name: str, corpus: Any) -> None:
-    """ValueError where a corpus has no random access."""
-    if isinstance(corpus, HuggingFaceCorpus):
-        raise ValueError(f"{name} must be files: a streamed dataset has no random access")
 
 
 class Data(Strict):

@@ -15,7 +15,6 @@ from .base import (
     Losses,
     Recipe,
     Weight,
-    files_only,
     one_or_more,
     path_or_mapping,
 )
@@ -128,7 +127,7 @@ class DiscriminatorConfig(Discriminator):
 class EvalConfig(Evaluation):
     """Quality on held-out images during training."""
 
-    data: Annotated[CorpusConfig, BeforeValidator(path_or_mapping)] | None = Field(
+    data: Annotated[ImageCorpus, BeforeValidator(path_or_mapping)] | None = Field(
         None, description="Corpus of held-out images, as in `data`; none: no evaluation."
     )
     max_side: Positive = Field(
@@ -137,11 +136,6 @@ class EvalConfig(Evaluation):
     best: Literal["psnr", "ssim", "ms_ssim"] = Field(
         "psnr", description="What decides which averaged weights are kept as the best."
     )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> EvalConfig:
-        files_only("data", self.data)
-        return self
 
 
 class ImageRecipe(Recipe):

@@ -13,15 +13,15 @@ class Balancer(nn.Module):
     gradient is scale * sum_i share_i * g_i / n_i, where the shares are the weights over the sum of
     the weights of the losses at hand. However large a loss is, its pull is its share.
 
-    The norm of a loss is the root mean square, over the clips of the batch, of the norm of the
-    gradient that the clip would have in a batch of its own: sqrt(B) times the norm of g_i for a
-    mean over B clips. So the result does not depend on the size of the batch, nor, if each process
-    has as many clips and the gradients of parameters are averaged, on the number of processes.
+    The norm of a loss is the root mean square, over the items of the batch, of the norm of the
+    gradient that the item would have in a batch of its own: sqrt(B) times the norm of g_i for a
+    mean over B items. So the result does not depend on the size of the batch, nor, if each process
+    has as many items and the gradients of parameters are averaged, on the number of processes.
 
     Args:
         weights: name -> weight, not negative; losses of weight 0 are left out.
         decay: of the averages.
-        scale: norm of the combined gradient of a clip if all losses pull the same way.
+        scale: norm of the combined gradient of an item if all losses pull the same way.
     """
 
     total: torch.Tensor

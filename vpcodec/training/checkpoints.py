@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file with everything that resuming needs, written atomically.
 
 A run folder keeps the newest few in `checkpoints/step-00000500.safetensors`, and in
-`best.safetensors` the averaged weights that did best on held-out audio.
+`best.safetensors` the averaged weights that did best on held-out data.
 """
 
 from __future__ import annotations

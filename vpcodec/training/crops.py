@@ -242,7 +242,7 @@ class Crops(ABC):
         for pause in RETRIES:
             try:
                 return self._read(files, number, place)
-            except (FileNotFoundError, PermissionError):
+            except (FileNotFoundError, PermissionError, IsADirectoryError):
                 raise
             except OSError:
                 time.sleep(pause)

@@ -153,7 +153,8 @@ class Evaluation:
         """
         if len(self._running) >= MAX_RUNNING:
             wait(self._running[-MAX_RUNNING].scores)
-        coded = [codec(item) for item in self.items]
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as `Codec` computes
+            coded = [codec(item) for item in self.items]
         totals = self._totals([tokens for tokens, _ in coded])
         scores = [
             self.held_out.submit(self._workers, item, decoded)

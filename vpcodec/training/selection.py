@@ -1,4 +1,4 @@
-"""Which weights of a run are the best: their scores on held-out audio, and the ones to keep."""
+"""Which weights of a run are the best: their scores on held-out data, and the ones to keep."""
 
 from __future__ import annotations
 

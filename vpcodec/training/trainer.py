@@ -96,7 +96,6 @@ class Trainer:
         elif init_from is not None:
             load_weights(self.model, init_from)
         self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
-        self.loss = self.task.losses().to(self.device)
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.discriminators: nn.Module | None = None
         self.discriminator_optimizer: torch.optim.Optimizer | None = None
@@ -112,6 +111,7 @@ class Trainer:
             for _ in range(2)
         ]
         with self.accelerator.local_main_process_first():  # which fetches what is missing
+            self.loss = self.task.losses().to(self.device)
             self.data = self.task.crops(
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,7 @@ IMAGE_FILES = FileKind(
     noun="image",
     suffixes=IMAGE_SUFFIXES,
     find=find_images,
-    errors=(ImageError, OSError),
+    errors=(ImageError, OSError, ValueError, TypeError),
     feature="Image",
 )
 
@@ -71,7 +72,7 @@ class ImageCrops(Crops):
         key = files.name, number
         pixels = self._cache.get(key)
         if pixels is None:
-            pixels = self._load(files.path(number).read_bytes())
+            pixels = self._load(files.path(number))
             with self._caching:
                 if key not in self._cache and pixels.nbytes <= self._room:
                     self._room -= pixels.nbytes
@@ -80,11 +81,16 @@ class ImageCrops(Crops):
 
     def _decode(self, data: bytes, place: np.ndarray) -> np.ndarray:
         """(size, size, 3) uint8."""
-        return self._cut(self._load(data), place)
+        return self._cut(self._load(io.BytesIO(data)), place)
 
-    def _load(self, data: bytes) -> np.ndarray:
+    def _load(self, source: Path | io.BytesIO) -> np.ndarray:
         """(H, W, 3) uint8, scaled down to `resize` where it is larger."""
-        pixels = to_rgb(load_image(io.BytesIO(data)))
+        try:
+            pixels = to_rgb(load_image(source))
+        except ImageError as error:
+            if isinstance(error.__cause__, OSError):  # of the file system, which may recover
+                raise error.__cause__ from None
+            raise
         height, width = pixels.shape[:2]
         resize = self.config.resize or 0
         if not 0 < resize < min(height, width):

@@ -97,7 +97,8 @@ class ImageLoss(nn.Module):
     def _lpips(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         if min(x.shape[2:]) < LPIPS_SIDE:
             scale = LPIPS_SIDE / min(x.shape[2:])
-            x, y = (F.interpolate(z, scale_factor=scale, mode="bilinear") for z in (x, y))
+            size = [max(LPIPS_SIDE, round(side * scale)) for side in x.shape[2:]]
+            x, y = (F.interpolate(z, size, mode="bilinear") for z in (x, y))
         return self.lpips(x, y).mean()
 
 
