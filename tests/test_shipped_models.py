@@ -1,0 +1,59 @@
+"""The models that ship: whole, small, described, and as good as the README says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vpcodec import Codec
+from vpcodec.hub import DEFAULT_MODELS, bundled_folders, read_folder
+from vpcodec.image import find_images, load_image
+from vpcodec.metrics.image import psnr, ssim
+
+MAX_BYTES = 12 * 2**20
+NAMES = sorted(bundled_folders())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_whole_small_and_described(name):
+    folder = read_folder(bundled_folders()[name])
+    folder.check()
+    assert folder.config.name == name
+    assert folder.config.description and folder.config.license != "unknown"
+    assert sum(path.stat().st_size for path in folder.path.iterdir()) <= MAX_BYTES
+    card = (folder.path / "README.md").read_text()
+    for part in (f"# {name}", "license: ", "## Training", "## Quality", "## Limits", "CC BY"):
+        assert part in card
+
+
+@pytest.mark.parametrize("kind, name", DEFAULT_MODELS.items())
+def test_the_default_of_a_kind_is_there(kind, name):
+    assert read_folder(bundled_folders()[name]).config.kind == kind
+
+
+def test_the_image_model_keeps_a_picture():
+    """Smooth colours, an edge and a texture; in two sizes that are no multiples of anything."""
+    codec = Codec.from_pretrained("image-fsp")
+    assert 15_000 <= codec.codebook_size <= 17_000 and codec.hop_length == 8
+    for height, width in ((100, 141), (33, 65)):
+        y, x = np.mgrid[:height, :width] / max(height, width)
+        picture = np.stack([x, y, (x + y) / 2], -1)
+        picture[height // 2 :, width // 2 :] *= 0.3
+        picture[: height // 3] += 0.05 * np.sin(40 * x[: height // 3, :, None])
+        pixels = (picture.clip(0, 1) * 255).astype(np.uint8)
+        decoded = codec.decode(codec.encode(pixels), (height, width))
+        assert psnr(pixels, decoded) > 27
+        assert ssim(pixels, decoded) > 0.8
+
+
+def test_the_image_model_keeps_real_pictures(shared_data):
+    """PSNR of at least 24 dB on average, over every third picture that it was not trained on."""
+    codec = Codec.from_pretrained("image-fsp")
+    folder = shared_data / "images_dev"
+    values = []
+    for path in find_images(folder)[::3]:
+        pixels = load_image(folder / path)
+        decoded = codec.decode(codec.encode(pixels), pixels.shape[:2], pixels.shape[2])
+        values.append(psnr(pixels, decoded))
+    assert len(values) >= 50
+    assert np.mean(values) >= 24
