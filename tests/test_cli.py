@@ -32,6 +32,7 @@ from vpcodec.cli import common, kinds
 from vpcodec.codec import FileStats
 from vpcodec.hub import (
     DEFAULT_MODEL,
+    DEFAULT_MODELS,
     WEIGHTS,
     bundled_folders,
     fingerprint,
@@ -759,7 +760,7 @@ def test_info_of_a_damaged_model() -> None:
 def test_models() -> None:
     rows = run("models", "--json").json
     assert {row["name"] for row in rows} == set(bundled_folders())
-    assert [row["name"] for row in rows if row["default"]] == [DEFAULT_MODEL]
+    assert {row["name"] for row in rows if row["default"]} == set(DEFAULT_MODELS.values())
     text = run("models").out.decode()
     assert f"* {DEFAULT_MODEL}" in text and rows[0]["license"] in text
 

@@ -979,6 +979,7 @@ def in_process(rank: int, folder: str, job: str) -> None:
         except RuntimeError as error:
             found = {"error": str(error)}
     torch.save(found, Path(folder) / f"{job}-{rank}.pt")
+    dist.barrier()  # a process that leaves while the other still talks may abort
     dist.destroy_process_group()
 
 
