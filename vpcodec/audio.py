@@ -26,7 +26,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 
-from .files import atomic_output, find_files
+from .files import atomic_output, find_files, naming
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
 MAX_CHANNELS = 255
@@ -704,17 +704,12 @@ def _is_regular(file: BinaryIO) -> bool:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Turn errors into AudioErrors that begin with `name`; a broken pipe stays what it is."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except AudioError as error:
-        raise AudioError(f"{name}: {error}") from error.__cause__
-    except OSError as error:
-        raise AudioError(f"{name}: {error.strerror or error}") from error
-    except sf.LibsndfileError as error:
-        raise AudioError(f"{name}: {_reason(error)}") from error
+    """`files.naming` for AudioErrors, of libsndfile's errors too."""
+    with naming(name, AudioError):
+        try:
+            yield
+        except sf.LibsndfileError as error:
+            raise AudioError(_reason(error)) from error
 
 
 def _reason(error: sf.LibsndfileError) -> str:

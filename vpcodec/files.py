@@ -64,6 +64,22 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def naming(name: str, kind: type[Exception]) -> Iterator[None]:
+    """Turn errors of a `kind`, and of the system, into ones of it that begin with `name`.
+
+    A broken pipe stays what it is.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except kind as error:
+        raise kind(f"{name}: {error}") from error.__cause__
+    except OSError as error:
+        raise kind(f"{name}: {error.strerror or error}") from error
+
+
+@contextmanager
 def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Iterator[None]:
     """Give an OSError the name of the output where it has none or that of the file `opened`."""
     try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .files import atomic_output, find_files
+from .files import atomic_output, find_files, naming
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +106,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
     32-bit).
     """
     is_path = isinstance(source, (str, os.PathLike))
-    with _naming(os.fspath(source) if is_path else name), ExitStack() as stack:
+    with naming(os.fspath(source) if is_path else name, ImageError), ExitStack() as stack:
         file = stack.enter_context(open(source, "rb")) if is_path else source
         if not (is_path and file.seekable()):
             spool = stack.enter_context(tempfile.TemporaryFile())
@@ -147,7 +147,7 @@ def image_writer(
     Gives the function that takes them, once. Raises as `save_image`, at once what can be known.
     """
     is_path = isinstance(target, (str, os.PathLike))
-    with _naming(os.fspath(target) if is_path else "stdout"), ExitStack() as stack:
+    with naming(os.fspath(target) if is_path else "stdout", ImageError), ExitStack() as stack:
         suffix = Path(target).suffix if is_path else ".png"
         suffix = suffix if format is None else f".{format.lstrip('.')}"
         chosen = _choose_format(suffix, components)
@@ -285,16 +285,3 @@ def _pillow(trouble: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise ImageError(f"{trouble} ({reason})") from error
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turn errors into ImageErrors that begin with `name`; a broken pipe stays what it is."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error.__cause__
-    except OSError as error:
-        raise ImageError(f"{name}: {error.strerror or error}") from error
