@@ -43,8 +43,8 @@ def read(paths: Iterable[Path], limit: int | None = None) -> list[np.ndarray]:
 def evaluate(model: str, images: list[np.ndarray], backend: str) -> dict[str, Any]:
     """Means over the images, and how the tokens of all of them use the codebook."""
     from vpcodec.codec import ImageCodec
-    from vpcodec.quantizers import CodebookUsage
     from vpcodec.tokenfile import write_tokens
+    from vpcodec.usage import CodebookUsage
 
     codec = ImageCodec.from_pretrained(model, backend=backend)
     usage = CodebookUsage(codec.codebook_size)

@@ -72,7 +72,7 @@ def compare(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
 
 def usage(tokens: np.ndarray, codebook_size: int) -> dict[str, float]:
     """How evenly all tokens use a codebook."""
-    from vpcodec.quantizers import CodebookUsage
+    from vpcodec.usage import CodebookUsage
 
     counted = CodebookUsage(codebook_size)
     counted.update(tokens)

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
 FLOORS = [
     {"files"},
-    {"config", "recipe", "tokenfile", "entropy", "audio", "image", "hub"},
+    {"config", "recipe", "tokenfile", "entropy", "usage", "audio", "image", "hub"},
     {"quantizers", "models"},
     {"backends"},
     {"codec"},

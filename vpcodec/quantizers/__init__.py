@@ -1,12 +1,12 @@
 """Quantizers: one contract (`Quantizer`), one result (`Quantized`)."""
 
 from ..config import QuantizerConfig
-from .base import NoCodebookError, NotFiniteError, Quantized, Quantizer
+from ..usage import CodebookUsage
+from .base import NoCodebookError, NotFiniteError, Quantized, Quantizer, all_reduce_usage
 from .fsp import FSP
 from .fsq import FSQ
 from .lfq import LFQ
 from .simvq import SimVQ
-from .usage import CodebookUsage
 from .vp import VP
 from .vq import VQ
 
@@ -22,6 +22,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "SimVQ",
+    "all_reduce_usage",
     "build_quantizer",
 ]
 

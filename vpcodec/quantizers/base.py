@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..usage import CodebookUsage
+
 MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and of the squared variance error
 
 
@@ -221,6 +223,18 @@ def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torc
 def processes() -> int:
     """Size of the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_usage(usage: CodebookUsage) -> None:
+    """Add up the counts of all processes of the group; without a group, nothing.
+
+    Every process must call it, and once: the counts are those of all afterwards.
+    """
+    if processes() > 1:
+        counts = torch.from_numpy(usage.counts)
+        counts = counts.cuda() if dist.get_backend() == "nccl" else counts
+        dist.all_reduce(counts)
+        usage.counts = counts.cpu().numpy()
 
 
 def rank() -> int:

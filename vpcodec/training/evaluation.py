@@ -18,9 +18,9 @@ import torch
 
 from ..metrics.workers import Workers
 from ..models import Autoencoder
-from ..quantizers import CodebookUsage
 from ..recipe.base import Evaluation as EvalConfig
 from ..tokenfile import TokenHeader, write_tokens
+from ..usage import CodebookUsage
 from .corpora import DataError, FileKind
 
 CodecFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]

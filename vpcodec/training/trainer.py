@@ -20,9 +20,9 @@ from torch import nn
 from ..config import ConfigError, VPConfig, parse_model
 from ..files import atomic_output
 from ..models import Autoencoder, build_model
-from ..quantizers import VP, CodebookUsage, NotFiniteError
-from ..quantizers.usage import LARGEST
+from ..quantizers import VP, NotFiniteError
 from ..recipe import AudioRecipe, Recipe
+from ..usage import LARGEST, CodebookUsage
 from .adversarial import discriminator_loss, generator_losses
 from .balancer import Balancer
 from .checkpoints import (

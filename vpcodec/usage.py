@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
-
-from .base import check_positive, processes
 
 LARGEST = 2**28  # codes: 2 GiB of counts
 
@@ -25,19 +22,20 @@ class CodebookUsage:
     """
 
     def __init__(self, codebook_size: int) -> None:
-        check_positive(codebook_size=codebook_size)
-        if codebook_size > LARGEST:
-            raise ValueError(f"codebook_size must be at most {LARGEST}, got {codebook_size}")
+        if codebook_size != int(codebook_size) or not 1 <= codebook_size <= LARGEST:
+            raise ValueError(
+                f"codebook_size must be an integer from 1 to {LARGEST}, got {codebook_size}"
+            )
         self.codebook_size = codebook_size
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
+        self.counts = np.zeros(codebook_size, np.int64)
 
-    def update(self, tokens: torch.Tensor | np.ndarray) -> None:
-        """Count integer tokens of any shape.
+    def update(self, tokens: Any) -> None:
+        """Count integer tokens: an array or a torch tensor of any shape.
 
         Raises:
             ValueError: tokens that are no integers or not in 0 .. K - 1; nothing is counted then.
         """
-        if isinstance(tokens, torch.Tensor):
+        if hasattr(tokens, "detach"):  # of torch, which this module does without
             if tokens.is_floating_point() or tokens.is_complex():
                 raise ValueError(f"tokens must be integers, got {tokens.dtype}")
             tokens = tokens.detach().cpu().numpy()
@@ -49,7 +47,7 @@ class CodebookUsage:
             if not 0 <= bad < self.codebook_size:
                 raise ValueError(f"token {bad} is not within 0 .. {self.codebook_size - 1}")
         codes, counts = np.unique(tokens.astype(np.int64), return_counts=True)
-        self.counts[torch.from_numpy(codes)] += torch.from_numpy(counts)
+        self.counts[codes] += counts
 
     def merge(self, other: CodebookUsage) -> None:
         """Add the counts of another one of the same codebook size."""
@@ -58,16 +56,6 @@ class CodebookUsage:
                 f"codebooks of {self.codebook_size} and {other.codebook_size} codes do not add up"
             )
         self.counts += other.counts
-
-    def all_reduce(self) -> None:
-        """Add up the counts of all processes of the group; without a group, nothing.
-
-        Every process must call it, and once: the counts are those of all afterwards.
-        """
-        if processes() > 1:
-            counts = self.counts.cuda() if dist.get_backend() == "nccl" else self.counts
-            dist.all_reduce(counts)
-            self.counts = counts.cpu()
 
     @property
     def tokens(self) -> int:
@@ -79,8 +67,8 @@ class CodebookUsage:
         """Bits per token; nan without tokens."""
         if not self.tokens:
             return math.nan
-        share = self.counts[self.counts > 0].double() / self.tokens
-        return max(0.0, float(-(share * share.log2()).sum()))
+        share = self.counts[self.counts > 0] / self.tokens
+        return max(0.0, float(-(share * np.log2(share)).sum()))
 
     @property
     def perplexity(self) -> float:
