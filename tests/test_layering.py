@@ -19,7 +19,15 @@ FLOORS = [
     {"__main__"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
-MAY_USE_TORCH = ("models", "quantizers", "training", "export", "upstream", "backends.torch")
+MAY_USE_TORCH = (
+    "models",
+    "quantizers",
+    "training",
+    "export",
+    "upstream",
+    "backends.torch",
+    "metrics.neural",
+)
 TORCH = {"torch", "torchaudio", "torchvision"}
 
 

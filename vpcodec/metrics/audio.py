@@ -1,15 +1,16 @@
-"""Metrics of decoded speech: functions of two mono signals, the reference first.
+"""Distances of decoded audio: functions of two mono signals, the reference first.
 
 Signals are float arrays (T,) of equal length, full scale at -1 and 1, in Hz `rate`. All raise
 ValueError for other shapes and dtypes, different lengths, and NaN or infinite samples. NaN is the
-value where a metric is not defined.
+value where a metric is not defined. Long signals are worked on in pieces: what is held beyond
+copies of them is about 1 kB per 10 ms for `mel_cepstral_distortion`, 16 bytes per sample for
+`loudness`, and does not grow with their length for the others.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -17,82 +18,56 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..audio import resample
 
-PESQ_RATE = 16_000  # Hz, of wideband PESQ
 MEL_BANDS = {128: 16, 256: 32, 512: 64, 1024: 80, 2048: 128}  # FFT size: mel bands
 MEL_FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop, window of STFTs
+LSD_SIZE, LSD_HOP = 2048, 512  # samples
+LSD_FLOOR = 1e-10  # of the power of a full-scale sine: below it lies rounding to 16 bits
+MCD_RATE = 16_000  # Hz
+MCD_SIZE, MCD_HOP, MCD_BANDS = 512, 160, 40  # samples, samples, mel bands
+MCD_COEFFICIENTS = 13
+GATE = 0.4  # s of a block of loudness; less has none
+SILENCE = 1e-7  # of full scale
 
-_PESQ_SECONDS = 20  # the package crashes on 50 utterances, each with its pause 0.4 s or more
-_STOI_RATE = 10_000  # Hz at which pystoi works
-_STOI_FRAME = 256  # samples of a frame there
-_STOI_TOO_SHORT = "Not enough STFT frames"  # the beginning of its warning
 _PIECE = 2**20  # samples of the frames that are transformed at once; bounds memory
+_EPSILON = float(np.finfo(np.float64).eps)
 
 
-def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """PESQ, wideband (ITU-T P.862.2), as MOS-LQO from 1.0 to 4.64; at 16 kHz, to which other
-    rates are resampled. NaN where PESQ finds no speech in one of them, and below 0.25 s. More than
-    20 s are cut into equal parts of at most that, and those with a value averaged.
+def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Ratio of signal to noise, dB: 10 log10((|x|^2 + e) / (|y - x|^2 + e)), e of float64.
 
-    Raises:
-        ImportError: without the package pesq.
+    A copy has a large finite value. NaN for a silent reference.
     """
-    try:
-        from pesq import BufferTooShortError, NoUtterancesError, pesq
-    except ImportError as error:
-        raise _missing("PESQ", "pesq") from error
-    reference, degraded = _check(reference, degraded)
-    if rate != PESQ_RATE:
-        reference, degraded = (resample(x, rate, PESQ_RATE) for x in (reference, degraded))
-    parts = max(1, -(-len(reference) // (_PESQ_SECONDS * PESQ_RATE)))
-    values = []
-    for x, y in zip(np.array_split(reference, parts), np.array_split(degraded, parts)):
-        if not (_is_silent(x) or _is_silent(y)):  # of which it would make NaN and an error
-            with suppress(BufferTooShortError, NoUtterancesError):
-                values.append(float(pesq(PESQ_RATE, x, y, "wb")))
-    return float(np.mean(values)) if values else math.nan
-
-
-def stoi(
-    reference: np.ndarray, degraded: np.ndarray, rate: int, *, extended: bool = False
-) -> float:
-    """Short-time objective intelligibility, up to 1.0; with `extended`, ESTOI.
-
-    NaN for silence and where less than 0.4 s of speech is left once pauses are cut out.
-
-    Raises:
-        ImportError: without the package pystoi.
-    """
-    try:
-        import pystoi
-    except ImportError as error:
-        raise _missing("STOI", "pystoi") from error
-    reference, degraded = _check(reference, degraded)
-    if _is_silent(reference) or len(reference) * _STOI_RATE <= _STOI_FRAME * rate:
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference):
         return math.nan
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", _STOI_TOO_SHORT, RuntimeWarning)
-        try:
-            return float(pystoi.stoi(reference, degraded, rate, extended=extended))
-        except RuntimeWarning as warning:
-            if not str(warning).startswith(_STOI_TOO_SHORT):
-                raise
-            return math.nan
+    signal = noise = _EPSILON
+    for x, y in _parts(reference, degraded):
+        signal += x @ x
+        noise += (y - x) @ (y - x)
+    return 10 * math.log10(signal / noise)
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Scale-invariant ratio of signal to distortion, dB.
 
     Of x and y without their means, with t = x <x, y> / <x, x>: 10 log10(|t|^2 / |y - t|^2). The
-    float64 epsilon, added above and below both lines, keeps it finite. NaN for a silent reference.
+    float64 epsilon, added above and below both lines, keeps it finite. NaN where one is silent.
     """
-    reference, degraded = _check(reference, degraded)
-    if _is_silent(reference):
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference) or is_silent(degraded):
         return math.nan
-    x, y = (signal - signal.mean(dtype=np.float64) for signal in (reference, degraded))
-    epsilon = np.finfo(np.float64).eps
-    target = x * ((x @ y + epsilon) / (x @ x + epsilon))
-    rest = y - target
-    return 10 * math.log10((target @ target + epsilon) / (rest @ rest + epsilon))
+    means = [signal.mean(dtype=np.float64) for signal in (reference, degraded)]
+    energy = product = _EPSILON
+    for x, y in _parts(reference, degraded, *means):
+        energy += x @ x
+        product += x @ y
+    scale = product / energy
+    rest = _EPSILON
+    for x, y in _parts(reference, degraded, *means):
+        y -= scale * x
+        rest += y @ y
+    return 10 * math.log10((scale**2 * (energy - _EPSILON) + _EPSILON) / rest)
 
 
 def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
@@ -103,47 +78,131 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> floa
     which sums to 1. A distance of 1 is 20 dB. The loss `mel` of training has the same formula.
     NaN for signals without samples.
     """
-    reference, degraded = _check(reference, degraded)
+    reference, degraded = check_signals(reference, degraded)
     if not len(reference):
         return math.nan
     distances = []
     for size, bands in MEL_BANDS.items():
-        bank, window = _mel_bank(size, bands, rate), _window(size)
-        signals = (
-            np.pad(x.astype(np.float64), size // 2, "reflect") for x in (reference, degraded)
-        )
-        frames = [sliding_window_view(x, size)[:: size // 4] for x in signals]
-        total, step = 0.0, _PIECE // size
-        for start in range(0, len(frames[0]), step):
-            x, y = (_log_mel(part[start : start + step], window, bank) for part in frames)
+        bank = _mel_bank(size, bands, rate)
+        total = count = 0.0
+        for powers in _powers(reference, degraded, size, size // 4):
+            x, y = (
+                np.log10(np.sqrt(power + 1e-10) * (4 / size) @ bank + MEL_FLOOR) for power in powers
+            )
             total += np.abs(x - y).sum()
-        distances.append(total / (len(frames[0]) * bands))
+            count += x.size
+        distances.append(total / count)
     return float(np.mean(distances))
 
 
-def _log_mel(frames: np.ndarray, window: np.ndarray, bank: np.ndarray) -> np.ndarray:
-    """(n, size) samples -> (n, bands)."""
-    spectrum = np.fft.rfft(frames * window)
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.log10(np.sqrt(power + 1e-10) * (4 / len(window)) @ bank + MEL_FLOOR)
+def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Multi-resolution STFT distance (Yamamoto et al. 2020), 0 for equal signals.
+
+    Mean over RESOLUTIONS of ||X| - |Y|| / ||X|| (Frobenius norms) + mean |ln |X| - ln |Y||, of
+    magnitudes of at least 1e-4, with periodic Hann windows, the ends reflected: what auraloss
+    computes of (degraded, reference). NaN for a silent reference.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference):
+        return math.nan
+    distances = []
+    for size, hop, window in RESOLUTIONS:
+        error = energy = logs = count = 0.0
+        for powers in _powers(reference, degraded, size, hop, window):
+            x, y = (np.sqrt(np.maximum(power, 1e-8)) for power in powers)
+            error += np.square(x - y).sum()
+            energy += np.square(x).sum()
+            logs += np.abs(np.log(x) - np.log(y)).sum()
+            count += x.size
+        distances.append(math.sqrt(error / energy) + logs / count)
+    return float(np.mean(distances))
 
 
-def _window(size: int) -> np.ndarray:
-    return 0.5 - 0.5 * np.cos(2 * np.pi / size * np.arange(size))
+def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Log-spectral distance, dB: the mean over frames of the root mean square over frequencies of
+    10 log10(|X|^2 / |Y|^2).
+
+    Periodic Hann windows of 2048 samples, 512 apart, the ends reflected; powers, scaled so that a
+    full-scale sine has 1, count as at least 1e-10. NaN for signals without samples.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    if not len(reference):
+        return math.nan
+    total = count = 0.0
+    for powers in _powers(reference, degraded, LSD_SIZE, LSD_HOP):
+        x, y = (np.log10(np.maximum(power * (4 / LSD_SIZE) ** 2, LSD_FLOOR)) for power in powers)
+        total += 10 * np.sqrt(np.square(x - y).mean(1)).sum()
+        count += len(x)
+    return float(total / count)
 
 
-@lru_cache(maxsize=32)
-def _mel_bank(size: int, bands: int, rate: int) -> np.ndarray:
-    """(size / 2 + 1, bands) weights: triangles between neighbours on the mel scale."""
-    top = 2595 * math.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)  # Hz
-    bins = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
-    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    bank = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(min=0)
-    return bank / bank.sum(0).clip(min=1e-6)  # a band may lie between two bins
+def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """Mel-cepstral distortion, dB: 10 sqrt(2) / ln(10) times the mean over frames of |c - c'|.
+
+    c: c_1 .. c_13 of ln E_b = c_0 + 2 sum_m c_m cos(pi m (b + 1/2) / 40) of the energies E of 40
+    mel bands as librosa makes them (Slaney's scale, FFT of 512 samples at 16 kHz, to which other
+    rates are resampled), not more than 80 dB below the largest. So it is the root mean square
+    difference of smoothed mel spectra in dB, whatever their levels. Frames, 10 ms apart, are
+    compared at the same place: there is no time warping. NaN for silence.
+
+    Raises:
+        ImportError: without the package librosa.
+    """
+    try:
+        import librosa
+    except ImportError as error:
+        raise missing_package("MCD", "librosa") from error
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference) or is_silent(degraded):
+        return math.nan
+    if rate != MCD_RATE:
+        reference, degraded = (resample(x, rate, MCD_RATE) for x in (reference, degraded))
+    bank = librosa.filters.mel(sr=MCD_RATE, n_fft=MCD_SIZE, n_mels=MCD_BANDS).T
+    energies = zip(
+        *(
+            [power @ bank for power in powers]
+            for powers in _powers(reference, degraded, MCD_SIZE, MCD_HOP, ends="constant")
+        )
+    )
+    x, y = (
+        librosa.feature.mfcc(
+            S=librosa.power_to_db(np.concatenate(parts).T), n_mfcc=MCD_COEFFICIENTS + 1
+        )[1:]
+        for parts in energies
+    )
+    return float(np.linalg.norm(x - y, axis=0).mean() / math.sqrt(MCD_BANDS))
 
 
-def _check(*signals: np.ndarray) -> list[np.ndarray]:
+def loudness(signal: np.ndarray, rate: int) -> float:
+    """Integrated loudness, LUFS (ITU-R BS.1770, gated). NaN below 0.4 s and where no block is
+    louder than -70 LUFS.
+
+    Raises:
+        ImportError: without the package pyloudnorm.
+    """
+    try:
+        import pyloudnorm
+    except ImportError as error:
+        raise missing_package("loudness", "pyloudnorm") from error
+    (signal,) = check_signals(signal)
+    if len(signal) < GATE * rate:
+        return math.nan
+    value = float(pyloudnorm.Meter(rate, block_size=GATE).integrated_loudness(signal))
+    return value if math.isfinite(value) else math.nan
+
+
+def loudness_difference(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """Loudness of the degraded minus that of the reference, LU; NaN where one has none.
+
+    Raises:
+        ImportError: without the package pyloudnorm.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    return loudness(degraded, rate) - loudness(reference, rate)
+
+
+def check_signals(*signals: np.ndarray) -> list[np.ndarray]:
+    """Signals as arrays, when they are float, (T,), finite and equally long; else ValueError."""
     found = [np.asarray(signal) for signal in signals]
     for signal in found:
         if signal.ndim != 1 or signal.dtype.kind != "f":
@@ -157,10 +216,63 @@ def _check(*signals: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def _is_silent(signal: np.ndarray) -> bool:
-    """Whether there is nothing but a constant."""
-    return not len(signal) or bool(signal.min() == signal.max())
+def is_silent(signal: np.ndarray) -> bool:
+    """Whether there is nothing but a constant, to less than a step of 24 bits."""
+    return not len(signal) or bool(float(signal.max()) - float(signal.min()) < SILENCE)
 
 
-def _missing(metric: str, package: str) -> ImportError:
+def missing_package(metric: str, package: str) -> ImportError:
+    """What a metric raises without its package."""
     return ImportError(f"{metric} needs the package {package}: pip install 'vpcodec[score]'")
+
+
+def _parts(
+    x: np.ndarray, y: np.ndarray, mean_x: float = 0.0, mean_y: float = 0.0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both without their means, float64, in parts."""
+    for start in range(0, len(x), _PIECE):
+        part = slice(start, start + _PIECE)
+        yield x[part] - np.float64(mean_x), y[part] - np.float64(mean_y)
+
+
+def _powers(
+    x: np.ndarray,
+    y: np.ndarray,
+    size: int,
+    hop: int,
+    window: int | None = None,
+    *,
+    ends: str = "reflect",
+) -> Iterator[list[np.ndarray]]:
+    """|X|^2 and |Y|^2 of centred frames in parts, each (frames, size / 2 + 1) float64.
+
+    Args:
+        window: samples of the periodic Hann window in the middle of a frame; `size` by default.
+        ends: how `np.pad` continues the signals.
+    """
+    weights = _window(size, window or size)
+    frames = [
+        sliding_window_view(np.pad(signal, size // 2, ends), size)[::hop] for signal in (x, y)
+    ]
+    step = _PIECE // size
+    for start in range(0, len(frames[0]), step):
+        spectra = (np.fft.rfft(part[start : start + step] * weights) for part in frames)
+        yield [spectrum.real**2 + spectrum.imag**2 for spectrum in spectra]
+
+
+def _window(size: int, length: int) -> np.ndarray:
+    """(size,): a periodic Hann window of `length` samples with zeros on both sides."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi / length * np.arange(length))
+    left = (size - length) // 2
+    return np.pad(hann, (left, size - length - left))
+
+
+@lru_cache(maxsize=32)
+def _mel_bank(size: int, bands: int, rate: int) -> np.ndarray:
+    """(size / 2 + 1, bands) weights: triangles between neighbours on the mel scale."""
+    top = 2595 * math.log10(1 + rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bands + 2) / 2595) - 1)  # Hz
+    bins = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    bank = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(min=0)
+    return bank / bank.sum(0).clip(min=1e-6)  # a band may lie between two bins

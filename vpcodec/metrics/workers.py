@@ -18,8 +18,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from .audio import mel_distance, pesq_wb, si_sdr, stoi
+from .audio import mel_distance, si_sdr
 from .image import ms_ssim, psnr, ssim
+from .speech import pesq_wb, stoi
 
 METRICS = ("pesq_wb", "stoi", "si_sdr", "mel_distance")
 IMAGE_METRICS = ("psnr", "ssim", "ms_ssim")

@@ -1,0 +1,226 @@
+"""Metrics of decoded speech: models of hearing and of listeners, intelligibility, and pitch.
+
+Signals are as in `metrics.audio`: float arrays (T,), full scale at -1 and 1, in Hz `rate`, those of
+a pair equally long, the reference first; ValueError otherwise. NaN is the value where a metric is
+not defined. Each function raises ImportError without its package.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..audio import resample
+from .audio import check_signals, is_silent, missing_package
+
+PESQ_RATE = 16_000  # Hz, of wideband PESQ
+PESQ_NB_RATE = 8_000  # Hz, of narrowband PESQ
+STOI_RATE = 10_000  # Hz at which pystoi works
+PITCH_RATE = 16_000  # Hz
+PITCH_HOP = 160  # samples between frames: 10 ms
+PITCH_RANGE = (65.0, 500.0)  # Hz: low men to children
+DNSMOS_RATE = 16_000  # Hz
+DNSMOS_SECONDS = 1.0  # below, the nine seconds that it hears would be a stutter
+
+_PESQ_SECONDS = 20  # the package crashes on 50 utterances, each with its pause 0.4 s or more
+_STOI_SECONDS = 60  # bounds memory: the package takes 2 MB per second
+_STOI_FRAME = 256  # samples of a frame at its rate
+_STOI_TOO_SHORT = "Not enough STFT frames"  # the beginning of its warning
+_PITCH_FRAME = 1024  # samples: four periods of the lowest pitch
+_PITCH_STEP = 0.2  # semitones between pitches; half of it costs three times as much
+_PITCH_FRAMES = 3000  # that are tracked at once; bounds memory
+
+
+class DNSMOS(NamedTuple):
+    """Predicted mean opinion scores, from 1 to 5."""
+
+    overall: float
+    signal: float
+    background: float
+    p808: float
+
+
+def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """PESQ, wideband (ITU-T P.862.2), as MOS-LQO from 1.0 to 4.64; at 16 kHz, to which other
+    rates are resampled. NaN where PESQ finds no speech in one of them, and below 0.25 s. More than
+    20 s are cut into equal parts of at most that, and those with a value averaged.
+    """
+    return _pesq(reference, degraded, rate, PESQ_RATE, "wb")
+
+
+def pesq_nb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """PESQ, narrowband (ITU-T P.862), as MOS-LQO (P.862.1) from 1.0 to 4.55; at 8 kHz, to which
+    other rates are resampled. NaN and long signals as with `pesq_wb`.
+    """
+    return _pesq(reference, degraded, rate, PESQ_NB_RATE, "nb")
+
+
+def stoi(
+    reference: np.ndarray, degraded: np.ndarray, rate: int, *, extended: bool = False
+) -> float:
+    """Short-time objective intelligibility, up to 1.0; with `extended`, ESTOI.
+
+    NaN for a silent reference and where less than 0.4 s of speech is left once pauses are cut out;
+    about 0 for a silent result. More than 60 s are cut into equal parts of at most that, and those
+    with a value averaged.
+    """
+    try:
+        import pystoi
+    except ImportError as error:
+        raise missing_package("STOI", "pystoi") from error
+    reference, degraded = check_signals(reference, degraded)
+    values = []
+    for x, y in _parts(reference, degraded, _STOI_SECONDS * rate):
+        if is_silent(x) or len(x) * STOI_RATE <= _STOI_FRAME * rate:
+            continue
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", _STOI_TOO_SHORT, RuntimeWarning)
+            try:
+                values.append(float(pystoi.stoi(x, y, rate, extended=extended)))
+            except RuntimeWarning as warning:
+                if not str(warning).startswith(_STOI_TOO_SHORT):
+                    raise
+    return _mean(values)
+
+
+def pitch(signal: np.ndarray, rate: int) -> np.ndarray:
+    """Fundamental frequency every 10 ms, Hz, NaN where unvoiced: (1 + T' // 160,) of T' samples at
+    16 kHz, to which other rates are resampled.
+
+    Of librosa's pYIN, from 65 to 500 Hz in steps of 20 cents, with frames of 64 ms; shorter signals
+    have no pitch. More than 30 s are tracked in parts of 30 s, which may differ from one track
+    where they meet.
+    """
+    try:
+        import librosa
+    except ImportError as error:
+        raise missing_package("pitch", "librosa") from error
+    (signal,) = check_signals(signal)
+    if rate != PITCH_RATE:
+        signal = resample(signal, rate, PITCH_RATE)
+    found = np.full(1 + len(signal) // PITCH_HOP, np.nan)
+    if is_silent(signal) or len(signal) < _PITCH_FRAME:
+        return found
+    padded = np.pad(signal, _PITCH_FRAME // 2)
+    for start in range(0, len(found), _PITCH_FRAMES):
+        end = min(start + _PITCH_FRAMES, len(found))
+        found[start:end], _, _ = librosa.pyin(
+            padded[start * PITCH_HOP : (end - 1) * PITCH_HOP + _PITCH_FRAME],
+            sr=PITCH_RATE,
+            fmin=PITCH_RANGE[0],
+            fmax=PITCH_RANGE[1],
+            frame_length=_PITCH_FRAME,
+            hop_length=PITCH_HOP,
+            resolution=_PITCH_STEP,
+            center=False,
+        )
+    return found
+
+
+def compare_pitch(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
+    """Of two results of `pitch`, equally long: what `f0_rmse` and `voicing_error` say of them."""
+    before, after = (~np.isnan(track) for track in (reference, degraded))
+    both = before & after
+    cents = 1200 * np.log2(degraded[both] / reference[both])
+    return (
+        math.sqrt(np.square(cents).mean()) if both.any() else math.nan,
+        float((before != after).mean()) if before.any() else math.nan,
+    )
+
+
+def f0_rmse(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """Root mean square error of `pitch`, cents, over the frames that are voiced in both; octave
+    slips count 1200. NaN where no frame is.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[0]
+
+
+def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
+    """Share of the frames of `pitch` that are voiced in one signal only; NaN where none of the
+    reference is.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[1]
+
+
+def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
+    """DNSMOS P.835 and P.808 (Reddy et al. 2021, 2022), without a reference; at 16 kHz, to which
+    other rates are resampled.
+
+    The mean over windows of 9.01 s, 1 s apart; shorter signals are repeated, as the package does.
+    Peaks above full scale are scaled to it. NaN for silence and below 1 s.
+    """
+    try:
+        scorer = _dnsmos_scorer()
+    except ImportError as error:
+        raise missing_package("DNSMOS", "speechmos") from error
+    (signal,) = check_signals(signal)
+    if is_silent(signal) or len(signal) < DNSMOS_SECONDS * rate:
+        return DNSMOS(*[math.nan] * 4)
+    if rate != DNSMOS_RATE:
+        signal = resample(signal, rate, DNSMOS_RATE)
+    signal = signal / max(1, np.abs(signal).max())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of mel bands without a frequency, always the same
+        found = scorer(signal, DNSMOS_RATE, False)
+    return DNSMOS(*(float(found[f"{name}_mos"]) for name in ("ovrl", "sig", "bak", "p808")))
+
+
+@lru_cache(maxsize=1)
+def _dnsmos_scorer() -> Any:
+    """The package's, with sessions of one thread."""
+    import onnxruntime
+    from speechmos import dnsmos as package
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    folder = Path(package.__file__).parent / "dnsmos_models"
+    paths = [str(folder / name) for name in ("sig_bak_ovr.onnx", "model_v8.onnx")]
+    scorer = package.DNSMOS(*paths)
+    scorer.onnx_sess, scorer.p808_onnx_sess = (
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for path in paths
+    )
+    return scorer
+
+
+def _pesq(
+    reference: np.ndarray,
+    degraded: np.ndarray,
+    rate: int,
+    pesq_rate: int,
+    mode: Literal["wb", "nb"],
+) -> float:
+    try:
+        from pesq import BufferTooShortError, NoUtterancesError, pesq
+    except ImportError as error:
+        raise missing_package("PESQ", "pesq") from error
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference) or is_silent(degraded):
+        return math.nan
+    if rate != pesq_rate:
+        reference, degraded = (resample(x, rate, pesq_rate) for x in (reference, degraded))
+    values = []
+    for x, y in _parts(reference, degraded, _PESQ_SECONDS * pesq_rate):
+        if not (is_silent(x) or is_silent(y)):  # of which it would make NaN and an error
+            with suppress(BufferTooShortError, NoUtterancesError):
+                values.append(float(pesq(pesq_rate, x, y, mode)))
+    return _mean(values)
+
+
+def _parts(x: np.ndarray, y: np.ndarray, longest: int) -> zip[tuple[np.ndarray, np.ndarray]]:
+    """As few equal parts as have no more samples each than `longest`."""
+    count = max(1, -(-len(x) // longest))
+    return zip(np.array_split(x, count), np.array_split(y, count))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
