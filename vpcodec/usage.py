@@ -46,7 +46,10 @@ class CodebookUsage:
         for bad in (int(tokens.min()), int(tokens.max())):
             if not 0 <= bad < self.codebook_size:
                 raise ValueError(f"token {bad} is not within 0 .. {self.codebook_size - 1}")
-        codes, counts = np.unique(tokens.astype(np.int64), return_counts=True)
+        self.add(*np.unique(tokens.astype(np.int64), return_counts=True))
+
+    def add(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        """Count codes, int64 (n,) within 0 .. K - 1 and each there once, so many times each."""
         self.counts[codes] += counts
 
     def merge(self, other: CodebookUsage) -> None:

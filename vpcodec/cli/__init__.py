@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import decode, encode, export, info, models, train
+from . import decode, encode, export, info, models, score, train
 
 app = typer.Typer(
     name="vpcodec",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)
 app.command("info")(info.info)
+app.command("score")(score.score)
 app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("export")(export.export)

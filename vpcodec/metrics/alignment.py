@@ -1,0 +1,155 @@
+"""The delay of a codec: found over many files, and removed; and the level, on request.
+
+A delay is a whole number of samples, positive where the decoded signal comes later.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_DELAY = 0.1  # s, either way
+MIN_CORRELATION = 0.5  # mean over the pairs; below, waveforms do not tell the delay
+
+_SPAN = 60  # s of a pair that are looked at, the loudest; bounds memory
+_ENVELOPE = 0.01  # s, of the window that averages the energy
+_FLOOR = 0.01  # of the mean energy: what lies 20 dB below hardly counts
+
+
+class DelayFinder:
+    """The constant delay of a codec, from any number of pairs in any order.
+
+    Sums the normalised cross-correlations of the pairs and takes the lag where the sum is largest.
+    Where that is less than MIN_CORRELATION per pair, as with vocoders, which make a new waveform,
+    the envelopes log(e[t] / mean(e) + 0.01) are compared instead, with e[t] the mean of x^2 under a
+    Hann window of 10 ms around t. Means are removed from waveforms and envelopes. Of a pair longer
+    than 60 s only the loudest 60 s of the reference, and what lies there, are compared.
+
+    On 46 clips of speech, codecs of waveforms (Opus at 6 kbit/s, neural ones) reach 0.82 to 0.95
+    per pair, Codec2, a vocoder, 0.04; in single clips the former seldom fall below 0.5, and the
+    latter stays below.
+
+    Args:
+        rate: of the signals, Hz.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._reach = _reach(rate)
+        self._waveforms, self._envelopes = np.zeros((2, 2 * self._reach + 1))
+        self._n_pairs = 0
+
+    def add(self, reference: np.ndarray, degraded: np.ndarray) -> None:
+        """Take a pair (T,) and (T',) into account; a silent one says nothing.
+
+        Raises:
+            ValueError: other shapes, NaN or infinite samples.
+        """
+        x, y = _part(*_check(reference, degraded), self.rate)
+        if not (x.any() and y.any()):
+            return
+        self._n_pairs += 1
+        self._waveforms += _correlation(x, y, self._reach)
+        x, y = (_log_envelope(signal, self.rate) for signal in (x, y))
+        self._envelopes += _correlation(x, y, self._reach)
+
+    def merge(self, other: DelayFinder) -> None:
+        """Take the pairs of another finder of the same rate into account."""
+        if other.rate != self.rate:
+            raise ValueError(f"delays at {other.rate} and at {self.rate} Hz")
+        self._n_pairs += other._n_pairs
+        self._waveforms += other._waveforms
+        self._envelopes += other._envelopes
+
+    @property
+    def delay(self) -> int:
+        """Samples; 0 where no pair has sound."""
+        if not self._n_pairs:
+            return 0
+        weak = self._waveforms.max() < MIN_CORRELATION * self._n_pairs
+        return int(np.argmax(self._envelopes if weak else self._waveforms)) - self._reach
+
+
+def find_delay(reference: np.ndarray, degraded: np.ndarray, rate: int) -> int:
+    """The delay of one pair (T,) and (T',), where the waveforms correlate most; 0 for silence.
+
+    Raises:
+        ValueError: other shapes, NaN or infinite samples.
+    """
+    reach = _reach(rate)
+    x, y = _part(*_check(reference, degraded), rate)
+    if not (x.any() and y.any()):
+        return 0
+    return int(np.argmax(_correlation(x, y, reach))) - reach
+
+
+def remove_delay(degraded: np.ndarray, delay: int, n_samples: int) -> np.ndarray:
+    """(..., T') -> (..., n_samples), of which sample t is t + delay before; zeros where none is."""
+    aligned = np.zeros((*degraded.shape[:-1], n_samples), degraded.dtype)
+    start = max(0, -delay)
+    stop = max(start, min(n_samples, degraded.shape[-1] - delay))
+    aligned[..., start:stop] = degraded[..., start + delay : stop + delay]
+    return aligned
+
+
+def match_level(reference: np.ndarray, degraded: np.ndarray) -> np.ndarray:
+    """The degraded signal, scaled to the mean power of the reference; silence stays as it is."""
+    if not degraded.any():
+        return degraded
+    power, wanted = (np.square(x, dtype=np.float64).mean() for x in (degraded, reference))
+    return (degraded * np.sqrt(wanted / power)).astype(degraded.dtype)
+
+
+def _reach(rate: int) -> int:
+    return round(MAX_DELAY * rate)
+
+
+def _part(x: np.ndarray, y: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """What of a pair is looked at: the same span of both, with means of 0 and peaks of 1."""
+    start, span = 0, _SPAN * rate
+    if len(x) > span:
+        seconds = range(0, len(x), rate)
+        energy = [np.square(x[t : t + rate], dtype=np.float64).sum() for t in seconds]
+        start = int(np.argmax(np.convolve(energy, np.ones(_SPAN), "valid"))) * rate
+    x, y = x[start : start + span], y[start : start + span]
+    x, y = x[: len(y) + _reach(rate)], y[: len(x) + _reach(rate)]  # the rest meets nothing
+    return _with_peak(_centred(x)), _with_peak(_centred(y))
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+    return x - x.mean(dtype=np.float64).astype(np.float32) if len(x) else x
+
+
+def _with_peak(x: np.ndarray) -> np.ndarray:
+    return x / np.abs(x).max() if x.any() else x
+
+
+def _log_envelope(x: np.ndarray, rate: int) -> np.ndarray:
+    window = np.hanning(max(1, round(_ENVELOPE * rate)) + 2).astype(np.float32)
+    energy = np.convolve(np.square(x), window / window.sum(), "same")[: len(x)]
+    return _centred(np.log(energy / energy.mean(dtype=np.float64) + _FLOOR).astype(np.float32))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, reach: int) -> np.ndarray:
+    """sum_t x[t] y[t + lag] / (|x| |y|) for each lag from -reach to reach."""
+    scale = np.sqrt((x @ x) * (y @ y))
+    size = _fast_size(max(len(x), len(y)) + reach)  # so that no other lag falls onto these
+    spectrum = np.fft.rfft(x, size).conj() * np.fft.rfft(y, size)
+    lags = np.fft.irfft(spectrum, size).take(range(-reach, reach + 1), mode="wrap")
+    return lags / scale if scale > 0 else np.zeros_like(lags)
+
+
+def _fast_size(least: int) -> int:
+    """The smallest of 2^n, 3 * 2^n and 5 * 2^n, which FFT likes, that is at least that."""
+    return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in (1, 3, 5))
+
+
+def _check(*signals: np.ndarray) -> list[np.ndarray]:
+    """The signals as float32."""
+    for signal in signals:
+        if signal.ndim != 1 or signal.dtype.kind != "f":
+            raise ValueError(
+                f"signals must be float, (T,), got {signal.dtype} of shape {signal.shape}"
+            )
+        if not np.isfinite(signal).all():
+            raise ValueError("signals hold NaN or infinite values")
+    return [signal.astype(np.float32, copy=False) for signal in signals]

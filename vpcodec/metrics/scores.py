@@ -1,0 +1,317 @@
+"""What scoring gives: rows of files, their statistics, and both as JSON, CSV and text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .registry import METRICS, SYSTEM_METRICS, Metric
+
+RESAMPLES = 2000  # of the bootstrap
+ORIGINAL = "(original)"  # the references as a system: what metrics without reference say of them
+
+_SEED = 0
+_PIECE = 2**22  # indices drawn at once; bounds memory
+_ROW_FIELDS = ("key", "system", "delay", "seconds", "bytes", "fingerprint")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file through one system.
+
+    Attributes:
+        system: its name.
+        file: relative to the folder of the references.
+        delay: s, that was removed.
+        seconds: of the reference; None for images.
+        n_bytes: as coded; None where that is not known.
+        fingerprint: of all that the values depend on.
+        values: by name of the metric, "bitrate" (bit/s) or "bits_per_pixel" among them; NaN where
+            a metric is not defined.
+    """
+
+    system: str
+    file: str
+    delay: float
+    seconds: float | None
+    n_bytes: int | None
+    fingerprint: str
+    values: dict[str, float]
+
+    def to_json(self) -> str:
+        """One line: "key" is the file, and each metric stands under its name, as in VERSA's
+        results; null where it is not defined."""
+        head = (self.file, self.system, self.delay, self.seconds, self.n_bytes, self.fingerprint)
+        return json.dumps(dict(zip(_ROW_FIELDS, head)) | _finite(self.values), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Row:
+        """What `to_json` wrote; ValueError for anything else."""
+        try:
+            found = json.loads(line)
+            file, system, delay, seconds, n_bytes, mark = (found.pop(key) for key in _ROW_FIELDS)
+            values = {key: math.nan if x is None else float(x) for key, x in found.items()}
+            seconds = None if seconds is None else float(seconds)
+            n_bytes = None if n_bytes is None else int(n_bytes)
+            return cls(str(system), str(file), float(delay), seconds, n_bytes, str(mark), values)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError("not a line that `vpcodec score --jsonl` wrote") from None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over files.
+
+    Attributes:
+        n, missing: files with a value and without.
+        mean, median, p5, p95: of those with a value; NaN without any.
+        low, high: the 95 % interval of the mean, by bootstrap over files (percentiles of 2,000
+            resamples, seeded); NaN below two values.
+    """
+
+    n: int
+    missing: int
+    mean: float
+    low: float
+    high: float
+    median: float
+    p5: float
+    p95: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """Of the values of all files, NaN where one has none."""
+        table = np.asarray(values, dtype=np.float64)
+        found = table[~np.isnan(table)]
+        missing = len(table) - len(found)
+        if not len(found):
+            return cls(0, missing, *[math.nan] * 6)
+        low, high = _bootstrap(found) if len(found) > 1 else (math.nan, math.nan)
+        p5, median, p95 = (float(x) for x in np.percentile(found, [5, 50, 95]))
+        return cls(len(found), missing, float(found.mean()), low, high, median, p5, p95)
+
+
+@dataclass(frozen=True)
+class SystemScores:
+    """All files through one system.
+
+    Attributes:
+        name: in tables.
+        identity: changes where results may: a fingerprint, or a program's version.
+        delay: s, the median of what was removed; None where nothing was looked for.
+        summaries: by name of the metric.
+        codebook: "tokens", "entropy" (bits per token), "perplexity", "cvu" and "used" of all
+            tokens; empty where there are none.
+        counts: int64 (K,), how often each code occurred; None without tokens.
+        codebook_size: K; None without tokens.
+    """
+
+    name: str
+    identity: str
+    delay: float | None
+    summaries: dict[str, Summary]
+    codebook: dict[str, float] = field(default_factory=dict)
+    counts: np.ndarray | None = None
+    codebook_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of scoring.
+
+    Attributes:
+        kind: "audio" or "image".
+        systems: as they were asked for; ORIGINAL first, where metrics without reference are among
+            the metrics.
+        rows: of all files and systems.
+        metrics: that were computed, in the order of tables.
+        unavailable: why others of the default ones were not.
+        failed: a line for each file and system without a row.
+        settings: what was compared and how, for people.
+    """
+
+    kind: str
+    systems: list[SystemScores]
+    rows: list[Row]
+    metrics: list[Metric]
+    unavailable: dict[str, str]
+    failed: list[str]
+    settings: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the rows, for JSON: null for what has no value."""
+        return {
+            "kind": self.kind,
+            "settings": self.settings,
+            "systems": [
+                {
+                    "name": system.name,
+                    "identity": system.identity,
+                    "delay": system.delay,
+                    "metrics": {
+                        name: _finite(vars(summary)) for name, summary in system.summaries.items()
+                    },
+                    "codebook": _finite(system.codebook),
+                    "codebook_size": system.codebook_size,
+                }
+                for system in self.systems
+            ],
+            "unavailable": self.unavailable,
+            "failed": self.failed,
+        }
+
+    def to_csv(self) -> str:
+        """A line for each system and metric; empty cells for what has no value."""
+        out = io.StringIO()
+        columns = ("n", "missing", "mean", "low", "high", "median", "p5", "p95")
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["system", "metric", "unit", *columns])
+        for system in self.systems:
+            for name, summary in system.summaries.items():
+                cells = _finite(vars(summary))
+                unit = describe(name).unit
+                writer.writerow([system.name, name, unit, *(cells[column] for column in columns)])
+            for name in ("entropy", "perplexity", "cvu"):
+                if name in system.codebook:
+                    cells = [system.codebook["tokens"], 0, system.codebook[name]]
+                    writer.writerow([system.name, name, describe(name).unit, *cells, *[None] * 5])
+        return out.getvalue()
+
+    def to_text(self) -> str:
+        """A table for a terminal: of one system every statistic, of several the means."""
+        found = {name for system in self.systems for name in system.summaries}
+        names = [name for name in ("bitrate", "bits_per_pixel", *METRICS) if name in found]
+        codebook = [
+            name
+            for name in ("entropy", "perplexity", "cvu")
+            if any(name in system.codebook for system in self.systems)
+        ]
+        marks = {
+            "higher": "higher is better",
+            "lower": "lower is better",
+            "zero": "0 is best",
+            "": "",
+        }
+        first = [_titled(describe(name)) for name in (*names, *codebook)]
+        last = [marks[describe(name).better] for name in (*names, *codebook)]
+        compared = [system for system in self.systems if system.name != ORIGINAL]
+        if len(self.systems) == 1 and len(self.rows) > 1:
+            [system] = self.systems
+            heads = ["mean", "95 % interval", "median", "5 %", "95 %", "n"]
+            columns = [
+                [_number(s.mean) for s in system.summaries.values()],
+                [_interval(s) for s in system.summaries.values()],
+                *(
+                    [_number(getattr(s, key)) for s in system.summaries.values()]
+                    for key in ("median", "p5", "p95")
+                ),
+                [_counted(s) for s in system.summaries.values()],
+            ]
+            columns[0] += [_number(system.codebook[name]) for name in codebook]
+            for column in columns[1:]:
+                column += [""] * len(codebook)
+        else:
+            heads = [system.name for system in self.systems]
+            columns = [
+                [
+                    _with_interval(system.summaries[name]) if name in system.summaries else ""
+                    for name in names
+                ]
+                + [
+                    _number(system.codebook[name]) if name in system.codebook else ""
+                    for name in codebook
+                ]
+                for system in self.systems
+            ]
+        table = _aligned(["", *heads, ""], [first, *columns, last])
+        notes = [
+            f"{system.name}: a delay of {1000 * system.delay:.2f} ms was removed"
+            for system in compared
+            if system.delay
+        ]
+        if len(self.systems) > 1:
+            notes += [
+                f"{system.name}: {describe(name).label} has no value for {summary.missing} of "
+                f"{summary.missing + summary.n}"
+                for system in self.systems
+                for name, summary in system.summaries.items()
+                if summary.missing
+            ]
+        return "\n".join([*table, *notes])
+
+
+def describe(name: str) -> Metric:
+    """The metric of that name, of files or of whole systems."""
+    return METRICS[name] if name in METRICS else SYSTEM_METRICS[name]
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of (n,) values."""
+    random = np.random.default_rng(_SEED)
+    step = max(1, _PIECE // len(values))
+    means = [
+        values[random.integers(len(values), size=(min(step, RESAMPLES - start), len(values)))].mean(
+            1
+        )
+        for start in range(0, RESAMPLES, step)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """None for NaN and infinities, which JSON does not know."""
+    return {
+        key: None if isinstance(x, float) and not math.isfinite(x) else x
+        for key, x in values.items()
+    }
+
+
+def _titled(metric: Metric) -> str:
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+
+
+def _number(value: float) -> str:
+    """About four digits."""
+    if math.isnan(value):
+        return "-"
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:,.{digits}f}"
+
+
+def _interval(summary: Summary) -> str:
+    if math.isnan(summary.low):
+        return "-"
+    return f"{_number(summary.low)} to {_number(summary.high)}"
+
+
+def _with_interval(summary: Summary) -> str:
+    if math.isnan(summary.low):
+        return _number(summary.mean)
+    half = (summary.high - summary.low) / 2
+    return f"{_number(summary.mean)} ±{_number(half)}"
+
+
+def _counted(summary: Summary) -> str:
+    return f"{summary.n} of {summary.n + summary.missing}" if summary.missing else str(summary.n)
+
+
+def _aligned(heads: list[str], columns: list[list[str]]) -> list[str]:
+    """Lines of a table: the first and the last column to the left, numbers to the right."""
+    table = [[head, *column] for head, column in zip(heads, columns, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in table]
+    lines: Iterable[tuple[str, ...]] = zip(*table, strict=True)
+    return [
+        "  ".join(
+            cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,603 @@
+"""What is scored: files that were decoded before, our own models, and classic codecs.
+
+All systems are cheap to make, hold nothing but their settings and can be pickled; a model is
+loaded by the first file, once in each process. What a system is called on the command line can be
+told to another process too: `build_system(system.spec, ...)` makes the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+
+from ..audio import AUDIO_SUFFIXES, AudioError, load, resample, save
+from ..backends import BACKENDS
+from ..codec import Codec
+from ..files import find_files, naming
+from ..hub import open_model
+from ..image import IMAGE_SUFFIXES, is_image, load_image
+from ..tokenfile import read_tokens
+
+TIMEOUT = 60.0  # s that a program may take, and as long again as the audio lasts
+CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200", "700C", "450")
+
+_OPUS_BITRATES = 500, 512_000  # bit/s that opusenc takes
+_OPUS_RATES = 8_000, 192_000  # Hz at which opusdec writes
+_CODEC2_RATE = 8_000  # Hz
+_MESSAGE_BYTES = 4096  # of what a program prints that are looked at
+
+
+class ScoreError(ValueError):
+    """A system that cannot be used, or a file that it cannot code; one line."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What a system made of a file.
+
+    Attributes:
+        signal: audio float32 (C, T), or an image uint8 (H, W, C).
+        rate: of audio, Hz; it need not be the original's. None for images.
+        n_bytes: size when coded, with all headers; None where it is not known.
+        tokens: int64 (channels, N) in [0, codebook_size); None where there are none.
+    """
+
+    signal: np.ndarray
+    rate: int | None = None
+    n_bytes: int | None = None
+    tokens: np.ndarray | None = None
+
+
+class System(ABC):
+    """Something that codes and decodes files.
+
+    Attributes:
+        name: in tables.
+        spec: what `build_system` makes it of.
+        kind: "audio" or "image"; None takes both.
+        identity: changes when its results may, for the same `files`: fingerprint, version of
+            programs.
+        codebook_size: of its tokens; None where it has none.
+    """
+
+    name: str
+    spec: str
+    kind: Literal["audio", "image"] | None
+    identity: str
+    codebook_size: int | None = None
+
+    def code(self, source: Path) -> Coded:
+        """Code and decode a file.
+
+        Raises:
+            ScoreError: it cannot do that with this file; names the file.
+            AudioError, ImageError: a file that cannot be read.
+        """
+        with naming(os.fspath(source), ScoreError):
+            return self._code(source)
+
+    def files(self, source: Path) -> list[Path]:
+        """Other files on which the results of a file depend."""
+        return []
+
+    @abstractmethod
+    def _code(self, source: Path) -> Coded:
+        """`code`, without the file's name in a ScoreError or OSError."""
+
+
+def build_system(
+    spec: str,
+    *,
+    backend: str = "onnx",
+    threads: int | None = 1,
+    references: Path | None = None,
+) -> System:
+    """Make a system of "model:NAME", "codec:NAME@SETTING" or "folder:PATH" (a file, too).
+
+    Args:
+        spec: which.
+        backend, threads: of models.
+        references: the folder or file with the originals, of decoded files.
+
+    Raises:
+        ScoreError: it does not exist, or needs a program that is not installed.
+        ModelError: a model that cannot be used.
+    """
+    what, _, value = spec.partition(":")
+    if what == "model":
+        return Model(value, backend, threads)
+    if what == "folder" and references is not None:
+        return Decoded(Path(value), references)
+    if what == "codec":
+        codec = _parse_codec(value)
+        codec.check()
+        return codec
+    raise ValueError(f"no system {spec!r}")
+
+
+def parse_codecs(text: str) -> list[str]:
+    """Such as "opus@6k,codec2@3200" to specs, each once, in the order given.
+
+    Raises:
+        ScoreError: unknown codec, or a setting that it does not have.
+    """
+    return list(dict.fromkeys(_parse_codec(part.strip()).spec for part in text.split(",")))
+
+
+# ------------------------------------------------------------------------------------ decoded files
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Originals and what was decoded of them.
+
+    Attributes:
+        found: original -> its counterpart.
+        missing: originals without one.
+        unclear: original -> the files between which nothing decides.
+        extra: decoded files that belong to no original.
+    """
+
+    found: dict[Path, Path]
+    missing: list[Path]
+    unclear: dict[Path, list[Path]]
+    extra: list[Path]
+
+
+def pair_files(
+    references: Path,
+    decoded: Path,
+    suffixes: Collection[str] = AUDIO_SUFFIXES | IMAGE_SUFFIXES,
+) -> Pairs:
+    """Match the originals below a folder with the files below another; their paths are in order.
+
+    A counterpart has the same relative path; failing that, the same one without its suffix, audio
+    for audio and images for images, where exactly one original and one file have it. Of two files
+    the names may differ. An original may also be a file whose counterpart is sought in a folder.
+
+    Raises:
+        ScoreError: a path that does not exist, a folder against a file, nothing that matches.
+        OSError: a folder that cannot be read.
+    """
+    for path in (references, decoded):
+        if not path.exists():
+            raise ScoreError(f"{path}: no such file or folder")
+    if decoded.is_file():
+        if not references.is_file():
+            raise ScoreError(f"{decoded}: one file, but {references} is a folder")
+        return Pairs({references: decoded}, [], {}, [])
+    if references.is_file():
+        root, originals = references.parent, [Path(references.name)]
+    else:
+        root, originals = references, find_files(references, suffixes)
+    if not originals:
+        raise ScoreError(f"{references}: no audio or image in it")
+    others = find_files(decoded, suffixes)
+    same = set(originals) & set(others)
+    alike = _by_stem(path for path in others if path not in same)
+    rivals = _by_stem(path for path in originals if path not in same)
+    found, missing, unclear = {}, [], {}
+    for path in originals:
+        stem = _stem(path)
+        if path in same:
+            found[root / path] = decoded / path
+        elif stem not in alike:
+            missing.append(root / path)
+        elif len(alike[stem]) > 1:
+            unclear[root / path] = [decoded / other for other in alike[stem]]
+        elif len(rivals[stem]) > 1:
+            unclear[root / path] = [root / other for other in rivals[stem]]
+        else:
+            found[root / path] = decoded / alike[stem][0]
+    if not found and not unclear:
+        raise ScoreError(f"{decoded}: no audio or image in it has the name of an original")
+    extra = [path for stem, paths in alike.items() if stem not in rivals for path in paths]
+    return Pairs(found, missing, unclear, [decoded / path for path in extra])
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[tuple[Path, bool], list[Path]]:
+    groups: dict[tuple[Path, bool], list[Path]] = {}
+    for path in paths:
+        groups.setdefault(_stem(path), []).append(path)
+    return groups
+
+
+def _stem(path: Path) -> tuple[Path, bool]:
+    """The path without its suffix, and whether it is an image."""
+    return path.with_suffix(""), path.suffix.lower() in IMAGE_SUFFIXES
+
+
+class Decoded(System):
+    """Files that exist already, matched with their originals by `pair_files`.
+
+    Their size says nothing about how they were coded and does not count.
+
+    Attributes:
+        pairs: which file belongs to which original.
+
+    Raises:
+        ScoreError, OSError: as `pair_files`.
+    """
+
+    kind = None
+
+    def __init__(self, decoded: Path, references: Path, name: str | None = None) -> None:
+        self.decoded = decoded
+        self.name = name or decoded.name or decoded.resolve().name
+        self.spec = f"folder:{decoded}"
+        self.identity = str(decoded.resolve())
+        self.pairs = pair_files(references, decoded)
+
+    def files(self, source: Path) -> list[Path]:
+        """The counterpart, if there is one."""
+        return [self.pairs.found[source]] if source in self.pairs.found else []
+
+    def _code(self, source: Path) -> Coded:
+        if source in self.pairs.unclear:
+            files = " and ".join(str(path) for path in self.pairs.unclear[source])
+            raise ScoreError(f"{files} have the same name but for the suffix")
+        if source not in self.pairs.found:
+            raise ScoreError(f"no counterpart in {self.decoded}")
+        path = self.pairs.found[source]
+        with open(path, "rb") as file:
+            image = is_image(file.read(16))
+        return Coded(load_image(path)) if image else Coded(*load(path))
+
+
+# ----------------------------------------------------------------------------------------- models
+
+
+class Model(System):
+    """One of our models, by the names that `Codec.from_pretrained` takes.
+
+    Raises:
+        ScoreError: unknown backend.
+        ModelError: a model that cannot be found or read.
+    """
+
+    def __init__(self, name: str | Path, backend: str = "onnx", threads: int | None = 1) -> None:
+        if backend not in BACKENDS:
+            raise ScoreError(f"unknown backend {backend!r} (one of {', '.join(BACKENDS)})")
+        self.name = str(name)
+        self.spec = f"model:{name}"
+        self.backend, self.threads = backend, threads
+        folder = open_model(name)
+        self.path = folder.path.resolve()
+        self.kind = folder.config.kind
+        self.identity = folder.fingerprint.hex()
+        self.codebook_size = folder.config.codebook_size
+
+    def _code(self, source: Path) -> Coded:
+        codec = _load_codec(self.path, self.backend, self.threads)
+        coded, decoded = io.BytesIO(), io.BytesIO()
+        stats = codec.encode_file(source, coded)
+        tokens = read_tokens(io.BytesIO(coded.getvalue()))[0]
+        coded.seek(0)
+        if self.kind == "image":
+            codec.decode_file(coded, decoded)
+            decoded.seek(0)
+            pixels = _with_components(load_image(decoded), stats.components)
+            return Coded(pixels, None, stats.n_bytes, tokens)
+        codec.decode_file(coded, decoded, subtype="FLOAT")
+        decoded.seek(0)
+        return Coded(*load(decoded), stats.n_bytes, tokens)
+
+
+@cache
+def _load_codec(path: Path, backend: str, threads: int | None) -> Codec:
+    return Codec.from_pretrained(path, backend=backend, threads=threads)
+
+
+# --------------------------------------------------------------------------------- classic codecs
+
+
+class _Classic(System):
+    """A codec that others made, with one setting: "NAME@SETTING" on the command line."""
+
+    codec: ClassVar[str]
+    example: ClassVar[str]
+    programs: ClassVar[tuple[str, ...]] = ()
+    package: ClassVar[str] = ""  # of a Linux distribution, with the programs
+
+    @property
+    def spec(self) -> str:
+        return f"codec:{self.name}"
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, setting: str) -> Self:
+        """Raises ScoreError for a setting that the codec does not have."""
+
+    def check(self) -> None:
+        """Raises ScoreError where a program that it needs is not installed."""
+        if not all(shutil.which(program) for program in self.programs):
+            needed = " and ".join(self.programs)
+            raise ScoreError(f"codec {self.codec} needs {needed}: apt install {self.package}")
+
+
+@dataclass(frozen=True)
+class Opus(_Classic):
+    """opusenc and opusdec of opus-tools, on mono and stereo.
+
+    The audio goes in as float and comes out at its own rate where opusdec writes that, else at
+    48 kHz, in 16 bits with dither: opusdec's default, from which published values come. (PESQ-WB
+    of speech at 6 kbit/s is 0.04 lower without dither.) The size is that of the Ogg file.
+
+    Args:
+        bitrate: of all channels, bit/s, that opusenc aims at.
+    """
+
+    bitrate: int
+    kind = "audio"
+    codec = "opus"
+    example = "opus@6k"
+    programs = ("opusenc", "opusdec")
+    package = "opus-tools"
+
+    @classmethod
+    def parse(cls, setting: str) -> Self:
+        """Of "6k" and "6" (kbit/s, below 1000), or "6000"."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", setting.lower(), re.ASCII)
+        value = float(match[1]) if match else 0.0
+        bitrate = value * 1000 if match and (match[2] or value < 1000) else value
+        low, high = _OPUS_BITRATES
+        if not low <= bitrate <= high:
+            raise ScoreError(
+                f"codec opus has no bit rate {setting!r} (from {low / 1000:g}k to {high / 1000:g}k)"
+            )
+        return cls(round(bitrate))
+
+    @property
+    def name(self) -> str:
+        return f"opus@{self.bitrate / 1000:g}k"
+
+    @cached_property
+    def identity(self) -> str:
+        """The versions of the programs."""
+        with _Workshop() as shop:
+            printed = (shop.run(program, "--version") for program in self.programs)
+            return ", ".join(lines[0] if lines else "?" for lines in printed)
+
+    def _code(self, source: Path) -> Coded:
+        signal, rate = load(source)
+        channels, n_samples = signal.shape
+        if channels > 2:  # of which opusdec makes stereo
+            raise ScoreError(f"{channels} channels, but opus is run on mono and stereo only")
+        low, high = _OPUS_RATES
+        aim = ("--bitrate", f"{self.bitrate / 1000:g}")
+        wanted = ("--rate", str(rate if low <= rate <= high else 48_000))
+        with _Workshop(n_samples / rate) as shop:
+            save(shop.folder / "original.wav", signal, rate, subtype="FLOAT")
+            n_bytes = shop.make("opusenc", "--quiet", *aim, "original.wav", output="coded.opus")
+            shop.make("opusdec", "--quiet", *wanted, "coded.opus", output="decoded.wav")
+            try:
+                decoded, rate = load(shop.folder / "decoded.wav")
+            except AudioError as error:
+                raise ScoreError("opusdec wrote no audio that can be read") from error
+        if len(decoded) != channels:
+            raise ScoreError(f"opusdec wrote {len(decoded)} channels of {channels}")
+        return Coded(decoded, rate, n_bytes)
+
+
+@dataclass(frozen=True)
+class Codec2(_Classic):
+    """c2enc and c2dec, at 8 kHz, each channel alone; the result is at 16 kHz.
+
+    The size is that of all `.c2` files, with their headers of 7 bytes. The samples at the end
+    that fill no frame are not coded.
+
+    What brings the result to 16 kHz is a filter of the length that FFmpeg's default has, which lets
+    some of the images just above 4 kHz pass: PESQ-WB hears them. Of 46 clips at 3200 bit/s it is
+    1.65 with this filter and 1.60 with a steep one (soxr).
+    """
+
+    mode: str
+    kind = "audio"
+    codec = "codec2"
+    example = "codec2@3200"
+    programs = ("c2enc", "c2dec")
+    package = "codec2"
+
+    @classmethod
+    def parse(cls, setting: str) -> Self:
+        if setting.upper() not in CODEC2_MODES:
+            raise ScoreError(f"codec codec2 has no mode {setting!r} ({', '.join(CODEC2_MODES)})")
+        return cls(setting.upper())
+
+    @property
+    def name(self) -> str:
+        return f"codec2@{self.mode}"
+
+    def check(self) -> None:
+        super().check()
+        if find_spec("scipy") is None:
+            raise ScoreError("codec codec2 needs the package scipy: pip install 'vpcodec[score]'")
+
+    @cached_property
+    def identity(self) -> str:
+        """Of what becomes of half a second: the programs do not tell their version."""
+        t = np.arange(_CODEC2_RATE // 2) / _CODEC2_RATE
+        tones = sum(np.sin(2 * np.pi * n * (120 + 40 * t) * t) / n for n in range(1, 20))
+        with _Workshop() as shop:
+            decoded, _ = self._through(shop, np.rint(4096 * tones))
+        return hashlib.sha256(decoded.tobytes()).hexdigest()[:32]
+
+    def _code(self, source: Path) -> Coded:
+        from scipy.signal import firwin, resample_poly
+
+        signal, rate = load(source)
+        narrow = np.rint(resample(signal, rate, _CODEC2_RATE) * 32768).clip(-32768, 32767)
+        with _Workshop(signal.shape[1] / rate * len(signal)) as shop:
+            coded = [self._through(shop, channel) for channel in narrow]
+        decoded = np.stack([samples for samples, _ in coded]).astype(np.float32) / 32768
+        if decoded.size:  # of nothing it makes an error
+            low_pass = firwin(65, 0.5, window=("kaiser", 9))
+            decoded = resample_poly(decoded, 2, 1, axis=1, window=low_pass).astype(np.float32)
+        return Coded(decoded, 2 * _CODEC2_RATE, sum(n_bytes for _, n_bytes in coded))
+
+    def _through(self, shop: _Workshop, samples: np.ndarray) -> tuple[np.ndarray, int]:
+        """Whole numbers (T,) -> int16 (T',), and the size when coded."""
+        samples.astype("<i2").tofile(shop.folder / "original.raw")
+        n_bytes = shop.make("c2enc", self.mode, "original.raw", output="coded.c2")
+        n_decoded = shop.make("c2dec", self.mode, "coded.c2", output="decoded.raw") // 2
+        if n_decoded > len(samples):
+            raise ScoreError(f"c2dec wrote {n_decoded} samples of {len(samples)}")
+        return np.fromfile(shop.folder / "decoded.raw", "<i2", n_decoded), n_bytes
+
+
+@dataclass(frozen=True)
+class _Picture(_Classic):
+    """Pillow in memory, with its defaults but for the quality, from 0 to 100."""
+
+    quality: int
+    kind = "image"
+    format: ClassVar[str]  # Pillow's name
+    library: ClassVar[str]  # and that of what does the work
+
+    @classmethod
+    def parse(cls, setting: str) -> Self:
+        if not (re.fullmatch(r"\d{1,3}", setting, re.ASCII) and int(setting) <= 100):
+            raise ScoreError(f"codec {cls.codec} has no quality {setting!r} (from 0 to 100)")
+        return cls(int(setting))
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec}@{self.quality}"
+
+    @property
+    def identity(self) -> str:
+        """The versions of Pillow and of the library."""
+        import PIL
+        from PIL import features
+
+        version = features.version(self.library)
+        return f"Pillow {PIL.__version__}, {self.library} {version}"
+
+    def _code(self, source: Path) -> Coded:
+        from PIL import Image
+
+        pixels = load_image(source)
+        components = pixels.shape[2]
+        if self.format == "JPEG" and components % 2 == 0:
+            raise ScoreError("it has alpha, which JPEG cannot hold")
+        coded = io.BytesIO()
+        try:
+            image = Image.fromarray(pixels[..., 0] if components == 1 else pixels)
+            image.save(coded, self.format, quality=self.quality)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ScoreError(f"cannot be coded as {self.format} ({reason})") from error
+        n_bytes = coded.tell()
+        coded.seek(0)
+        return Coded(_with_components(load_image(coded), components), None, n_bytes)
+
+
+class Jpeg(_Picture):
+    """JPEG. Images with alpha are refused, because without it they are other images."""
+
+    codec = "jpeg"
+    example = "jpeg@10"
+    format = "JPEG"
+    library = "jpg"
+
+
+class WebP(_Picture):
+    """Lossy WebP, in which alpha is coded without loss."""
+
+    codec = "webp"
+    example = "webp@10"
+    format = "WEBP"
+    library = "webp"
+
+
+CODECS: dict[str, type[_Classic]] = {kind.codec: kind for kind in (Opus, Codec2, Jpeg, WebP)}
+
+
+def _parse_codec(text: str) -> _Classic:
+    codec, at, setting = text.partition("@")
+    if codec not in CODECS:
+        raise ScoreError(f"unknown codec {codec!r} (one of {', '.join(CODECS)})")
+    if not at:
+        raise ScoreError(f"codec {codec} needs a setting, such as {CODECS[codec].example}")
+    return CODECS[codec].parse(setting)
+
+
+class _Workshop:
+    """A temporary folder for programs, which get no shell and see only names from here.
+
+    Args:
+        seconds: that the audio lasts: how much longer than TIMEOUT a program may take.
+    """
+
+    def __init__(self, seconds: float = 0) -> None:
+        self._limit = TIMEOUT + seconds
+
+    def __enter__(self) -> Self:
+        self._temporary = tempfile.TemporaryDirectory(prefix="vpcodec-")
+        self.folder = Path(self._temporary.name)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._temporary.cleanup()
+
+    def make(self, *command: str, output: str) -> int:
+        """Run a program whose last argument is the file that it writes; the size of that.
+
+        Raises:
+            ScoreError: it cannot be run, fails, takes too long or writes no file.
+        """
+        self.run(*command, output)
+        try:
+            return (self.folder / output).stat().st_size
+        except FileNotFoundError:
+            raise ScoreError(f"{command[0]} wrote no file") from None
+
+    def run(self, program: str, *arguments: str) -> list[str]:
+        """Run a program in the folder; the last lines that it prints. Raises as `make`."""
+        path = os.path.abspath(shutil.which(program) or program)
+        with open(self.folder / "printed", "w+b") as printed:
+            try:
+                # A file for what it prints: a pipe could stay open when the program is killed.
+                code = subprocess.run(
+                    [path, *arguments],
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    timeout=self._limit,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                raise ScoreError(f"{program} did not end within {self._limit:.0f} s") from None
+            except OSError as error:
+                raise ScoreError(f"{program} cannot be run ({error.strerror})") from error
+            printed.seek(max(0, printed.seek(0, os.SEEK_END) - _MESSAGE_BYTES))
+            text = printed.read().decode(errors="replace")
+        lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
+        lines = [line.strip() for line in lines if line.strip()]
+        if code:
+            raise ScoreError(f"{program} failed ({lines[-1] if lines else f'exit code {code}'})")
+        return lines
+
+
+def _with_components(pixels: np.ndarray, components: int) -> np.ndarray:
+    """The pixels as so many components: reading drops opaque alpha, and WebP has no grey."""
+    colour, alpha = pixels, np.full_like(pixels[..., :1], 255)
+    if pixels.shape[2] % 2 == 0:
+        colour, alpha = pixels[..., :-1], pixels[..., -1:]
+    if components <= 2 < colour.shape[2]:
+        colour = np.rint(colour.mean(2, keepdims=True)).astype(np.uint8)
+    return colour if components % 2 else np.concatenate([colour, alpha], 2)
