@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run
+from helpers import ENOUGH, MODULE, run
 
 from vpcodec.audio import load, save
 from vpcodec.image import save_image
@@ -75,6 +77,35 @@ def test_delays_that_differ_need_one_for_each_file(folders):
     found = score("ref", "late", metrics=LIGHT, align="file")
     assert found.systems[0].summaries["snr"].p5 > 100
     assert [round(row.delay * 16_000) for row in found.rows] == [0, 100, 200, 37]
+
+
+def test_a_codec_with_a_delay_need_not_put_out_the_end(folders):
+    for i in range(3):
+        samples, rate = load(f"late/{i}.wav")
+        save(f"late/{i}.wav", samples[:, :20_000], rate, subtype="FLOAT")
+    found = score("ref", "late", metrics=LIGHT)
+    assert found.systems[0].delay == pytest.approx(37 / 16_000)
+    assert found.systems[0].summaries["snr"].p5 > 100
+
+
+def test_what_a_codec_drops_at_the_end_counts(folders):
+    for i in range(3):
+        samples, rate = load(f"ref/{i}.wav")
+        save(f"same/{i}.wav", samples[:, :19_000], rate, subtype="FLOAT")
+    assert score("ref", "same", metrics=["snr"]).rows[0].values["snr"] < 40
+
+
+def test_the_delay_of_a_rate_that_was_not_looked_at_is_that_of_the_others(folders, monkeypatch):
+    from vpcodec.audio import resample
+
+    monkeypatch.setattr("vpcodec.metrics.scoring.DELAY_FILES", 2)  # 0.wav and sub/3.wav
+    samples, rate = load("ref/1.wav")
+    slow = resample(samples, rate, 8000)
+    save("ref/1.wav", slow, 8000, subtype="FLOAT")
+    late = np.concatenate([np.zeros((1, 18), np.float32), slow], 1)
+    save("late/1.wav", late, 8000, subtype="FLOAT")
+    found = score("ref", "late", metrics=["snr"])
+    assert found.rows[1].values["snr"] > 100 and found.rows[1].delay == 18 / 8000
 
 
 def test_level_is_matched_on_request_only(folders):
@@ -157,6 +188,32 @@ def test_files_that_cannot_be_compared_are_named_and_the_rest_goes_on(folders):
     assert "NaN" in found.failed[2]
     assert "\n" not in found.failed[3] and "the program failed" in found.failed[3]
     assert [row.system for row in found.rows] == ["same"] * 4
+
+
+def test_an_error_of_a_metric_costs_only_its_file(folders, monkeypatch):
+    from vpcodec.metrics import measures
+
+    plain = measures.snr
+
+    def broken(x, y):
+        if len(x.samples) == 1000:
+            raise RuntimeError("out of\nluck")
+        return plain(x, y)
+
+    monkeypatch.setattr(measures, "snr", broken)
+    for folder in ("ref", "same"):
+        save(f"{folder}/1.wav", np.ones((1, 1000), np.float32), 16_000)
+    found = score("ref", "same", metrics=["snr"])
+    assert found.failed == ["same: 1.wav: snr: RuntimeError: out of luck"]
+    assert len(found.rows) == 3
+
+
+def test_audio_and_images_do_not_compare(folders, picture):
+    save_image("same/0.png", picture(8, 8))
+    os.remove("same/0.wav")
+    os.rename("same/0.png", "same/0.wav")
+    [line] = score("ref", "same", metrics=["snr"]).failed
+    assert "0.wav" in line and "image" in line
 
 
 def test_originals_are_a_system_of_their_own_for_metrics_without_reference(folders):
@@ -246,6 +303,29 @@ def test_lines_of_other_systems_stay(folders, work):
     assert len(lines) == 8 and len(work) == 4
 
 
+def test_lines_that_no_longer_hold_go(folders, work):
+    score_lines()
+    Path("late/1.wav").write_text("broken")
+    os.remove("late/2.wav")
+    run("score", "ref", "late", "--metrics", "snr", "--jsonl", "rows.jsonl", "--resume", check=1)
+    lines = Path("rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["0.wav", "sub/3.wav"]
+
+
+def test_values_of_other_metrics_stay_while_they_hold(folders):
+    score_lines()
+    run("score", "ref", "late", "--metrics", "si_sdr", "--jsonl", "rows.jsonl", "--resume")
+    lines = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all({"snr", "si_sdr"} <= set(line) for line in lines)
+
+
+def test_a_file_of_something_else_is_not_taken_for_lines(folders):
+    Path("notes.txt").write_text("my notes\nof years\n")
+    command = ("score", "ref", "late", "--metrics", "snr", "--jsonl", "notes.txt", "--resume")
+    assert "line 1" in run(*command, check=2).err
+    assert Path("notes.txt").read_text() == "my notes\nof years\n"
+
+
 def test_without_resume_a_file_of_lines_is_replaced(folders, work):
     score_lines()
     work.clear()
@@ -292,6 +372,34 @@ def test_images(folders, picture):
     assert 10 < model["metrics"]["psnr"]["mean"] < webp["metrics"]["psnr"]["mean"] < 100
     assert webp["metrics"]["bits_per_pixel"]["mean"] > 0
     assert model["codebook"]["tokens"] == 3 * 3 * 5 + 2 * 3
+
+
+def test_grey_images_compare_with_formats_that_know_no_grey(folders, picture):
+    for folder in ("pictures", "copies"):
+        os.makedirs(folder, exist_ok=True)
+    pixels = picture(16, 16, 1)
+    save_image("pictures/a.png", pixels)
+    save_image("copies/a.png", np.repeat(pixels, 3, 2))
+    assert score("pictures", "copies").systems[0].summaries["psnr"].mean == 100
+    save_image("copies/a.png", picture(16, 16, 3))
+    [line] = score("pictures", "copies").failed
+    assert "RGB" in line and "grey" in line
+
+
+def test_the_table_fits_any_terminal(folders):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [*MODULE, "score", "ref", "noisy", "late", "--metrics", "snr"]
+    result = subprocess.run(command, capture_output=True, env=environment, timeout=ENOUGH)
+    assert result.returncode == 0 and b"20.0" in result.stdout and not result.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_start_are_told_once(folders):
+    code = "from vpcodec import score; score('ref', 'same', metrics=['snr'], jobs=2)"
+    result = subprocess.run(
+        [sys.executable, "-"], input=code, capture_output=True, text=True, timeout=ENOUGH
+    )
+    assert result.stderr.rstrip().splitlines()[-1].startswith("vpcodec.metrics.systems.ScoreError")
 
 
 def test_one_file_against_another_whatever_their_names(folders):

@@ -8,6 +8,7 @@ torch and ONNX Runtime compute in float32 with the very same numbers.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import struct
 import tempfile
@@ -182,6 +183,7 @@ def _trace(model, method, shapes, example, sides) -> onnx.ModelProto:
         dynamic += (tuple({0: batch} for _ in past),)
     signal = "samples" if isinstance(model.config, AudioConfig) else "images"
     first, last = (signal, "tokens") if method == "encode" else ("tokens", signal)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, aloud
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

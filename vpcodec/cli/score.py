@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,8 @@ def score(
         raise common.UsageError("name the originals: a file or a folder (see --help)")
     if resume and jsonl is None:
         raise common.UsageError("--resume takes up the lines of --jsonl FILE")
-    for path in (csv, jsonl, report):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise common.UsageError(f"{path}: its folder does not exist")
+    for path in filter(None, (csv, jsonl, report)):
+        _check_output(path)
 
     from ..metrics.registry import MetricError
     from ..metrics.scoring import Scoring, build_systems
@@ -73,7 +71,7 @@ def score(
         scoring = Scoring(
             reference,
             build_systems(reference, decoded or (), model, codec, backend=backend),
-            metrics=metrics.split(",") if metrics else None,
+            metrics=metrics,
             align=align,
             level=match_level,
             rate=rate,
@@ -81,8 +79,12 @@ def score(
         )
         for reason in scoring.bench.unavailable.values():
             print(f"vpcodec: left out: {reason}", file=sys.stderr)
-        with _lines(jsonl, resume) as (known, write), progress:
-            scores = scoring.run(known, on_row=write, progress=progress.report)
+        lines = Lines(jsonl, resume)
+        with progress:
+            scores = scoring.run(lines.known, on_row=lines.write, progress=progress.report)
+        lines.finish(scores, scoring.files)
+        if scores.rows:
+            _print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
         if report is not None and scores.rows:
             from ..metrics.report import write_report
 
@@ -100,10 +102,27 @@ def score(
         from ..files import atomic_output
 
         with atomic_output(csv) as file:
-            file.write(scores.to_csv().encode())
-    print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
+            file.write(scores.to_csv().encode(errors="replace"))
     if scores.failed:
         raise typer.Exit(1)
+
+
+def _check_output(path: Path) -> None:
+    """Refuse now what could not be written in the end."""
+    from .common import UsageError
+
+    if path.is_dir():
+        raise UsageError(f"{path}: it is a folder")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: its folder does not exist")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UsageError(f"{path}: it cannot be written")
+
+
+def _print(text: str) -> None:
+    """On stdout, whatever it can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 class Progress:
@@ -129,35 +148,64 @@ class Progress:
             self._bar.close()
 
 
-@contextmanager
-def _lines(path: Path | None, resume: bool) -> Iterator[tuple[list[Any], Any]]:
-    """The rows that a file holds, and what adds one to it; at the end the file holds each once."""
-    if path is None:
-        yield [], None
-        return
-    from ..files import atomic_output
+class Lines:
+    """The file of --jsonl: a line for each row, added as it comes; in the end each is there once.
+
+    Args:
+        path: of the file; None does nothing.
+        resume: keep what it holds, in `known`.
+
+    Raises:
+        UsageError: a file with other lines in it; the last one may be cut off.
+    """
+
+    def __init__(self, path: Path | None, resume: bool) -> None:
+        self.known: list[Any] = []
+        self._file = path
+        if path is None:
+            return
+        if resume and path.is_file():
+            self.known = _read_rows(path)
+        if path.is_file() or not path.exists():
+            self._replace(self.known)
+
+    def write(self, row: Any) -> None:
+        if self._file is not None:
+            with open(self._file, "ab") as file:
+                file.write(row.to_json().encode() + b"\n")
+
+    def finish(self, scores: Any, files: list[str]) -> None:
+        """Put the rows in order, behind those of other systems and files, and drop what no longer
+        holds."""
+        if self._file is None or not self._file.is_file():
+            return
+        systems = {row.system for row in scores.rows}
+        tried = set(files)
+        others = [x for x in self.known if x.system not in systems or x.file not in tried]
+        self._replace([*others, *scores.rows])
+
+    def _replace(self, rows: list[Any]) -> None:
+        from ..files import atomic_output
+
+        with atomic_output(self._file) as file:
+            file.writelines(row.to_json().encode() + b"\n" for row in rows)
+
+
+def _read_rows(path: Path) -> list[Any]:
     from ..metrics.scores import Row
+    from .common import UsageError
 
     rows: dict[tuple[str, str], Row] = {}
-    if resume and path.exists():
-        for line in path.read_text(errors="replace").splitlines():
-            try:
-                row = Row.from_json(line)
-            except ValueError:  # cut off when the last run ended
-                continue
-            rows[row.system, row.file] = row
-    known = list(rows.values())
-    with atomic_output(path) as file:
-        file.writelines(row.to_json().encode() + b"\n" for row in known)
-    with open(path, "ab", buffering=0) as file:
-
-        def write(row: Row) -> None:
-            rows[row.system, row.file] = row
-            file.write(row.to_json().encode() + b"\n")
-
-        yield known, write
-    with atomic_output(path) as file:
-        file.writelines(row.to_json().encode() + b"\n" for row in rows.values())
+    lines = path.read_text(errors="replace").splitlines()
+    for i, line in enumerate(lines):
+        try:
+            row = Row.from_json(line)
+        except ValueError as error:
+            if i == len(lines) - 1 and rows:
+                break  # cut off when the last run ended
+            raise UsageError(f"{path}: line {i + 1} is {error}") from None
+        rows[row.system, row.file] = row
+    return list(rows.values())
 
 
 def _list(as_json: bool) -> None:

@@ -91,6 +91,18 @@ def remove_delay(degraded: np.ndarray, delay: int, n_samples: int) -> np.ndarray
     return aligned
 
 
+def overlap(delay: int, n_reference: int, n_degraded: int) -> slice:
+    """The samples of a reference that can be compared once a delay is removed.
+
+    A codec with a delay whose result is as long as the original has not put out the end, and one
+    with a negative delay not the beginning: these are left out. What is missing beyond the delay
+    was lost by the codec, and stays.
+    """
+    start = min(max(0, -delay), n_reference)
+    stop = min(n_reference, max(n_degraded - delay, n_reference - max(0, delay)))
+    return slice(start, max(start, stop))
+
+
 def match_level(reference: np.ndarray, degraded: np.ndarray) -> np.ndarray:
     """The degraded signal, scaled to the mean power of the reference; silence stays as it is."""
     if not degraded.any():

@@ -202,41 +202,19 @@ class Scores:
         first = [_titled(describe(name)) for name in (*names, *codebook)]
         last = [marks[describe(name).better] for name in (*names, *codebook)]
         compared = [system for system in self.systems if system.name != ORIGINAL]
-        if len(self.systems) == 1 and len(self.rows) > 1:
-            [system] = self.systems
-            heads = ["mean", "95 % interval", "median", "5 %", "95 %", "n"]
-            columns = [
-                [_number(s.mean) for s in system.summaries.values()],
-                [_interval(s) for s in system.summaries.values()],
-                *(
-                    [_number(getattr(s, key)) for s in system.summaries.values()]
-                    for key in ("median", "p5", "p95")
-                ),
-                [_counted(s) for s in system.summaries.values()],
-            ]
-            columns[0] += [_number(system.codebook[name]) for name in codebook]
-            for column in columns[1:]:
-                column += [""] * len(codebook)
+        detailed = len(compared) == 1 and len(self.rows) > len(self.systems)
+        if detailed:
+            originals = [system for system in self.systems if system.name == ORIGINAL]
+            heads, columns = _details(compared[0], originals, names, codebook)
         else:
             heads = [system.name for system in self.systems]
-            columns = [
-                [
-                    _with_interval(system.summaries[name]) if name in system.summaries else ""
-                    for name in names
-                ]
-                + [
-                    _number(system.codebook[name]) if name in system.codebook else ""
-                    for name in codebook
-                ]
-                for system in self.systems
-            ]
-        table = _aligned(["", *heads, ""], [first, *columns, last])
+            columns = [_means(system, names, codebook) for system in self.systems]
         notes = [
             f"{system.name}: a delay of {1000 * system.delay:.2f} ms was removed"
             for system in compared
             if system.delay
         ]
-        if len(self.systems) > 1:
+        if not detailed:
             notes += [
                 f"{system.name}: {describe(name).label} has no value for {summary.missing} of "
                 f"{summary.missing + summary.n}"
@@ -244,12 +222,40 @@ class Scores:
                 for name, summary in system.summaries.items()
                 if summary.missing
             ]
+        table = _aligned(["", *heads, ""], [first, *columns, last])
         return "\n".join([*table, *notes])
 
 
 def describe(name: str) -> Metric:
     """The metric of that name, of files or of whole systems."""
     return METRICS[name] if name in METRICS else SYSTEM_METRICS[name]
+
+
+def _means(system: SystemScores, names: list[str], codebook: list[str]) -> list[str]:
+    """Cells of a column: means with half of their interval."""
+    cells = [_with_interval(s) if (s := system.summaries.get(name)) else "" for name in names]
+    return cells + [_number(system.codebook[x]) if x in system.codebook else "" for x in codebook]
+
+
+def _details(
+    system: SystemScores, originals: list[SystemScores], names: list[str], codebook: list[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and columns: every statistic of a system, and the means of the originals."""
+    summaries = [system.summaries[name] for name in names]
+    totals = [system.codebook[name] for name in codebook]
+    columns = {
+        "mean": [_number(x) for x in (*(s.mean for s in summaries), *totals)],
+        "95 % interval": [_interval(s) for s in summaries],
+        "median": [_number(s.median) for s in summaries],
+        "5 %": [_number(s.p5) for s in summaries],
+        "95 %": [_number(s.p95) for s in summaries],
+        "n": [_counted(s) for s in summaries],
+    }
+    for original in originals:
+        found = [original.summaries.get(name) for name in names]
+        columns[ORIGINAL] = [_number(s.mean) if s else "" for s in found]
+    n_lines = len(names) + len(codebook)
+    return list(columns), [cells + [""] * (n_lines - len(cells)) for cells in columns.values()]
 
 
 def _bootstrap(values: np.ndarray) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,11 @@ from ..audio import AUDIO_SUFFIXES, load, resample
 from ..files import find_files
 from ..image import IMAGE_SUFFIXES, load_image
 from ..usage import CodebookUsage
-from .alignment import DelayFinder, find_delay, match_level, remove_delay
+from .alignment import DelayFinder, find_delay, match_level, overlap, remove_delay
 from .registry import Clip, Measure, choose
 from .report import Example, choose_examples
 from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
-from .systems import Coded, Decoded, ScoreError, System, build_system, parse_codecs
+from .systems import Coded, Decoded, ScoreError, System, build_system, parse_codecs, with_components
 
 Align = Literal["codec", "file", "none"]
 Progress = Callable[[str, int, int], None]
@@ -36,10 +36,10 @@ ALIGNMENTS: dict[Align, str] = {
     "file": "a delay per file, found and removed",
     "none": "as the files are",
 }
-DELAY_FILES = 16  # of a rate, that the delay of a codec is found from
+DELAY_FILES = 16  # that the delay of a codec is found from
 LONGEST_DIFFERENCE = 0.5  # s, of the lengths of an original and its decoded file
 
-_USER_ERRORS = (ValueError, OSError)  # AudioError, ImageError, ScoreError ... are ValueErrors
+_USER_ERRORS = (ValueError, OSError, MemoryError)  # AudioError, ScoreError ... are ValueErrors
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ class Bench:
         self.measures, self.metrics, self.unavailable = choose(job.kind, job.metrics)
         self._functions = [measure.load() for measure in self.measures]
 
+    def ready(self, _: None) -> None:
+        """Nothing; that it is called shows that a process has begun."""
+
     @property
     def without_reference(self) -> bool:
         """Whether some metrics say something of the originals alone."""
@@ -108,7 +111,7 @@ class Bench:
             return {}
         for number, system in enumerate(self.systems):
             try:
-                signal = self._at(system.code(self.job.root / file), rate)
+                signal = _at(system.code(self.job.root / file), rate)
                 finder = DelayFinder(rate)
                 for x, y in zip(reference, signal):
                     finder.add(x, y)
@@ -120,54 +123,48 @@ class Bench:
     def work(self, task: Task) -> dict[int, Outcome]:
         """Number of the system -> outcome; -1 stands for the originals."""
         try:
-            reference, rate = self._reference(task.file)
-            clips = self._wrapped(reference, rate)
+            original = _Original(*self._reference(task.file))
         except _USER_ERRORS as error:
             failure = _failure(task.file, "", error)
             return {number: Outcome(failure=failure) for number in task.wanted}
         outcomes = {}
         for number, with_row in task.wanted.items():
             try:
-                outcomes[number] = self._outcome(task, number, with_row, reference, rate, clips)
+                outcomes[number] = self._outcome(task, number, with_row, original)
             except _USER_ERRORS as error:
                 name = self.systems[number].name if number >= 0 else ORIGINAL
                 outcomes[number] = Outcome(failure=_failure(task.file, name, error))
         return outcomes
 
     def example(self, file: str, delays: Mapping[tuple[int, int], int]) -> tuple[Any, Any, dict]:
-        """Reference, rate, and system -> what came out, aligned; systems that fail are left out."""
-        reference, rate = self._reference(file)
+        """Reference, rate, and system -> what came out, aligned and of the same shape; systems that
+        fail are left out."""
+        original = _Original(*self._reference(file))
         decoded = {}
         for number, system in enumerate(self.systems):
             try:
                 coded = system.code(self.job.root / file)
-                decoded[system.name] = self._aligned(reference, coded, rate, number, delays)[0]
+                part, span, _ = self._aligned(original, coded, number, delays)
             except _USER_ERRORS:
                 continue
-        return reference, rate, decoded
+            decoded[system.name] = np.zeros_like(original.signal)
+            decoded[system.name][:, span] = part
+        return original.signal, original.rate, decoded
 
-    def _outcome(
-        self,
-        task: Task,
-        number: int,
-        with_row: bool,
-        reference: np.ndarray,
-        rate: int | None,
-        clips: list[Any],
-    ) -> Outcome:
+    def _outcome(self, task: Task, number: int, with_row: bool, original: _Original) -> Outcome:
         if number < 0:
-            values = self._values(clips, clips, only_without_reference=True)
-            return Outcome(self._row(ORIGINAL, task, reference, rate, None, 0.0, values))
+            values = self._values(original.clips(), original.clips(), originals=True)
+            return Outcome(self._row(ORIGINAL, task, original, None, 0.0, values))
         system = self.systems[number]
         coded = system.code(self.job.root / task.file)
         outcome = Outcome()
         if coded.tokens is not None:
             outcome.codes, outcome.counts = np.unique(coded.tokens, return_counts=True)
         if with_row:
-            decoded, delay = self._aligned(reference, coded, rate, number, task.delays)
-            values = self._values(clips, self._wrapped(decoded, rate))
+            decoded, span, delay = self._aligned(original, coded, number, task.delays)
+            values = self._values(original.clips(span), _wrapped(decoded, original.rate))
             outcome.row = self._row(
-                system.name, task, reference, rate, coded.n_bytes, delay, values, number
+                system.name, task, original, coded.n_bytes, delay, values, number
             )
         return outcome
 
@@ -180,87 +177,117 @@ class Bench:
         wanted = self.job.rate or rate
         return (resample(samples, rate, wanted) if wanted != rate else samples), wanted
 
-    @staticmethod
-    def _at(coded: Coded, rate: int | None) -> np.ndarray:
-        if coded.rate == rate:
-            return coded.signal
-        return resample(coded.signal, coded.rate, rate)
-
     def _aligned(
         self,
-        reference: np.ndarray,
+        original: _Original,
         coded: Coded,
-        rate: int | None,
         number: int,
         delays: Mapping[tuple[int, int], int],
-    ) -> tuple[np.ndarray, float]:
-        """What came out, of the shape of the reference, and the delay that was removed, s."""
-        decoded = self._at(coded, rate)
+    ) -> tuple[np.ndarray, slice, float]:
+        """What came out, the span of the reference that it is to be compared with, and the delay
+        that was removed, s."""
+        reference, rate = original.signal, original.rate
+        decoded = _at(coded, rate)
         if rate is None:
-            if decoded.shape != reference.shape:
-                raise ScoreError(f"{_shape(decoded)} came out of {_shape(reference)}")
-            return decoded, 0.0
+            return _as_image(decoded, reference.shape), slice(None), 0.0
         if len(decoded) != len(reference):
             raise ScoreError(f"{len(decoded)} channels came out of {len(reference)}")
-        length, difference = reference.shape[1], decoded.shape[1] - reference.shape[1]
-        if abs(difference) > LONGEST_DIFFERENCE * rate:
-            raise ScoreError(f"{decoded.shape[1] / rate:.2f} s came out of {length / rate:.2f} s")
-        delay = delays.get((number, rate), 0)
+        length, found = reference.shape[1], decoded.shape[1]
+        if abs(found - length) > LONGEST_DIFFERENCE * rate:
+            raise ScoreError(f"{found / rate:.2f} s came out of {length / rate:.2f} s")
+        delay = _delay_at(delays, number, rate)
         if self.job.align == "file" and length:
             loudest = int(np.argmax(np.square(reference, dtype=np.float64).sum(1)))
             delay = find_delay(reference[loudest], decoded[loudest], rate)
-        decoded = remove_delay(decoded, delay, length)
+        span = overlap(delay, length, found)
+        decoded = remove_delay(decoded, delay, length)[:, span]
         if self.job.level:
-            decoded = match_level(reference, decoded)
-        return decoded, delay / rate
-
-    def _wrapped(self, signal: np.ndarray, rate: int | None) -> list[Any]:
-        """What measures take: clips of the channels, or the image."""
-        if rate is None:
-            return [signal]
-        return [Clip(channel, rate) for channel in signal]
+            decoded = match_level(reference[:, span], decoded)
+        return decoded, span, delay / rate
 
     def _values(
-        self, references: list[Any], decoded: list[Any], *, only_without_reference: bool = False
+        self, references: list[Any], decoded: list[Any], *, originals: bool = False
     ) -> dict[str, float]:
         """Metric -> mean over the channels that have a value."""
-        wanted = {
-            metric.name
-            for metric in self.metrics
-            if not (only_without_reference and metric.needs_reference)
-        }
+        wanted = [m.name for m in self.metrics if not (originals and m.needs_reference)]
         values: dict[str, float] = {}
         for measure, function in zip(self.measures, self._functions):
             names = [metric.name for metric in measure.metrics]
-            if wanted.isdisjoint(names):
+            if set(wanted).isdisjoint(names):
                 continue
-            table = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
+            try:
+                table = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
+            except Exception as error:  # of any library
+                raise ScoreError(f"{names[0]}: {type(error).__name__}: {error}") from error
             for name, column in zip(names, table.reshape(-1, len(names)).T):
-                if name in wanted:
-                    has = ~np.isnan(column)
-                    values[name] = float(column[has].mean()) if has.any() else float("nan")
-        return {
-            metric.name: values[metric.name] for metric in self.metrics if metric.name in values
-        }
+                has = ~np.isnan(column)
+                values[name] = float(column[has].mean()) if has.any() else float("nan")
+        return {name: values[name] for name in wanted}
 
     def _row(
         self,
         name: str,
         task: Task,
-        reference: np.ndarray,
-        rate: int | None,
+        original: _Original,
         n_bytes: int | None,
         delay: float,
         values: dict[str, float],
         number: int = -1,
     ) -> Row:
-        seconds = None if rate is None else reference.shape[1] / rate
+        height, width = original.signal.shape[:2]  # or channels and samples
+        seconds = None if original.rate is None else width / original.rate
         if n_bytes is not None:
-            size = reference.shape[0] * reference.shape[1] if rate is None else seconds
-            key = "bits_per_pixel" if rate is None else "bitrate"
+            size = height * width if seconds is None else seconds
+            key = "bits_per_pixel" if seconds is None else "bitrate"
             values = {key: 8 * n_bytes / size if size else float("nan")} | values
         mark = fingerprint(self, number, task.file, task.delays)
         return Row(name, task.file, delay, seconds, n_bytes, mark, values)
+
+
+class _Original:
+    """A reference, (C, T) and its rate or (H, W, C) and None, and what metrics take of it."""
+
+    def __init__(self, signal: np.ndarray, rate: int | None) -> None:
+        self.signal, self.rate = signal, rate
+        self._clips: dict[tuple[int, int, int], list[Any]] = {}
+
+    def clips(self, span: slice = slice(None)) -> list[Any]:
+        """Of a span of the samples; the same ones whenever it is asked for."""
+        key = span.indices(self.signal.shape[1])
+        if key not in self._clips:
+            self._clips[key] = _wrapped(self.signal[:, span], self.rate)
+        return self._clips[key]
+
+
+def _wrapped(signal: np.ndarray, rate: int | None) -> list[Any]:
+    """What measures take: clips of the channels, or the image."""
+    return [signal] if rate is None else [Clip(channel, rate) for channel in signal]
+
+
+def _at(coded: Coded, rate: int | None) -> np.ndarray:
+    """The signal at the rate of comparison."""
+    if coded.rate == rate:
+        return coded.signal
+    if coded.rate is None or rate is None:
+        raise ScoreError("an image against audio")
+    return resample(coded.signal, coded.rate, rate)
+
+
+def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The image with the channels of the reference, where that changes nothing that is seen."""
+    if decoded.shape[:2] == shape[:2]:
+        other = with_components(decoded, shape[2])
+        if np.array_equal(with_components(other, decoded.shape[2]), decoded):
+            return other
+    raise ScoreError(f"{_size(decoded.shape)} came out of {_size(shape)}")
+
+
+def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> int:
+    """The delay of a system in samples: found at this rate, else the median of others."""
+    if (number, rate) in delays:
+        return delays[number, rate]
+    others = [delay / other for (of, other), delay in delays.items() if of == number]
+    return round(float(np.median(others)) * rate) if others else 0
 
 
 def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
@@ -297,7 +324,7 @@ class Scoring:
     Args:
         reference: a file, or a folder with audio or images, sub-folders included.
         systems: what is scored: `build_systems` makes them.
-        metrics: names; None for the default ones.
+        metrics: names, or a string of them with commas; None for the default ones.
         align: "codec" finds the constant delay of each system from up to 16 files and removes it,
             "file" that of each file, "none" nothing.
         level: give decoded audio the power of its reference.
@@ -314,7 +341,7 @@ class Scoring:
         reference: str | os.PathLike[str],
         systems: Sequence[System],
         *,
-        metrics: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
         align: Align = "codec",
         level: bool = False,
         rate: int | None = None,
@@ -327,7 +354,11 @@ class Scoring:
         kind, root, self.files = _find(Path(reference))
         if kind == "image":
             align, level, rate = "none", False, None
-        names = None if metrics is None else tuple(metrics)
+        if isinstance(metrics, str):
+            metrics = metrics.split(",")
+        names = None if metrics is None else tuple(name.strip() for name in metrics)
+        if jobs < 1:
+            raise ScoreError(f"jobs must be at least 1, got {jobs}")
         self.job = Job(kind, root, tuple(systems), names, align, level, rate)
         self.bench = Bench(self.job)
         for system in self.bench.systems:
@@ -335,7 +366,7 @@ class Scoring:
                 raise ScoreError(f"{system.name} is for {system.kind}, {reference} is {kind}")
         names = [system.name for system in self.bench.systems]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ScoreError(f"{min(twice)} is there twice")
+            raise ScoreError(f"{min(twice)} is there twice; NAME=PATH gives another name")
         for measure in self.bench.measures:
             if not all(metric.default for metric in measure.metrics):
                 _try(measure, kind)
@@ -361,7 +392,8 @@ class Scoring:
         with _Pool(self.job, self.bench, self._jobs) as pool:
             if self.job.align == "codec":
                 self._delays = self._find_delays(pool, report)
-            tasks, rows = self._tasks(known)
+            known = {(row.system, row.file): row for row in known}
+            tasks, rows = self._tasks(known.values())
             usages = {
                 number: CodebookUsage(system.codebook_size)
                 for number, system in enumerate(self.bench.systems)
@@ -374,10 +406,13 @@ class Scoring:
                         failed.append(outcome.failure)
                     if outcome.codes is not None:
                         usages[number].add(outcome.codes, outcome.counts)
-                    if outcome.row:
-                        rows[number, outcome.row.file] = outcome.row
+                    if row := outcome.row:
+                        before = known.get((row.system, row.file))
+                        if before and before.fingerprint == row.fingerprint:
+                            row = replace(row, values=before.values | row.values)
+                        rows[number, row.file] = row
                         if on_row:
-                            on_row(outcome.row)
+                            on_row(row)
                 report("scoring", i + 1, len(tasks))
         return self._scores(rows, usages, list(dict.fromkeys(failed)))
 
@@ -432,8 +467,14 @@ class Scoring:
             for metric in self.bench.metrics
             if number >= 0 or not metric.needs_reference
         }
-        mark = fingerprint(self.bench, number, row.file, self._delays)
-        return wanted <= set(row.values) and row.fingerprint == mark
+        return wanted <= set(row.values) and self._is_current(row, number)
+
+    def _is_current(self, row: Row, number: int) -> bool:
+        """Whether nothing that its values depend on has changed."""
+        try:
+            return row.fingerprint == fingerprint(self.bench, number, row.file, self._delays)
+        except OSError:  # of a file that has gone; whoever reads it next will tell
+            return False
 
     def _name(self, number: int) -> str:
         return ORIGINAL if number < 0 else self.bench.systems[number].name
@@ -493,7 +534,7 @@ class Scoring:
 def score(
     reference: str | os.PathLike[str],
     *decoded: str | os.PathLike[str],
-    models: Sequence[str] = (),
+    models: str | Sequence[str] = (),
     codecs: str | Sequence[str] = (),
     **options: Any,
 ) -> Scores:
@@ -511,6 +552,7 @@ def score(
         ScoreError, MetricError, ModelError: something cannot be used; single files that fail are
             in `Scores.failed`.
     """
+    models = [models] if isinstance(models, str) else models
     systems = build_systems(reference, decoded, models, codecs)
     return Scoring(reference, systems, **options).run()
 
@@ -561,10 +603,19 @@ class _Pool:
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> _Pool:
+        if self._jobs > 1:
+            try:
+                self._submit("ready", None).result()
+            except BrokenProcessPool:
+                self._close()
+                raise ScoreError(
+                    "other processes cannot be started; with jobs > 1 a script needs "
+                    "`if __name__ == '__main__':`"
+                ) from None
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._close(at_once=kind is not None)
 
     def map(self, method: str, items: Sequence[Any]) -> Iterator[Any]:
         """The results in order; for a lost one `_lost`."""
@@ -605,8 +656,11 @@ class _Pool:
                 future.set_exception(error)
                 return future
 
-    def _close(self) -> None:
+    def _close(self, *, at_once: bool = False) -> None:
         if self._executor:
+            if at_once:  # instead of waiting for the files under way
+                for process in list((self._executor._processes or {}).values()):
+                    process.terminate()
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
 
@@ -657,6 +711,8 @@ def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
         root = reference
     else:
         reference.stat()  # raises what is wrong
+        if not reference.is_file():
+            raise ScoreError(f"{reference}: not a file that can be read more than once")
         files, root = [Path(reference.name)], reference.parent
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
@@ -670,10 +726,12 @@ def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
 
 
 def _failure(file: str, system: str, error: BaseException) -> str:
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
     named = text if file in text else f"{file}: {text}"
-    return f"{system}: {named}" if system else named
+    line = " ".join((f"{system}: {named}" if system else named).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def _shape(image: np.ndarray) -> str:
-    return f"{image.shape[1]} x {image.shape[0]} pixels with {image.shape[2]} channels"
+def _size(shape: tuple[int, ...]) -> str:
+    kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
+    return f"{shape[1]} x {shape[0]} pixels, {kind},"

@@ -176,6 +176,8 @@ def pair_files(
     for path in (references, decoded):
         if not path.exists():
             raise ScoreError(f"{path}: no such file or folder")
+        if not (path.is_file() or path.is_dir()):
+            raise ScoreError(f"{path}: not a file that can be read more than once")
     if decoded.is_file():
         if not references.is_file():
             raise ScoreError(f"{decoded}: one file, but {references} is a folder")
@@ -278,7 +280,7 @@ class Model(System):
         folder = open_model(name)
         self.path = folder.path.resolve()
         self.kind = folder.config.kind
-        self.identity = folder.fingerprint.hex()
+        self.identity = f"{folder.fingerprint.hex()} {backend}"
         self.codebook_size = folder.config.codebook_size
 
     def _code(self, source: Path) -> Coded:
@@ -290,7 +292,7 @@ class Model(System):
         if self.kind == "image":
             codec.decode_file(coded, decoded)
             decoded.seek(0)
-            pixels = _with_components(load_image(decoded), stats.components)
+            pixels = with_components(load_image(decoded), stats.components)
             return Coded(pixels, None, stats.n_bytes, tokens)
         codec.decode_file(coded, decoded, subtype="FLOAT")
         decoded.seek(0)
@@ -503,7 +505,7 @@ class _Picture(_Classic):
             raise ScoreError(f"cannot be coded as {self.format} ({reason})") from error
         n_bytes = coded.tell()
         coded.seek(0)
-        return Coded(_with_components(load_image(coded), components), None, n_bytes)
+        return Coded(with_components(load_image(coded), components), None, n_bytes)
 
 
 class Jpeg(_Picture):
@@ -593,11 +595,13 @@ class _Workshop:
         return lines
 
 
-def _with_components(pixels: np.ndarray, components: int) -> np.ndarray:
+def with_components(pixels: np.ndarray, components: int) -> np.ndarray:
     """The pixels as so many components: reading drops opaque alpha, and WebP has no grey."""
     colour, alpha = pixels, np.full_like(pixels[..., :1], 255)
     if pixels.shape[2] % 2 == 0:
         colour, alpha = pixels[..., :-1], pixels[..., -1:]
     if components <= 2 < colour.shape[2]:
         colour = np.rint(colour.mean(2, keepdims=True)).astype(np.uint8)
+    if components > 2 > colour.shape[2]:
+        colour = np.repeat(colour, 3, axis=2)
     return colour if components % 2 else np.concatenate([colour, alpha], 2)
