@@ -519,6 +519,26 @@ def test_a_killed_worker_is_an_error_of_the_data(recordings):
 
 
 @needs_proc
+def test_a_killed_worker_may_be_told_of_while_the_others_are_ended(recordings, monkeypatch):
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers
+
+    plain = Workers._shutdown_workers
+
+    def told(self):  # as torch's handler of SIGCHLD does where the end comes late
+        monkeypatch.undo()
+        plain(self)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(Workers, "_shutdown_workers", told)
+    before = children()
+    batches = crops(recordings, workers=1).batches(0, 1000)
+    next(batches)
+    os.kill((children() - before).pop(), signal.SIGKILL)
+    with pytest.raises(DataError, match="worker"):
+        list(batches)
+
+
+@needs_proc
 def test_workers_end_when_the_training_process_is_killed(recordings):
     script = f"""
 from test_data import children, crops

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -164,7 +165,8 @@ class Crops(ABC):
                     raise DataError(error)
                 yield batch.numpy()
         finally:
-            iterator._shutdown_workers()  # at once, though a traceback may still hold the iterator
+            with suppress(RuntimeError):  # that a worker was killed, said in the midst of it
+                iterator._shutdown_workers()  # at once: a traceback may still hold the iterator
 
     @property
     def _files(self) -> list[Files]:
