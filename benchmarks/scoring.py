@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=SPEECH)
     parser.add_argument("--model", default="speech-3k")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--times", type=int, default=4, help="how often each clip, for memory")
+    parser.add_argument("--times", type=int, default=3, help="how often each clip, for memory")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ.update(ONE_THREAD)
