@@ -508,14 +508,19 @@ def test_closing_the_iterator_ends_the_workers(recordings):
     assert children() - before == set()
 
 
-@needs_proc
-def test_a_killed_worker_is_an_error_of_the_data(recordings):
+def lose_a_worker(recordings: Path) -> None:
+    """Kill the only worker in the midst of its work, which must become a DataError."""
     before = children()
     batches = crops(recordings, workers=1).batches(0, 1000)
     next(batches)
     os.kill((children() - before).pop(), signal.SIGKILL)
     with pytest.raises(DataError, match="worker"):
         list(batches)
+
+
+@needs_proc
+def test_a_killed_worker_is_an_error_of_the_data(recordings):
+    lose_a_worker(recordings)
 
 
 @needs_proc
@@ -530,12 +535,7 @@ def test_a_killed_worker_may_be_told_of_while_the_others_are_ended(recordings, m
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     monkeypatch.setattr(Workers, "_shutdown_workers", told)
-    before = children()
-    batches = crops(recordings, workers=1).batches(0, 1000)
-    next(batches)
-    os.kill((children() - before).pop(), signal.SIGKILL)
-    with pytest.raises(DataError, match="worker"):
-        list(batches)
+    lose_a_worker(recordings)
 
 
 @needs_proc

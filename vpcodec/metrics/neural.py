@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .audio import is_silent
 from .registry import Clip, MetricError
 
 HUB = "the Hugging Face Hub"
@@ -140,7 +141,7 @@ class _Recognizer:
     def hear(self, clip: Clip, language: str | None = None) -> tuple[list[str], str | None]:
         """(the words, the language: as given or, of models of several, as found in the beginning,
         such as "<|en|>"); no words in silence."""
-        if _is_silent(clip):
+        if is_silent(clip.samples):
             return [], language
         several = getattr(self.network.generation_config, "is_multilingual", False)
         words = []
@@ -242,9 +243,4 @@ def _parts(clip: Clip) -> list[np.ndarray]:
 
 
 def _is_heard(clip: Clip) -> bool:
-    return len(clip.samples) >= MIN_SECONDS * clip.rate and not _is_silent(clip)
-
-
-def _is_silent(clip: Clip) -> bool:
-    """Whether there is nothing but a constant."""
-    return not len(clip.samples) or bool(clip.samples.min() == clip.samples.max())
+    return len(clip.samples) >= MIN_SECONDS * clip.rate and not is_silent(clip.samples)
