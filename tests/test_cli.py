@@ -32,7 +32,6 @@ from vpcodec.cli import common, kinds
 from vpcodec.codec import FileStats
 from vpcodec.hub import (
     DEFAULT_MODEL,
-    DEFAULT_MODELS,
     WEIGHTS,
     bundled_folders,
     fingerprint,
@@ -755,14 +754,6 @@ def test_info_of_a_damaged_model() -> None:
     Path("model/decoder.onnx").write_bytes(flipped(data, 1_000))
     assert "model/decoder.onnx: damaged" in refuse("info", "model")
     assert "model/decoder.onnx: damaged" in refuse("info", "model", "--json")
-
-
-def test_models() -> None:
-    rows = run("models", "--json").json
-    assert {row["name"] for row in rows} == set(bundled_folders())
-    assert {row["name"] for row in rows if row["default"]} == set(DEFAULT_MODELS.values())
-    text = run("models").out.decode()
-    assert f"* {DEFAULT_MODEL}" in text and rows[0]["license"] in text
 
 
 def test_version_and_module() -> None:

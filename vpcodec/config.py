@@ -271,11 +271,128 @@ class ModelConfig(Strict):
         return math.log2(self.codebook_size)
 
 
-class AudioConfig(ModelConfig):
-    """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+class AudioModelConfig(ModelConfig):
+    """What every audio model has."""
 
     kind: Literal["audio"] = Field("audio", description="What it codes.")
     sample_rate: Positive = Field(16_000, description="Audio rate of the model, Hz.")
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token."""
+        raise NotImplementedError
+
+    @property
+    def latency(self) -> float:
+        """Algorithmic latency in seconds."""
+        raise NotImplementedError
+
+    @property
+    def frame_rate(self) -> float:
+        """Tokens per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def bitrate(self) -> float:
+        """Nominal bit/s of one channel: tokens per second times log2 of the codebook size."""
+        return self.frame_rate * self.bits_per_token
+
+
+class SQCodecConfig(AudioModelConfig):
+    """A published SQCodec, of its first version ("sqcodec") or its second ("l3ac").
+
+    Not causal: convolutions look both ways, and the decoder normalises over what it is given.
+    """
+
+    architecture: Literal["sqcodec", "l3ac"] = Field(description="Which version.")
+    strides: tuple[Positive, ...] = Field(
+        min_length=1, description="Decimation of each down layer of the encoder."
+    )
+    encoder_dims: tuple[Positive, ...] = Field(description="Channels; one more than `strides`.")
+    encoder_depths: tuple[NotNegative, ...] = Field(description="ConvUnits per encoder stage.")
+    decoder_strides: tuple[Positive, ...] = Field(
+        min_length=1, description="Factor of each up layer of the decoder."
+    )
+    decoder_dims: tuple[Positive, ...] = Field(
+        description="Channels; one more than `decoder_strides`, the last those of the last unit."
+    )
+    decoder_depths: tuple[NotNegative, ...] = Field(
+        description="ConvUnits per decoder stage, one per entry of `decoder_strides`."
+    )
+    feature_dim: Positive = Field(
+        multiple_of=4, description="Width of the Transformers; heads are a fourth of it."
+    )
+    attention_heads: Positive = Field(6, description="Attention heads.")
+    attention_window: Positive = Field(
+        description="Tokens per block of the attention; each block sees itself and the one before."
+    )
+    token_stride: Positive = Field(
+        1, description="Features per token: the outer Transformer layers run at that higher rate."
+    )
+    encoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
+    encoder_outer_layers: NotNegative = Field(0, description="Those before them, at the high rate.")
+    decoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
+    decoder_outer_layers: NotNegative = Field(0, description="Those after them, at the high rate.")
+    silence: tuple[NotNegative, ...] = Field(
+        (),
+        description="Tokens of a block of silence after silence; if there are any, clips are "
+        "filled up with them to whole blocks before they are decoded.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SQCodecConfig:
+        lengths = {
+            "encoder_dims": len(self.strides) + 1,
+            "encoder_depths": len(self.strides) + 1,
+            "decoder_dims": len(self.decoder_strides) + 1,
+            "decoder_depths": len(self.decoder_strides),
+        }
+        for name, length in lengths.items():
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name} needs {length} entries")
+        if math.prod(self.strides) != math.prod(self.decoder_strides):
+            raise ValueError("decoder_strides must have the product of strides")
+        if self.quantizer.type != "fsq":
+            raise ValueError("quantizer must be of type fsq")
+        if len(self.silence) not in (0, self.attention_window):
+            raise ValueError("silence needs attention_window entries, or none")
+        if max(self.silence, default=0) >= self.codebook_size:
+            raise ValueError("silence has a token beyond the codebook")
+        return self
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per token."""
+        return math.prod(self.strides) * self.token_stride
+
+    @property
+    def latency(self) -> float:
+        """Seconds of a block of attention, the least that is coded at once."""
+        return self.attention_window * self.hop_length / self.sample_rate
+
+    @property
+    def encoder_context(self) -> int:
+        """Tokens on either side whose samples the convolutions before a token see, at most."""
+        reach, rate = 22 + 22 + 3, 1  # samples: two poolings of 45, seven taps
+        for depth, stride in zip(self.encoder_depths, (*self.strides, 1)):
+            reach += 3 * depth * rate
+            rate *= stride
+        return -(-(reach + rate) // self.hop_length)
+
+    @property
+    def decoder_context(self) -> int:
+        """Features on either side that the convolutions behind a feature see, at most."""
+        samples = math.prod(self.strides)  # of a feature
+        reach, step = samples, samples
+        for depth, stride in zip(self.decoder_depths, self.decoder_strides):
+            reach += (3 * depth + 4 + 4 + 3 * 5 + 1) * step  # poolings of 9, dilation 5, upsampling
+            step //= stride
+        return -(-(reach + 3 * (1 + 3 + 9) + 3) // samples)
+
+
+class AudioConfig(AudioModelConfig):
+    """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),
         min_length=1,
@@ -336,16 +453,6 @@ class AudioConfig(ModelConfig):
     def hop_length(self) -> int:
         """Samples per token."""
         return math.prod(self.strides)
-
-    @property
-    def frame_rate(self) -> float:
-        """Tokens per second."""
-        return self.sample_rate / self.hop_length
-
-    @property
-    def bitrate(self) -> float:
-        """Nominal bit/s of one channel: tokens per second times log2 of the codebook size."""
-        return self.frame_rate * self.bits_per_token
 
     @property
     def latency(self) -> float:
@@ -425,10 +532,7 @@ class ImageConfig(ModelConfig):
         return windows * self.attention_window
 
 
-KINDS: dict[str, type[AudioConfig] | type[ImageConfig]] = {
-    "audio": AudioConfig,
-    "image": ImageConfig,
-}
+KINDS: dict[str, type[ModelConfig]] = {"audio": AudioConfig, "image": ImageConfig}
 
 
 def explain(error: ValidationError) -> str:
@@ -445,8 +549,9 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {reason}" if where else reason
 
 
-def parse_model(data: Any) -> AudioConfig | ImageConfig:
-    """The configuration of a model from a plain dict; of audio where it has no `kind`.
+def parse_model(data: Any) -> ModelConfig:
+    """The configuration of a model from a plain dict; of audio where it has no `kind`, a native
+    model where it has no `architecture`.
 
     Raises:
         ConfigError: naming the first field that is wrong.
@@ -457,7 +562,7 @@ def parse_model(data: Any) -> AudioConfig | ImageConfig:
         raise ConfigError(explain(error)) from None
 
 
-def model_class(data: Any) -> type[AudioConfig] | type[ImageConfig]:
+def model_class(data: Any) -> type[ModelConfig]:
     """Which configuration a plain dict is meant to be.
 
     Raises:
@@ -466,4 +571,6 @@ def model_class(data: Any) -> type[AudioConfig] | type[ImageConfig]:
     kind = data.get("kind", "audio") if isinstance(data, dict) else "audio"
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"kind: must be one of {', '.join(KINDS)}")
+    if kind == "audio" and isinstance(data, dict) and "architecture" in data:
+        return SQCodecConfig
     return KINDS[kind]

@@ -7,19 +7,13 @@ torch and ONNX Runtime compute in float32 with the very same numbers.
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import struct
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from safetensors.torch import save
 from torch import nn
 
@@ -29,9 +23,10 @@ from .backends.onnx import OnnxBackend
 from .backends.torch import TorchBackend
 from .codec import AudioCodec
 from .config import AudioConfig, ConfigError, ImageConfig, parse_model
+from .files import atomic_folder
+from .graphs import same_signal, same_tokens, share_weights, strip, trace
 from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import Autoencoder, build_model
-from .models.layers import State, zero_state
 from .quantizers import VP
 from .training.checkpoints import (
     CheckpointError,
@@ -40,17 +35,6 @@ from .training.checkpoints import (
     find_checkpoint,
     load_checkpoint,
 )
-
-OPSET = 18
-SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
-MIN_SHARED = 4096  # smaller constants stay in the graph
-STORED = {"F16": np.float16, "F32": np.float32}  # types of safetensors
-MAX_COMPUTED = 1 << 18  # numbers of a constant that is no weight itself
-TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
-
-
-class ExportError(RuntimeError):
-    """The exported graphs do not agree with torch; nothing was written."""
 
 
 def export_run(run: Path, target: Path, *, force: bool = False) -> None:
@@ -84,17 +68,9 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
 
 def export_model(model: Autoencoder, target: Path, *, force: bool = False) -> None:
     """Export a torch model; see `export_run`."""
-    if target.exists() and not force:
-        raise FileExistsError(f"{target}: exists (use --force to replace it)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
+    with atomic_folder(target, force=force) as folder:
         _write(model, folder)
         _verify(folder)
-        if target.exists():
-            os.rename(target, Path(temporary) / "replaced")
-        os.rename(folder, target)
 
 
 def _write(model: Autoencoder, folder: Path) -> None:
@@ -122,9 +98,9 @@ def _write(model: Autoencoder, folder: Path) -> None:
         ("encoder", "encode", rounded.encoder_state, signal),
         ("decoder", "decode", rounded.decoder_state, tokens),
     ):
-        graph = _trace(rounded, method, shapes, *example)
-        _share_weights(graph, weights)
-        _strip(graph)
+        graph = trace(rounded, method, shapes, *example)
+        share_weights(graph, weights)
+        strip(graph)
         helper.set_model_props(graph, {key: str(value) for key, value in metadata.items()})
         onnx.save(graph, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
@@ -159,110 +135,6 @@ def _stored_state(model: Autoencoder) -> dict[str, torch.Tensor]:
     }
 
 
-class _Step(nn.Module):
-    """One direction of the model with its states as positional inputs and outputs."""
-
-    def __init__(self, model: Autoencoder, method: str, names: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.names = names
-
-    def forward(self, x: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        state = State(dict(zip(self.names, past)))
-        y = getattr(self.model, self.method)(x, state)
-        return y, *(state.next[name] for name in self.names)
-
-
-def _trace(model, method, shapes, example, sides) -> onnx.ModelProto:
-    names = list(shapes)
-    past = tuple(zero_state(shapes, 2).values())
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    dynamic: tuple[Any, ...] = ({0: batch} | sides,)
-    if past:
-        dynamic += (tuple({0: batch} for _ in past),)
-    signal = "samples" if isinstance(model.config, AudioConfig) else "images"
-    first, last = (signal, "tokens") if method == "encode" else ("tokens", signal)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, aloud
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Step(model, method, names),
-            (example, *past),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic,
-            input_names=[first, *(f"past.{name}" for name in names)],
-            output_names=[last, *(f"next.{name}" for name in names)],
-            external_data=False,
-            verbose=False,
-        )
-    return program.model_proto
-
-
-def _strip(graph: onnx.ModelProto) -> None:
-    """Drop the exporter's notes (names and line numbers of the source) and inferred shapes."""
-    for entry in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output):
-        entry.ClearField("doc_string")
-        entry.ClearField("metadata_props")
-    for tensor in graph.graph.initializer:
-        tensor.ClearField("doc_string")
-        tensor.ClearField("metadata_props")
-    graph.graph.ClearField("value_info")
-
-
-def _share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
-    """Replace large initialisers by references into model.safetensors.
-
-    The exporter may have transposed a matrix, so tensors are recognised by their values.
-    """
-    (size,) = struct.unpack("<Q", weights[:8])
-    table = json.loads(weights[8 : 8 + size])
-    stored = []
-    for name, entry in table.items():
-        if name != "__metadata__":
-            start, stop = (8 + size + offset for offset in entry["data_offsets"])
-            flat = np.frombuffer(weights[start:stop], STORED[entry["dtype"]])
-            stored.append((flat, entry["shape"], start))
-    nodes = []
-    for tensor in list(graph.graph.initializer):
-        values = numpy_helper.to_array(tensor)
-        if values.size < MIN_SHARED or values.dtype != np.float32:
-            continue
-        for flat, shape, start in stored:
-            if flat.size != values.size:
-                continue
-            saved = flat.reshape(shape).astype(np.float32)
-            transposed = values.ndim == 2 and np.array_equal(saved.T, values)
-            if not transposed and not np.array_equal(saved.reshape(values.shape), values):
-                continue
-            narrow = flat.dtype == np.float16
-            shared = graph.graph.initializer.add(
-                name=f"{tensor.name}.stored",
-                data_type=TensorProto.FLOAT16 if narrow else TensorProto.FLOAT,
-                data_location=TensorProto.EXTERNAL,
-                dims=shape if transposed else values.shape,
-            )
-            facts = {"location": WEIGHTS, "offset": start, "length": flat.nbytes}
-            for key, value in facts.items():
-                shared.external_data.add(key=key, value=str(value))
-            wide = f"{tensor.name}.wide" if transposed else tensor.name
-            to_float = {"op_type": "Cast", "to": TensorProto.FLOAT}
-            widen = to_float if narrow else {"op_type": "Identity"}
-            nodes.append(helper.make_node(inputs=[shared.name], outputs=[wide], **widen))
-            if transposed:
-                nodes.append(helper.make_node("Transpose", [wide], [tensor.name], perm=[1, 0]))
-            graph.graph.initializer.remove(tensor)
-            break
-        else:  # computed from weights, as the codes of SimVQ are
-            if values.size > MAX_COMPUTED:
-                size = values.size
-                raise ExportError(f"{tensor.name}: a constant of {size} numbers is no weight")
-    nodes += graph.graph.node
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
-
-
 def _verify(folder: Path) -> None:
     """Compare ONNX Runtime with torch.
 
@@ -285,8 +157,8 @@ def _compare_audio(reference: AudioCodec, exported: AudioCodec) -> None:
     for n in (1, hop - 1, hop, hop + 1, 4321 + 7 * hop):
         samples = np.cumsum(rng.standard_normal((2, n)), 1).astype(np.float32)
         samples *= 0.5 / max(np.abs(samples).max(), 1)
-        tokens = _same_tokens(f"{n} samples", reference.encode(samples), exported.encode(samples))
-        _same_signal(f"{n} samples", reference.decode(tokens, n), exported.decode(tokens, n))
+        tokens = same_tokens(f"{n} samples", reference.encode(samples), exported.encode(samples))
+        same_signal(f"{n} samples", reference.decode(tokens, n), exported.decode(tokens, n))
 
 
 def _compare_images(config: ImageConfig, reference: Backend, exported: Backend) -> None:
@@ -298,24 +170,9 @@ def _compare_images(config: ImageConfig, reference: Backend, exported: Backend) 
         images = (images / np.abs(images).max()).astype(np.float32)
         size = f"{shape[3]} x {shape[2]} pixels"
         expected, found = (backend.encode(images, None)[0] for backend in (reference, exported))
-        tokens = _same_tokens(size, expected, found)
+        tokens = same_tokens(size, expected, found)
         expected, found = (backend.decode(tokens, None)[0] for backend in (reference, exported))
-        _same_signal(size, expected, found)
-
-
-def _same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    if found.shape != expected.shape:
-        raise ExportError(f"{size}: tokens of shape {found.shape}, with torch {expected.shape}")
-    wrong = np.mean(expected != found)
-    if wrong > TOKEN_TOLERANCE:
-        raise ExportError(f"{size}: {wrong:.1%} of the tokens differ from torch")
-    return found
-
-
-def _same_signal(size: str, expected: np.ndarray, found: np.ndarray) -> None:
-    error = np.abs(expected - found).max()
-    if not error <= SAMPLE_TOLERANCE:
-        raise ExportError(f"{size}: what is decoded differs from torch by {error:.1e}")
+        same_signal(size, expected, found)
 
 
 def _card(config: AudioConfig | ImageConfig, model: nn.Module) -> str:

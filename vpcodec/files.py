@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,3 +89,22 @@ def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Ite
         if error.errno is not None and error.filename in (None, opened):
             error.filename = os.fspath(path)
         raise
+
+
+@contextmanager
+def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to fill that takes the place of `path` at the end, or leaves no trace.
+
+    Raises:
+        FileExistsError: `path` exists and not `force`.
+    """
+    if path.exists() and not force:
+        raise FileExistsError(f"{path}: exists (use --force to replace it)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary) / path.name
+        folder.mkdir()
+        yield folder
+        if path.exists():
+            os.rename(path, Path(temporary) / "replaced")
+        os.rename(folder, path)

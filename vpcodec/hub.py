@@ -1,11 +1,21 @@
-"""A model name to a verified folder: bundled, a path, or `owner/name[@revision]` on the Hub."""
+"""A model name to a verified folder: bundled, a path, or `owner/name[@revision]` on the Hub.
+
+And the way back: `push` publishes a folder.
+"""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from .config import ConfigError, ModelConfig, parse_model
 
@@ -13,9 +23,17 @@ DEFAULT_MODEL = "speech-3k"
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+CARD = "README.md"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
+SHOWN_BYTES = 1 << 20  # downloads from here on show their progress
+TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # kind -> what the Hub calls it
+LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
+_FRONT_MATTER = re.compile(r"---[ \t]*(\r?\n)(.*?\r?\n)(?=---[ \t]*(\r?\n|$))", re.DOTALL)
+
+_T = TypeVar("_T")
 
 
 class ModelError(ValueError):
@@ -31,12 +49,14 @@ class ModelFolder:
         config: what the model is.
         fingerprint: 16 bytes that identify weights and configuration, written into token files.
         files: name -> SHA-256 (hex) of every file that `file` hands out.
+        source: where converted weights came from; empty for others.
     """
 
     path: Path
     config: ModelConfig
     fingerprint: bytes
     files: dict[str, str]
+    source: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Check every file against its hash, and the configuration against the fingerprint.
@@ -71,7 +91,8 @@ class ModelFolder:
 
 def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
     """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights."""
-    needless = {"description": True, "license": True, "quantizer": config.quantizer.training_only}
+    needless = {"description": True, "license": True, "silence": True}
+    needless["quantizer"] = config.quantizer.training_only
     facts = config.model_dump(mode="json", exclude=needless)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(weights)
@@ -90,10 +111,11 @@ def bundled_folders() -> dict[str, Path]:
 def open_model(name: str | Path = DEFAULT_MODEL) -> ModelFolder:
     """Find a model: a bundled name, a folder, or `owner/name[@revision]` on the Hugging Face Hub.
 
-    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured.
+    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from there
+    are checked against their hashes; what the cache has damaged is fetched once more.
 
     Raises:
-        ModelError: unknown name, unreadable folder, bad config.json, no network.
+        ModelError: unknown name, unreadable folder, bad config.json, no network, damaged files.
     """
     bundled = bundled_folders()
     if str(name) in bundled:
@@ -103,7 +125,7 @@ def open_model(name: str | Path = DEFAULT_MODEL) -> ModelFolder:
         return read_folder(path)
     repo, _, revision = str(name).partition("@")
     if repo.count("/") == 1 and not path.is_absolute() and not repo.startswith("."):
-        return read_folder(_download(repo, revision or None))
+        return _open_repository(repo, revision or None)
     known = ", ".join(bundled) or "none"
     raise ModelError(
         f"unknown model {str(name)!r} (bundled: {known}; or a folder, or owner/name on the Hub)"
@@ -128,6 +150,7 @@ def read_folder(path: Path) -> ModelFolder:
         data = json.loads(text)
         mark = bytes.fromhex(data.pop("fingerprint"))
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
+        source = dict(data.pop("source", {}))
         config = parse_model(data)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, ConfigError) else "not a model description"
@@ -136,23 +159,269 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
     if stranger := next((name for name in files if Path(name).name != name), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
-    return ModelFolder(path, config, mark, files)
+    return ModelFolder(path, config, mark, files, source)
 
 
-def write_folder_config(path: Path, config: ModelConfig, mark: bytes, files: list[str]) -> None:
-    """Write config.json into a model folder, with the hashes of `files`."""
+def write_folder_config(
+    path: Path,
+    config: ModelConfig,
+    mark: bytes,
+    files: list[str],
+    *,
+    source: dict[str, Any] | None = None,
+) -> None:
+    """Write config.json into a model folder, with the hashes of `files`; see `ModelFolder`."""
     data = config.model_dump(mode="json")
+    if source:
+        data["source"] = source
     data["fingerprint"] = mark.hex()
     data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
     (path / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+@dataclass(frozen=True)
+class Download:
+    """Files of a repository on the Hub.
 
-    wanted = ["*.json", "*.safetensors", "*.onnx", "README.md"]
+    Attributes:
+        folder: holds them under their names in the repository.
+        commit: the commit that they belong to.
+        sha256: name -> SHA-256 (hex) that the Hub states; it does for large files, when asked.
+    """
+
+    folder: Path
+    commit: str
+    sha256: dict[str, str] = field(default_factory=dict)
+
+
+def download(repo: str, *, patterns: list[str], revision: str | None = None) -> Download:
+    """Fetch the files of a repository that match a pattern; those in the cache are not fetched.
+
+    If the Hub cannot be asked, what the cache holds is taken as it is.
+
+    Args:
+        repo: owner/name.
+        patterns: as for a shell; "*" goes across folders.
+        revision: branch, tag or commit; none: the main branch.
+
+    Raises:
+        ModelError: in one line, why they cannot be had.
+    """
+    label = f"{repo}@{revision}" if revision else repo
+    with _hub_for(f"{label}: cannot be fetched from the Hub"):
+        from huggingface_hub import HfApi, constants, snapshot_download
+        from huggingface_hub.errors import (
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RevisionNotFoundError,
+        )
+        from huggingface_hub.utils import disable_progress_bars
+
+        wanted: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        try:
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+        except (HFValidationError, RevisionNotFoundError):
+            raise
+        except Exception:  # no network, or no answer that helps
+            with suppress(LocalEntryNotFoundError):
+                folder = Path(snapshot_download(repo, **wanted, local_files_only=True))
+                return Download(folder, folder.name)
+            raise
+        if _check_listing(label, info.siblings or [], patterns) < SHOWN_BYTES:
+            disable_progress_bars()
+        folder = Path(snapshot_download(repo, **wanted))
+        stated = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+        return Download(folder, folder.name, stated)
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Publish a model folder on the Hub: its files and its card, nothing else, in one commit.
+
+    The repository is made if it is absent, the branch too. A card without `library_name` or
+    `pipeline_tag` gets them on the way; the folder stays as it is.
+
+    Args:
+        repo: owner/name.
+        private: make the repository private; refused if it exists and is public.
+        revision: branch; none: the main branch.
+        message: of the commit.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ModelError: damaged folder, no card or one without a licence, no token, no permission, ...
+    """
+    model = read_folder(folder)
+    model.check()
+    if CARD in model.files:
+        raise ModelError(f"{folder / CONFIG}: lists {CARD}, which may change without the model")
+    card = _complete_card(folder / CARD, model.config.kind)
+    if not re.fullmatch("[^/]+/[^/]+", repo):
+        raise ModelError(f"{repo!r} is not the name of a repository (owner/name)")
+    with _hub_for(f"{folder}: cannot be pushed to {repo}"):
+        from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+        if get_token() is None:
+            raise ModelError(f"{folder}: pushing to {repo} needs a token: {LOG_IN}")
+        api = HfApi()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.model_info(repo).private:
+            raise ModelError(f"{repo}: exists and is public; make it private on the Hub first")
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        names = sorted({CONFIG, *model.files})
+        operations = [CommitOperationAdd(name, folder / name) for name in names]
+        commit = api.create_commit(
+            repo,
+            [*operations, CommitOperationAdd(CARD, card)],
+            commit_message=message or f"Upload {model.config.name}",
+            revision=revision,
+        )
+        return str(commit.commit_url)
+
+
+def _open_repository(repo: str, revision: str | None) -> ModelFolder:
+    """A model from the Hub, all of its files checked; config.json says which these are."""
+    found = download(repo, patterns=[CONFIG], revision=revision)
+    model = _mended(repo, found, CONFIG, lambda: read_folder(found.folder))
+    if not all((found.folder / name).exists() for name in model.files):
+        names = [glob.escape(name) for name in (*model.files, CARD)]
+        download(repo, patterns=names, revision=found.commit)
+    for name in sorted(model.files):
+        _mended(repo, found, name, lambda name=name: model.file(name))
+    return model
+
+
+def _mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
+    """What `read` gives; if it refuses the file `name`, after that was fetched once more."""
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # its own errors, and those of the HTTP client underneath
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{repo}: cannot be fetched from the Hub ({reason})") from None
+        return read()
+    except ModelError as error:
+        damage = error
+    with _hub_for(f"{damage}; cannot be fetched again"):
+        from huggingface_hub import hf_hub_download
+
+        hf_hub_download(repo, name, revision=found.commit, force_download=True)
+    try:
+        return read()
+    except ModelError as error:
+        raise ModelError(f"{error}, fetched twice from {repo}") from None
+
+
+def _check_listing(label: str, files: list[Any], patterns: list[str]) -> int:
+    """Bytes of all files that match a pattern; too many, and names out of a folder, are refused."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = list(
+        filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.rfilename)
+    )
+    for file in wanted:
+        path = PurePosixPath(file.rfilename)
+        if path.is_absolute() or ".." in path.parts or "\\" in file.rfilename:
+            raise ModelError(f"{label}: {file.rfilename!r} is not the name of a file in a folder")
+    size = sum(file.size or 0 for file in wanted)
+    if size > MAX_DOWNLOAD_BYTES:
+        raise ModelError(
+            f"{label}: its files have {size / 2**30:.1f} GiB; "
+            f"a model has at most {MAX_DOWNLOAD_BYTES / 2**30:.0f}"
+        )
+    return size
+
+
+def _complete_card(path: Path, kind: str) -> bytes:
+    """The card of a model with what the Hub needs to show it; nothing else is changed.
+
+    Raises:
+        ModelError: no card, or without front matter that names a licence.
+    """
+    import yaml
+
+    try:
+        text = path.read_bytes().decode()
+        front = _FRONT_MATTER.match(text)
+        facts = yaml.safe_load(front[2]) if front else {}
+        if not (isinstance(facts, dict) and facts.get("license")):
+            raise ModelError(f"{path}: names no licence (`license: ...` between two lines of ---)")
+        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[kind]}
+        missing = {name: value for name, value in needed.items() if name not in facts}
+        lines = "".join(f"{name}: {value}{front[1]}" for name, value in missing.items())
+        if yaml.safe_load(front[2] + lines) != facts | missing:
+            raise ModelError(f"{path}: add {lines.strip()!r} to its front matter")
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror} (what is published needs a card)") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise ModelError(f"{path}: its front matter is not YAML in UTF-8") from None
+    return (text[: front.end()] + lines + text[front.end() :]).encode()
+
+
+@contextmanager
+def _hub_for(failure: str) -> Iterator[None]:
+    """Work with the Hub: errors are one line that begins with `failure`.
+
+    Nothing is printed but progress on a terminal.
+    """
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    verbosity = logging.get_verbosity()
+    hidden = are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.set_verbosity_error()
+        if not (sys.stderr and sys.stderr.isatty()):
+            disable_progress_bars()
+        try:
+            yield
+        except ModelError:
+            raise
+        except Exception as error:  # its own errors, and those of the HTTP client underneath
+            raise ModelError(f"{failure} ({_reason(error)})") from None
+        finally:
+            if not hidden:
+                enable_progress_bars()
+            logging.set_verbosity(verbosity)
+
+
+def _reason(error: BaseException) -> str:
+    """Why the Hub's library gave up, in one line."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "offline mode is on: HF_HUB_OFFLINE is set"
+    if isinstance(error, errors.GatedRepoError):
+        return f"gated: ask for access on its page on the Hub, then log in: {LOG_IN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such repository, or a private one that needs a valid token: {LOG_IN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "no such branch, tag or commit"
+    if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
+        return _http_reason(error.response.status_code, error.server_message or "")
+    if error.__cause__ is not None:  # what the error itself says is advice to programmers
+        return _reason(error.__cause__)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+def _http_reason(status: int, said: str) -> str:
+    reasons = {
+        401: f"no valid token: {LOG_IN}",
+        403: f"forbidden: it needs a token with more rights: {LOG_IN}",
+        404: "not there",
+        429: "too many requests: try again later",
+    }
+    trouble = "trouble on the Hub: try again later" if status >= 500 else "refused"
+    said = " ".join(said.split())[:200]
+    return f"HTTP {status}, {reasons.get(status, trouble)}" + (f" ({said})" if said else "")

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
+from ..config import SQCodecConfig
 from ..hub import ModelError, ModelFolder
 
 State = dict[str, np.ndarray]
@@ -51,6 +52,9 @@ class OnnxBackend:
         path = self.model.file(name)
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Where every call may have another length, one block planned for all tensors of a call only
+        # adds to what is there.
+        options.enable_mem_pattern = not isinstance(self.model.config, SQCodecConfig)
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:
@@ -67,7 +71,11 @@ class _Graph:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.input, *states = session.get_inputs()
-        self.shapes = {s.name.removeprefix("past."): s.shape[1:] for s in states}
+        # A length that has a name may differ; it is 0 at the beginning.
+        self.shapes = {
+            s.name.removeprefix("past."): [0 if isinstance(n, str) else n for n in s.shape[1:]]
+            for s in states
+        }
         self.outputs = [o.name for o in session.get_outputs()]
 
     def run(self, x: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import decode, encode, export, info, models, score, train
+from . import convert, decode, encode, export, info, models, score, train
 
 app = typer.Typer(
     name="vpcodec",
@@ -21,9 +21,14 @@ app.command("encode")(encode.encode)
 app.command("decode")(decode.decode)
 app.command("info")(info.info)
 app.command("score")(score.score)
-app.command("models")(models.models)
 app.command("train")(train.train)
 app.command("export")(export.export)
+
+models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+models_app.callback()(models.models)
+models_app.command("push")(models.push)
+models_app.command("convert")(convert.convert)
+app.add_typer(models_app, name="models")
 
 
 def _version(value: bool) -> None:

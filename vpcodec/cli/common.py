@@ -202,6 +202,25 @@ class Progress:
             self._bar.stop()
 
 
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Show on a terminal's stderr what is going on; nothing before the first text is told."""
+    with ExitStack() as stack:
+        spinner: Any = None
+
+        def note(text: str) -> None:
+            nonlocal spinner
+            if not sys.stderr.isatty():
+                return
+            if spinner is None:
+                from rich.console import Console
+
+                spinner = stack.enter_context(Console(stderr=True).status(text))
+            spinner.update(text)
+
+        yield note
+
+
 class _Stopped(BaseException):
     """Raised inside a worker thread when the whole command ends."""
 
@@ -356,9 +375,11 @@ class CodecCache:
         self._lock = threading.Lock()
 
     def get(self, model: str) -> Any:
-        from ..codec import Codec
+        from ..codec import Codec, find_model
 
         with self._lock:
             if model not in self._codecs:
-                self._codecs[model] = Codec.from_pretrained(model, **self._settings)
+                with status() as note:
+                    folder = find_model(model, note=note)
+                self._codecs[model] = Codec.from_pretrained(folder.path, **self._settings)
             return self._codecs[model]

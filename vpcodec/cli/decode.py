@@ -94,7 +94,7 @@ def decode(
                 raise common.UsageError(
                     f"{item.target}: this would be {kind.one}; its suffix must be one of {known}"
                 )
-            codec = codecs.get(model or _bundled(tokens.header.model))
+            codec = codecs.get(model or _trusted(tokens.header.model))
             kinds.check_model(name, kind, codec)
             options = audio_options if kind is kinds.AUDIO else {}
             return kind, codec.decode_file(tokens, target, force=force, report=report, **options)
@@ -102,11 +102,17 @@ def decode(
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
 
 
-def _bundled(name: str) -> str:
-    """A model that a token file names; only bundled ones are taken on the file's word."""
+def _trusted(name: str) -> str:
+    """A model that a token file names, if it is here; none is fetched on the file's word."""
     from ..hub import bundled_folders
+    from ..upstream import PUBLISHED, is_converted
     from . import common
 
-    if name not in bundled_folders():
+    if name in bundled_folders():
+        return name
+    spec = next((model.spec for model in PUBLISHED if model.config.name == name), None)
+    if spec is None:
         raise common.UsageError(f"made by the model {name!r}, which is not bundled: use --model")
-    return name
+    if not is_converted(spec):
+        raise common.UsageError(f"made by the model {name!r}; --model {spec} fetches it")
+    return spec

@@ -18,7 +18,8 @@ def export(
     from . import common, kinds
 
     common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")
-    from ..export import ExportError, export_run
+    from ..export import export_run
+    from ..graphs import ExportError
     from ..hub import read_folder
     from ..training.checkpoints import CheckpointError
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import typer
 
-from ..config import AudioConfig, GridConfig, ImageConfig, QuantizerConfig
+from ..config import (
+    AudioConfig,
+    AudioModelConfig,
+    GridConfig,
+    ImageConfig,
+    QuantizerConfig,
+    SQCodecConfig,
+)
 from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
 
@@ -90,18 +97,21 @@ def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) ->
 
 
 def _model_facts(name: str) -> dict[str, Any]:
-    from ..hub import WEIGHTS, open_model
+    from ..codec import find_model
+    from ..hub import WEIGHTS
 
-    model = open_model(name)
+    model = find_model(name)
     config = model.config
     model.check()
-    facts = _audio_model_facts if isinstance(config, AudioConfig) else _image_model_facts
+    facts = next(facts for kind, facts in _MODEL_FACTS.items() if isinstance(config, kind))
+    source = {"source": _source(model.source)} if model.source else {}
     return {
         "model": config.name,
         "kind": config.kind,
         "description": config.description,
         "license": config.license,
         "path": str(model.path),
+        **source,
         "fingerprint": model.fingerprint.hex(),
         "hop_length": config.hop_length,
         "codebook_size": config.codebook_size,
@@ -113,17 +123,37 @@ def _model_facts(name: str) -> dict[str, Any]:
     }
 
 
-def _audio_model_facts(config: AudioConfig) -> dict[str, Any]:
+def _rates(config: AudioModelConfig) -> dict[str, Any]:
     return {
         "sample_rate": config.sample_rate,
         "tokens_per_second": round(config.frame_rate, 3),
         "nominal_bitrate": round(config.bitrate, 1),
         "latency_ms": round(config.latency * 1000, 1),
+    }
+
+
+def _audio_model_facts(config: AudioConfig) -> dict[str, Any]:
+    return {
+        **_rates(config),
         "encoder": _stages(config.encoder_dims, config.encoder_depths, config.strides),
         "decoder": _stages(config.decoder_dims, config.decoder_depths, config.strides[::-1]),
         "transformer": (
             f"{config.encoder_layers} + {config.decoder_layers} layers of "
             f"{config.encoder_dims[-1]}, window {config.attention_window} tokens"
+        ),
+    }
+
+
+def _sqcodec_facts(config: SQCodecConfig) -> dict[str, Any]:
+    encoder = (config.encoder_layers, config.encoder_outer_layers)
+    decoder = (config.decoder_layers, config.decoder_outer_layers)
+    return {
+        **_rates(config),
+        "encoder": _stages(config.encoder_dims, config.encoder_depths, (1, *config.strides)),
+        "decoder": _stages(config.decoder_dims, config.decoder_depths, config.decoder_strides),
+        "transformer": (
+            f"{sum(encoder)} + {sum(decoder)} layers of {config.feature_dim}, blocks of "
+            f"{config.attention_window} tokens"
         ),
     }
 
@@ -140,6 +170,18 @@ def _image_model_facts(config: ImageConfig) -> dict[str, Any]:
             f"{config.dims[-1]}, windows of {window} x {window} tokens"
         ),
     }
+
+
+_MODEL_FACTS = {
+    AudioConfig: _audio_model_facts,
+    SQCodecConfig: _sqcodec_facts,
+    ImageConfig: _image_model_facts,
+}
+
+
+def _source(source: dict[str, Any]) -> str:
+    commit = f"@{source['commit']}" if source.get("commit") else ""
+    return f"{source.get('model', 'unknown')}{commit}"
 
 
 def _quantizer(config: QuantizerConfig) -> str:

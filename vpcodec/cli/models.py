@@ -1,60 +1,100 @@
-"""vpcodec models: what can be used without a network."""
+"""vpcodec models: what there is, and publishing more of it."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from ..config import AudioConfig, ImageConfig
+from ..config import AudioModelConfig, ModelConfig
 from . import options
 
 
-def models(as_json: bool = options.JSON) -> None:
-    """List the bundled models; * marks what is taken for its kind without --model."""
-    from ..hub import DEFAULT_MODELS, bundled_folders, read_folder
+def models(context: typer.Context, as_json: bool = options.JSON) -> None:
+    """List the models, bundled and published; or push or convert one.
 
-    rows = []
-    for name, path in bundled_folders().items():
-        config = read_folder(path).config
-        rows.append(
-            {
-                "name": name,
-                "kind": config.kind,
-                "default": name == DEFAULT_MODELS[config.kind],
-                **_rates(config),
-                "codebook_size": config.codebook_size,
-                "license": config.license,
-                "description": config.description,
-                "path": str(path),
-            }
-        )
-    if as_json:
-        print(json.dumps(rows, indent=2))
+    * marks what is taken for its kind without --model.
+    """
+    if context.invoked_subcommand is not None:
         return
-    for row in rows:
-        mark = "*" if row["default"] else " "
-        if row["kind"] == "audio":
-            rates = (
-                f"{row['bitrate']:>7.0f} bit/s  {row['frame_rate']:>7.2f} tokens/s  "
-                f"{row['sample_rate']} Hz"
-            )
-        else:
-            side = row["hop_length"]
-            rates = f"{row['bits_per_pixel']:>7.3f} bit/pixel  {side} x {side} pixels/token"
-        typer.echo(
-            f"{mark} {row['name']:<18} {row['kind']}  {rates}  {row['license']:<10} "
-            f"{row['description']}"
-        )
+    from ..hub import DEFAULT_MODELS, bundled_folders, read_folder
+    from ..upstream.catalog import PUBLISHED
+
+    bundled = [
+        _row(name, read_folder(path).config, path) for name, path in bundled_folders().items()
+    ]
+    for row in bundled:
+        row["default"] = row["name"] == DEFAULT_MODELS[row["kind"]]
+    published = [_row(model.spec, model.config, None) for model in PUBLISHED]
+    if as_json:
+        print(json.dumps(bundled + published, indent=2))
+        return
+    width = max(len(row["name"]) for row in bundled + published)
+    for row in bundled:
+        typer.echo(_line(row, width))
+    typer.echo("Published by others; fetched from the Hub and converted at first use:")
+    for row in published:
+        typer.echo(_line(row, width))
     typer.echo("Others: --model FOLDER or --model owner/name[@revision] from the Hugging Face Hub.")
 
 
-def _rates(config: AudioConfig | ImageConfig) -> dict[str, Any]:
-    if isinstance(config, AudioConfig):
+def push(
+    folder: Path = typer.Argument(..., help="Model folder, with a README.md that names a licence."),
+    repository: str = typer.Argument(..., metavar="OWNER/NAME", help="Made if it is absent."),
+    private: bool = typer.Option(False, "--private", help="Make the repository private."),
+    revision: str = typer.Option(None, metavar="BRANCH", help="Branch; default: the main one."),
+    message: str = typer.Option(None, help="Of the commit."),
+    as_json: bool = options.JSON,
+) -> None:
+    """Publish a model folder on the Hugging Face Hub, whole and checked, in one commit."""
+    from ..hub import push as push_folder
+
+    url = push_folder(folder, repository, private=private, revision=revision, message=message)
+    name = f"{repository}@{revision}" if revision else repository
+    if as_json:
+        print(json.dumps({"model": name, "private": private, "url": url}, indent=2))
+    else:
+        typer.echo(f"{url}; use it with: --model {name}")
+
+
+def _row(name: str, config: ModelConfig, path: Path | None) -> dict[str, Any]:
+    """What is said of a model; one without a path is not bundled."""
+    return {
+        "name": name,
+        "kind": config.kind,
+        "bundled": path is not None,
+        "default": False,
+        **_rates(config),
+        "codebook_size": config.codebook_size,
+        "license": config.license,
+        "description": config.description,
+        "path": None if path is None else str(path),
+    }
+
+
+def _rates(config: ModelConfig) -> dict[str, Any]:
+    if isinstance(config, AudioModelConfig):
         return {
             "bitrate": round(config.bitrate, 1),
             "frame_rate": round(config.frame_rate, 3),
             "sample_rate": config.sample_rate,
         }
     return {"bits_per_pixel": round(config.bits_per_pixel, 4), "hop_length": config.hop_length}
+
+
+def _line(row: dict[str, Any], width: int) -> str:
+    if row["kind"] == "audio":
+        rates = (
+            f"{row['bitrate']:>7.0f} bit/s  {row['frame_rate']:>7.2f} tokens/s  "
+            f"{row['sample_rate']} Hz"
+        )
+    else:
+        side = row["hop_length"]
+        rates = f"{row['bits_per_pixel']:>7.3f} bit/pixel  {side} x {side} pixels/token"
+    mark = "*" if row["default"] else " "
+    return (
+        f"{mark} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
+        f"{row['description']}"
+    )

@@ -1,8 +1,9 @@
 """Codecs: what a user holds. Audio or images to tokens and back, as arrays or files."""
 
-from .audio import AudioCodec, DecoderStream, EncoderStream, FileStats
-from .base import Codec, Report, Source
+from .audio import AudioCodec, FileStats
+from .base import Codec, Report, Source, find_model
 from .image import ImageCodec, ImageStats
+from .streams import DecoderStream, EncoderStream
 
 __all__ = [
     "AudioCodec",
@@ -14,4 +15,5 @@ __all__ = [
     "ImageStats",
     "Report",
     "Source",
+    "find_model",
 ]

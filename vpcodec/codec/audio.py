@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
+from ..config import SQCodecConfig
 from ..tokenfile import (
     MAX_LOST_TOKENS,
     AudioHeader,
@@ -19,8 +18,14 @@ from ..tokenfile import (
     TokenWriter,
 )
 from .base import Codec, Report, Source, open_target
-
-CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
+from .streams import (
+    CHUNK_SECONDS,
+    DecoderStream,
+    EncoderStream,
+    WindowedDecoderStream,
+    WindowedEncoderStream,
+    check_samples,
+)
 
 
 class AudioCodec(Codec, kind="audio"):
@@ -59,7 +64,7 @@ class AudioCodec(Codec, kind="audio"):
         Raises:
             ValueError: wrong shape or dtype, NaN or infinite samples.
         """
-        samples = _check_samples(samples)
+        samples = check_samples(samples)
         if sample_rate is not None and sample_rate != self.sample_rate:
             samples = resample(samples, sample_rate, self.sample_rate)
         stream = self.encoder_stream(len(samples))
@@ -221,34 +226,20 @@ class AudioCodec(Codec, kind="audio"):
             and header.hop_length == self.hop_length
         )
 
-    def encoder_stream(self, channels: int = 1) -> EncoderStream:
+    def encoder_stream(self, channels: int = 1) -> EncoderStream | WindowedEncoderStream:
         """A stream that takes audio at the model's rate, piece by piece."""
-        return EncoderStream(self, channels)
+        windowed = isinstance(self.config, SQCodecConfig)
+        return (WindowedEncoderStream if windowed else EncoderStream)(self, channels)
 
-    def decoder_stream(self, channels: int = 1) -> DecoderStream:
+    def decoder_stream(self, channels: int = 1) -> DecoderStream | WindowedDecoderStream:
         """A stream that takes tokens piece by piece."""
-        return DecoderStream(self, channels)
+        windowed = isinstance(self.config, SQCodecConfig)
+        return (WindowedDecoderStream if windowed else DecoderStream)(self, channels)
 
     @property
     def chunk_frames(self) -> int:
         """Frames that go through a graph at once."""
         return max(1, round(CHUNK_SECONDS * self.frame_rate))
-
-    def _run(
-        self,
-        graph: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
-        x: np.ndarray,
-        column: int,
-        state: Any,
-        empty: np.ndarray,
-    ) -> tuple[np.ndarray, Any]:
-        """Run x (C, N * column) through a stateful graph, few frames at a time."""
-        step = column * max(1, self.chunk_frames // len(x))
-        parts = [empty]
-        for start in range(0, x.shape[1], step):
-            part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
-            parts.append(part)
-        return np.concatenate(parts, 1), state
 
 
 @dataclass(frozen=True)
@@ -279,85 +270,3 @@ class FileStats:
     def bitrate(self) -> float:
         """Real bit/s of all channels, file overhead included; 0 for empty audio."""
         return 8 * self.n_bytes / self.seconds if self.n_samples else 0.0
-
-
-class EncoderStream:
-    """Audio in pieces of any length to tokens; the same tokens as `encode` of the whole."""
-
-    def __init__(self, codec: AudioCodec, channels: int) -> None:
-        self._codec = codec
-        self._channels = channels
-        self._reset()
-
-    def _reset(self) -> None:
-        self._state: Any = None
-        self._rest = np.zeros((self._channels, 0), np.float32)
-
-    def push(self, samples: np.ndarray) -> np.ndarray:
-        """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
-        samples = _check_samples(samples)
-        if len(samples) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
-        samples = np.concatenate([self._rest, samples], 1)
-        hop = self._codec.hop_length
-        whole = samples.shape[1] // hop * hop
-        self._rest = samples[:, whole:]
-        empty = np.zeros((self._channels, 0), np.int64)
-        tokens, self._state = self._codec._run(
-            self._codec.backend.encode, samples[:, :whole], hop, self._state, empty
-        )
-        return tokens
-
-    def flush(self) -> np.ndarray:
-        """The token of the last, incomplete frame, if any: (C, 0 or 1). Starts anew afterwards."""
-        missing = -self._rest.shape[1] % self._codec.hop_length
-        tokens = self.push(np.zeros((self._channels, missing), np.float32))
-        self._reset()
-        return tokens
-
-
-class DecoderStream:
-    """Tokens in pieces of any length to audio; the same samples as `decode` of the whole."""
-
-    def __init__(self, codec: AudioCodec, channels: int) -> None:
-        self._codec = codec
-        self._channels = channels
-        self._reset()
-
-    def _reset(self) -> None:
-        self._state: Any = None
-        self._late = self._codec.config.decoder_delay * self._codec.hop_length
-        self._last = np.zeros((self._channels, 0), np.int64)
-
-    def push(self, tokens: np.ndarray) -> np.ndarray:
-        """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
-        tokens = self._codec._check_tokens(tokens, "(C, N)")
-        if len(tokens) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
-        empty = np.zeros((self._channels, 0), np.float32)
-        samples, self._state = self._codec._run(
-            self._codec.backend.decode, tokens, 1, self._state, empty
-        )
-        if tokens.shape[1]:
-            self._last = tokens[:, -1:]
-        late = min(self._late, samples.shape[1])
-        self._late -= late
-        return samples[:, late:]
-
-    def flush(self) -> np.ndarray:
-        """The samples still held back, (C, n): the last token is repeated. Starts anew."""
-        samples = self.push(np.repeat(self._last, self._codec.config.decoder_delay, 1))
-        self._reset()
-        return samples
-
-
-def _check_samples(samples: np.ndarray) -> np.ndarray:
-    samples = np.asarray(samples)
-    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or samples.shape[:-1] == (0,):
-        raise ValueError(
-            f"samples must be float, (T,) or (C, T), got {samples.dtype} of shape {samples.shape}"
-        )
-    samples = np.atleast_2d(samples).astype(np.float32, copy=False)
-    if not np.isfinite(samples).all():
-        raise ValueError("samples hold NaN or infinite values")
-    return samples

@@ -15,6 +15,7 @@ from ..backends import Backend, load_backend
 from ..files import atomic_output
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, ModelError, ModelFolder, open_model
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
+from ..upstream import is_published, open_published
 
 Source = str | os.PathLike[str] | BinaryIO
 Report = Callable[[int, int | None], None]  # samples or pixels done, and in all if known
@@ -24,7 +25,7 @@ class Codec(ABC):
     """A model ready to encode and decode; `Codec(...)` is the subclass for the model's kind.
 
     Args:
-        model: the folder, from `vpcodec.hub.open_model`.
+        model: the folder, from `find_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
 
     Raises:
@@ -60,7 +61,7 @@ class Codec(ABC):
         threads: int | None = None,
         device: str = "auto",
     ) -> Self:
-        """Load a bundled model, a folder, or `owner/name[@revision]` from the Hub.
+        """Load a model by one of the names that `find_model` takes.
 
         Args:
             name: which model; None: the default of the class, speech-3k of `Codec`.
@@ -74,7 +75,7 @@ class Codec(ABC):
         """
         if name is None:
             name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
-        model = open_model(name)
+        model = find_model(name)
         return cls(model, load_backend(backend, model, threads=threads, device=device))
 
     @property
@@ -170,6 +171,24 @@ class Codec(ABC):
             bad = tokens.min() if tokens.min() < 0 else tokens.max()
             raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
         return tokens.astype(np.int64, copy=False)
+
+
+def find_model(
+    name: str | Path = DEFAULT_MODEL, *, note: Callable[[str], None] | None = None
+) -> ModelFolder:
+    """A model's folder by its name.
+
+    Args:
+        name: of a bundled model; a folder; `owner/name[@revision]` on the Hub; or of a published
+            SQCodec, `owner/name:model[@revision]`, which is converted when first used.
+        note: told what takes a while.
+
+    Raises:
+        ModelError: unknown or damaged, or it cannot be fetched.
+    """
+    if is_published(str(name)):
+        return open_published(str(name), note=note)
+    return open_model(name)
 
 
 class CountedOutput:

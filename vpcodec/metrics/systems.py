@@ -26,9 +26,8 @@ import numpy as np
 
 from ..audio import AUDIO_SUFFIXES, AudioError, load, resample, save
 from ..backends import BACKENDS
-from ..codec import Codec
+from ..codec import Codec, find_model
 from ..files import find_files, naming
-from ..hub import open_model
 from ..image import IMAGE_SUFFIXES, is_image, load_image
 from ..tokenfile import read_tokens
 
@@ -277,7 +276,7 @@ class Model(System):
         self.name = str(name)
         self.spec = f"model:{name}"
         self.backend, self.threads = backend, threads
-        folder = open_model(name)
+        folder = find_model(name)
         self.path = folder.path.resolve()
         self.kind = folder.config.kind
         self.identity = f"{folder.fingerprint.hex()} {backend}"

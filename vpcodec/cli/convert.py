@@ -1,0 +1,58 @@
+"""vpcodec models convert: published weights to a model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from . import options
+
+
+def convert(
+    source: str = typer.Argument(
+        ..., metavar="NAME|FOLDER", help="owner/name:model[@revision], or a folder with .pt files."
+    ),
+    output: Path = typer.Option(
+        None, "--output", "-o", help="Model folder to make; default, for a NAME: in the cache."
+    ),
+    model: str = typer.Option(
+        None, "--as", metavar="NAME", help="What the files of a FOLDER are: owner/name:model."
+    ),
+    force: bool = options.FORCE,
+    as_json: bool = options.JSON,
+) -> None:
+    """Convert published weights (see `vpcodec models`) from the Hub or from a folder.
+
+    A FOLDER holds encoder.pt, quantizer.pt, decoder.pt, en_encoder.pt and en_decoder.pt. Checked:
+    that they hold those tensors and nothing that runs, and that the graphs agree with torch.
+    """
+    from ..upstream import find, open_published
+    from ..upstream.cache import convert_folder
+    from . import common
+
+    common.need_extra("train", "torch", "safetensors", "onnx", "onnxscript")
+    with common.status() as note:
+        if Path(source).is_dir():
+            if model is None or output is None:
+                raise common.UsageError(f"{source}: a folder needs --as NAME and --output FOLDER")
+            note(f"converting {source}")
+            folder = convert_folder(Path(source), find(model), output, force=force)
+        elif model is not None:
+            raise common.UsageError(f"{source}: there is no such folder")
+        else:
+            folder = open_published(source, target=output, force=force, note=note)
+    size = sum((folder.path / name).stat().st_size for name in folder.files)
+    facts = {
+        "model": folder.config.name,
+        "path": str(folder.path),
+        "fingerprint": folder.fingerprint.hex(),
+        "bytes": size,
+        "source": folder.source,
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        name = folder.path if output is not None else source
+        typer.echo(f"{folder.path}: {size / 2**20:.1f} MiB; try: vpcodec encode in.wav -m {name}")

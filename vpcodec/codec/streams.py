@@ -1,0 +1,256 @@
+"""Streams: audio to tokens and back, piece by piece, with the answers of the whole.
+
+Native models are causal and go on from their state. The published SQCodec is not: it runs in
+windows of whole blocks of attention, with what its convolutions see on both sides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import SQCodecConfig
+
+if TYPE_CHECKING:
+    from .audio import AudioCodec
+
+CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
+ENCODE_SECONDS = 2.5  # about the length of a window of SQCodec's encoder
+DECODE_SECONDS = 16.0  # and of its decoder, which normalises over it
+FADE_SECONDS = 0.01  # between windows of the decoder
+
+
+class EncoderStream:
+    """Audio in pieces of any length to tokens; the same tokens as `encode` of the whole."""
+
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._rest = np.zeros((self._channels, 0), np.float32)
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
+        samples = check_samples(samples)
+        if len(samples) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
+        samples = np.concatenate([self._rest, samples], 1)
+        hop = self._codec.hop_length
+        whole = samples.shape[1] // hop * hop
+        self._rest = samples[:, whole:]
+        empty = np.zeros((self._channels, 0), np.int64)
+        tokens, self._state = _run(
+            self._codec, "encode", samples[:, :whole], hop, self._state, empty
+        )
+        return tokens
+
+    def flush(self) -> np.ndarray:
+        """The token of the last, incomplete frame, if any: (C, 0 or 1). Starts anew afterwards."""
+        missing = -self._rest.shape[1] % self._codec.hop_length
+        tokens = self.push(np.zeros((self._channels, missing), np.float32))
+        self._reset()
+        return tokens
+
+
+class DecoderStream:
+    """Tokens in pieces of any length to audio; the same samples as `decode` of the whole."""
+
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._late = self._codec.config.decoder_delay * self._codec.hop_length
+        self._last = np.zeros((self._channels, 0), np.int64)
+
+    def push(self, tokens: np.ndarray) -> np.ndarray:
+        """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
+        tokens = self._codec._check_tokens(tokens, "(C, N)")
+        if len(tokens) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
+        empty = np.zeros((self._channels, 0), np.float32)
+        samples, self._state = _run(self._codec, "decode", tokens, 1, self._state, empty)
+        if tokens.shape[1]:
+            self._last = tokens[:, -1:]
+        late = min(self._late, samples.shape[1])
+        self._late -= late
+        return samples[:, late:]
+
+    def flush(self) -> np.ndarray:
+        """The samples still held back, (C, n): the last token is repeated. Starts anew."""
+        samples = self.push(np.repeat(self._last, self._codec.config.decoder_delay, 1))
+        self._reset()
+        return samples
+
+
+class WindowedEncoderStream:
+    """Audio in pieces of any length to the tokens of a published SQCodec.
+
+    The same tokens as of the whole clip at once: attention goes on from its state, and the
+    convolutions get all that they see.
+    """
+
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        config = codec.config
+        self._window = _whole_blocks(config, ENCODE_SECONDS)
+        self._ahead = config.encoder_context
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._rest = np.zeros((self._channels, 0), np.float32)
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """(T,) or (C, T) samples -> (C, n) int64 tokens that are now certain."""
+        samples = check_samples(samples)
+        if len(samples) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
+        self._rest = np.concatenate([self._rest, samples], 1)
+        hop = self._codec.hop_length
+        size, whole = self._window * hop, (self._window + self._ahead) * hop
+        parts = [np.zeros((self._channels, 0), np.int64)]
+        start = 0
+        while self._rest.shape[1] - start >= whole:
+            parts.append(self._run(self._rest[:, start : start + whole])[:, : self._window])
+            audio = self._state["encoder.audio"]
+            self._state["encoder.audio"] = audio[:, size - self._ahead * hop : size]
+            start += size
+        self._rest = self._rest[:, start:]
+        return np.concatenate(parts, 1)
+
+    def flush(self) -> np.ndarray:
+        """The tokens still held back, (C, n). Starts anew afterwards."""
+        hop = self._codec.hop_length
+        n = -(-self._rest.shape[1] // hop)
+        padded = n
+        if self._codec.config.architecture == "sqcodec":  # made for whole blocks: silence follows
+            padded += min(-n % self._codec.config.attention_window, self._ahead)
+        missing = padded * hop - self._rest.shape[1]
+        samples = np.pad(self._rest, ((0, 0), (0, missing)))
+        tokens = self._run(samples)[:, :n] if n else np.zeros((self._channels, 0), np.int64)
+        self._reset()
+        return tokens
+
+    def _run(self, samples: np.ndarray) -> np.ndarray:
+        samples = np.ascontiguousarray(samples)
+        tokens, self._state = self._codec.backend.encode(samples, self._state)
+        return tokens
+
+
+class WindowedDecoderStream:
+    """Tokens in pieces of any length to the audio of a published SQCodec.
+
+    Clips of up to about `DECODE_SECONDS` are decoded at once. Of longer ones the attention is that
+    of the whole, and the convolutions get all that they see, but the decoder normalises over each
+    window instead of over the clip; neighbours are faded into each other. The first version of
+    SQCodec normalises over the silence up to the end of a block, too: its tokens are put there.
+    """
+
+    def __init__(self, codec: AudioCodec, channels: int) -> None:
+        self._codec = codec
+        self._channels = channels
+        config = codec.config
+        self._window = _whole_blocks(config, DECODE_SECONDS)
+        self._fade = round(FADE_SECONDS * config.sample_rate)
+        # What the interpolation of features, the convolutions and the fade need.
+        self._ahead = -(-config.decoder_context // config.token_stride) + 1
+        self._ahead += -(-self._fade // config.hop_length)
+        self._silence = np.array(config.silence, np.int64)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._state: Any = None
+        self._past = 0  # samples of the past features, which come out again
+        self._rest = np.zeros((self._channels, 0), np.int64)
+        self._tail: np.ndarray | None = None  # what the window before made of this one's beginning
+
+    def push(self, tokens: np.ndarray) -> np.ndarray:
+        """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
+        tokens = self._codec._check_tokens(tokens, "(C, N)")
+        if len(tokens) != self._channels:
+            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
+        self._rest = np.concatenate([self._rest, tokens], 1)
+        size, whole = self._window, self._window + self._ahead
+        config = self._codec.config
+        parts = [np.zeros((self._channels, 0), np.float32)]
+        start = 0
+        while self._rest.shape[1] - start > whole:
+            samples = self._run(self._rest[:, start : start + whole])
+            end = size * config.hop_length
+            parts.append(samples[:, :end])
+            self._tail = samples[:, end : end + self._fade]
+            features, at = self._state["decoder.features"], size * config.token_stride
+            self._state["decoder.features"] = features[:, at - config.decoder_context : at]
+            self._past = config.decoder_context * config.hop_length // config.token_stride
+            if "decoder.tokens" in self._state:
+                self._state["decoder.tokens"] = self._state["decoder.tokens"][:, size - 1 : size]
+            start += size
+        self._rest = self._rest[:, start:]
+        return np.concatenate(parts, 1)
+
+    def flush(self) -> np.ndarray:
+        """The samples still held back, (C, n). Starts anew."""
+        n = self._rest.shape[1]
+        samples = np.zeros((self._channels, 0), np.float32)
+        if n:  # windows are of whole blocks, so the rest began with a block
+            block = max(1, len(self._silence))
+            fill = np.tile(self._silence[n % block :] if n % block else [], (self._channels, 1))
+            samples = self._run(np.concatenate([self._rest, fill.astype(np.int64)], 1))
+        self._reset()
+        return samples[:, : n * self._codec.hop_length]
+
+    def _run(self, tokens: np.ndarray) -> np.ndarray:
+        tokens = np.ascontiguousarray(tokens)
+        samples, self._state = self._codec.backend.decode(tokens, self._state)
+        samples = samples[:, self._past :]
+        if self._tail is not None:
+            share = (np.arange(self._fade, dtype=np.float32) + 0.5) / self._fade
+            head = samples[:, : self._fade]
+            share = share[: head.shape[1]]
+            samples = samples.copy()
+            samples[:, : self._fade] = head * share + self._tail[:, : len(share)] * (1 - share)
+        return samples
+
+
+def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:
+    """Tokens of about that long, in whole blocks of attention."""
+    blocks = round(seconds * config.frame_rate / config.attention_window)
+    return max(1, blocks) * config.attention_window
+
+
+def _run(
+    codec: AudioCodec, method: str, x: np.ndarray, column: int, state: Any, empty: np.ndarray
+) -> tuple[np.ndarray, Any]:
+    """Run x (C, N * column) through a stateful graph, few frames at a time."""
+    graph = getattr(codec.backend, method)
+    step = column * max(1, codec.chunk_frames // len(x))
+    parts = [empty]
+    for start in range(0, x.shape[1], step):
+        part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
+        parts.append(part)
+    return np.concatenate(parts, 1), state
+
+
+def check_samples(samples: np.ndarray) -> np.ndarray:
+    """Samples as float32 (C, T).
+
+    Raises:
+        ValueError: another shape or dtype, NaN or infinite values.
+    """
+    samples = np.asarray(samples)
+    if samples.dtype.kind != "f" or samples.ndim not in (1, 2) or samples.shape[:-1] == (0,):
+        raise ValueError(
+            f"samples must be float, (T,) or (C, T), got {samples.dtype} of shape {samples.shape}"
+        )
+    samples = np.atleast_2d(samples).astype(np.float32, copy=False)
+    if not np.isfinite(samples).all():
+        raise ValueError("samples hold NaN or infinite values")
+    return samples

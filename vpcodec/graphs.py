@@ -1,0 +1,184 @@
+"""Torch models to ONNX graphs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from .hub import WEIGHTS
+from .models import Autoencoder
+from .models.layers import State
+
+OPSET = 18
+SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
+TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
+MIN_SHARED = 4096  # smaller constants stay in the graph
+STORED = {"F16": np.float16, "F32": np.float32}  # types of safetensors
+MAX_COMPUTED = 1 << 18  # numbers of a constant that is no weight itself
+EXAMPLE_STEPS = 3  # of states of any length, to trace with
+
+
+class ExportError(RuntimeError):
+    """Exported graphs that are not what they should be; nothing was written."""
+
+
+class _Step(nn.Module):
+    """One direction of the model with its states as positional inputs and outputs."""
+
+    def __init__(self, model: Autoencoder, method: str, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.names = names
+
+    def forward(self, x: torch.Tensor, *past: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        state = State(dict(zip(self.names, past)))
+        y = getattr(self.model, self.method)(x, state)
+        return y, *(state.next[name] for name in self.names)
+
+
+def trace(
+    model: Autoencoder,
+    method: str,
+    shapes: dict[str, tuple[int, ...]],
+    example: torch.Tensor,
+    sides: dict[int, Any],
+    *,
+    units: dict[str, int] | None = None,
+) -> onnx.ModelProto:
+    """The graph of one direction of a model, with states `past.X` in and `next.X` out.
+
+    Args:
+        model: whose method "encode" or "decode" is traced.
+        method: which of both.
+        shapes: of the states, without the batch; a length of 0 means any.
+        example: an input, whose `sides` may differ in other calls, as its batch may.
+        units: the lengths of states of any length are multiples of these; missing: of 1.
+    """
+    names, units = list(shapes), units or {}
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    past, dynamic_past = [], []
+    for i, (name, (steps, *rest)) in enumerate(shapes.items()):
+        dynamic_past.append({0: batch})
+        if steps == 0:
+            unit = units.get(name, 1)
+            dynamic_past[-1][1] = unit * torch.export.Dim(f"past_{i}", min=1, max=1 << 20)
+            steps = unit * EXAMPLE_STEPS
+        past.append(torch.zeros(2, steps, *rest))
+    dynamic: tuple[Any, ...] = ({0: batch} | sides,)
+    if past:
+        dynamic += (tuple(dynamic_past),)
+    signal = "images" if model.config.kind == "image" else "samples"
+    first, last = (signal, "tokens") if method == "encode" else ("tokens", signal)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, aloud
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Step(model, method, names),
+            (example, *past),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            input_names=[first, *(f"past.{name}" for name in names)],
+            output_names=[last, *(f"next.{name}" for name in names)],
+            external_data=False,
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def strip(graph: onnx.ModelProto) -> None:
+    """Drop the exporter's notes (names and line numbers of the source) and inferred shapes."""
+    for entry in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output):
+        entry.ClearField("doc_string")
+        entry.ClearField("metadata_props")
+    for tensor in graph.graph.initializer:
+        tensor.ClearField("doc_string")
+        tensor.ClearField("metadata_props")
+    graph.graph.ClearField("value_info")
+
+
+def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
+    """Replace large initialisers by references into model.safetensors.
+
+    The exporter may have transposed a matrix, so tensors are recognised by their values.
+    """
+    (size,) = struct.unpack("<Q", weights[:8])
+    table = json.loads(weights[8 : 8 + size])
+    stored = []
+    for name, entry in table.items():
+        if name != "__metadata__":
+            start, stop = (8 + size + offset for offset in entry["data_offsets"])
+            flat = np.frombuffer(weights[start:stop], STORED[entry["dtype"]])
+            stored.append((flat, entry["shape"], start))
+    nodes = []
+    for tensor in list(graph.graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        if values.size < MIN_SHARED or values.dtype != np.float32:
+            continue
+        for flat, shape, start in stored:
+            if flat.size != values.size:
+                continue
+            saved = flat.reshape(shape).astype(np.float32)
+            transposed = values.ndim == 2 and np.array_equal(saved.T, values)
+            if not transposed and not np.array_equal(saved.reshape(values.shape), values):
+                continue
+            narrow = flat.dtype == np.float16
+            shared = graph.graph.initializer.add(
+                name=f"{tensor.name}.stored",
+                data_type=TensorProto.FLOAT16 if narrow else TensorProto.FLOAT,
+                data_location=TensorProto.EXTERNAL,
+                dims=shape if transposed else values.shape,
+            )
+            facts = {"location": WEIGHTS, "offset": start, "length": flat.nbytes}
+            for key, value in facts.items():
+                shared.external_data.add(key=key, value=str(value))
+            wide = f"{tensor.name}.wide" if transposed else tensor.name
+            to_float = {"op_type": "Cast", "to": TensorProto.FLOAT}
+            widen = to_float if narrow else {"op_type": "Identity"}
+            nodes.append(helper.make_node(inputs=[shared.name], outputs=[wide], **widen))
+            if transposed:
+                nodes.append(helper.make_node("Transpose", [wide], [tensor.name], perm=[1, 0]))
+            graph.graph.initializer.remove(tensor)
+            break
+        else:  # computed from weights, as the codes of SimVQ are
+            if values.size > MAX_COMPUTED:
+                size = values.size
+                raise ExportError(f"{tensor.name}: a constant of {size} numbers is no weight")
+    nodes += graph.graph.node
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+
+
+def same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """The tokens that ONNX Runtime found, where they are those of torch.
+
+    Raises:
+        ExportError: another shape, or more of them differ than by rounding.
+    """
+    if found.shape != expected.shape:
+        raise ExportError(f"{size}: tokens of shape {found.shape}, with torch {expected.shape}")
+    wrong = np.mean(expected != found)
+    if wrong > TOKEN_TOLERANCE:
+        raise ExportError(f"{size}: {wrong:.1%} of the tokens differ from torch")
+    return found
+
+
+def same_signal(size: str, expected: np.ndarray, found: np.ndarray) -> None:
+    """Check that ONNX Runtime decoded what torch did.
+
+    Raises:
+        ExportError: it did not.
+    """
+    error = np.abs(expected - found).max()
+    if not error <= SAMPLE_TOLERANCE:
+        raise ExportError(f"{size}: what is decoded differs from torch by {error:.1e}")

@@ -1,0 +1,664 @@
+"""The published SQCodec and L3AC (SQCodec's second version), for inference with their weights.
+
+Features are (B, T, C), channels last, because that suits matrix products and norms over channels;
+what is affine is folded into the matrices beforehand (`fold`):
+
+- weight norm: g v / |v|;
+- GRN, whose response is divided by its own mean over one channel, and thus (1 + gamma) x + beta;
+- Snake between two matrices: x + sin^2(a x) / a = (v + 1 - cos v) / (2 a) with v = 2 a x, so the
+  matrix before is scaled by 2 a, the one after by 1 / (2 a), and v - cos v is left to compute.
+
+A model is given a whole clip (`state=None`), or windows of it: whole blocks of attention and some
+look-ahead. Attention goes on from the last whole block; of what the convolutions need before a
+window, `past` holds as much as it was given, none at the beginning of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import SQCodecConfig
+from ..quantizers import FSQ
+from .layers import State
+
+ENCODER_POOLS = (1, 5, 11, 21, 45)  # windows of TPooling in the first block; 1 is the wave itself
+ENHANCE_POOLS = (1, 3, 5, 9)
+ENHANCE_DILATIONS = (1, 2, 3, 5)
+LAST_DILATIONS = (1, 3, 9)
+TAPS = 7
+BRANCH_CHANNELS = 4  # of each pooling window of the first block
+STRETCH = {"sqcodec": 1.001, "l3ac": 1.0}  # of tanh before it is rounded
+EPS = {"sqcodec": torch.finfo(torch.float32).eps, "l3ac": 1e-8}  # of norms over channels
+LAYER_NORM_EPS = INSTANCE_NORM_EPS = 1e-5
+MASKED = -1e30
+SMALLEST_ALPHA = 1e-3  # of a Snake that is folded; below, rounding would show
+
+
+class StretchedFSQ(FSQ):
+    """FSQ of tanh times a factor: 1.001 keeps the edges of SQCodec's first version in reach."""
+
+    def __init__(self, levels: tuple[int, ...], stretch: float) -> None:
+        super().__init__(levels)
+        self.stretch = stretch
+
+    def _squash(self, a: torch.Tensor) -> torch.Tensor:
+        return (self.stretch * torch.tanh(a) + 1) / 2
+
+
+class SQCodecAutoencoder(nn.Module):
+    """Encoder, quantizer and decoder of one `SQCodecConfig`.
+
+    Attributes:
+        encoder_state, decoder_state: name -> shape, without the batch, of what `State` holds; a
+            length of 0 means any length, none at the beginning.
+    """
+
+    def __init__(self, config: SQCodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = StretchedFSQ(config.quantizer.levels, STRETCH[config.architecture])
+        self.decoder = Decoder(config)
+        self.encoder_state = dict(self.encoder.states("encoder."))
+        self.decoder_state = dict(self.decoder.states("decoder."))
+
+    def encode(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, N * hop) samples -> (B, N) int64 tokens.
+
+        `next` of "encoder.audio" is the samples; see `Transformer` for the rest.
+        """
+        return self.quantizer.encode(self.encoder(samples, state))
+
+    def decode(self, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, N) int64 tokens -> samples in [-1, 1] of the past features and these tokens,
+        (B, past * hop / token_stride + N * hop).
+
+        `next` of "decoder.features" and "decoder.tokens" is those of all N tokens.
+        """
+        return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
+
+    def load_state_dict(self, published: dict[str, torch.Tensor], strict: bool = True):
+        """Load published tensors, named "module.name in its file"; see `fold`."""
+        try:
+            folded = fold(published, self.config)
+        except KeyError as error:
+            raise RuntimeError(f"missing tensor {error}") from None
+        return super().load_state_dict(folded, strict)
+
+
+class Encoder(nn.Module):
+    """Samples to latents: first block, ConvUnits and down layers, local Transformers."""
+
+    def __init__(self, config: SQCodecConfig) -> None:
+        super().__init__()
+        dims, width = config.encoder_dims, config.feature_dim
+        self.hop, self.token_stride = config.hop_length, config.token_stride
+        self.first = FirstBlock(dims[0])
+        self.stages = nn.ModuleList(
+            nn.ModuleList(ConvUnit(dim, config) for _ in range(depth))
+            for dim, depth in zip(dims, config.encoder_depths)
+        )
+        self.downs = nn.ModuleList(
+            Affine(stride * a, b) for a, b, stride in zip(dims, dims[1:], config.strides)
+        )
+        self.down_norms = nn.ModuleList(
+            nn.LayerNorm(dim, EPS[config.architecture]) for dim in dims[1:]
+        )
+        self.last = Affine(3 * dims[-1], width)
+        self.outer = Transformer(config, config.encoder_outer_layers, config.token_stride)
+        self.shrink = Affine(config.token_stride * width, width) if self.outer.layers else None
+        self.inner = Transformer(config, config.encoder_layers)
+        self.project = Affine(width, config.quantizer.dim)
+
+    def states(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        self.audio = f"{prefix}audio"
+        yield self.audio, (0,)
+        yield from self.outer.states(f"{prefix}outer.")
+        yield from self.inner.states(f"{prefix}inner.")
+
+    def forward(self, samples: torch.Tensor, state: State | None) -> torch.Tensor:
+        x = samples
+        if state is not None:
+            state.next[self.audio] = samples
+            x = torch.cat([state.past[self.audio], samples], 1)
+        x = self.first(x)
+        for i, stage in enumerate(self.stages):
+            for unit in stage:
+                x = unit(x)
+            if i < len(self.downs):
+                x = self.down_norms[i](self.downs[i](_stack(x, self.downs[i], x.shape[-1])))
+        x = self.last(_neighbours(x, 3))
+        if state is not None:
+            x = x[:, state.past[self.audio].shape[1] // self.hop * self.token_stride :]
+        if self.shrink is not None:
+            x = self.outer(x, state)
+            x = self.shrink(_stack(x, self.shrink, x.shape[-1]))
+        return self.project(self.inner(x, state))
+
+
+class Decoder(nn.Module):
+    """Latents to samples: local Transformers, ConvUnits with enhance blocks and up layers."""
+
+    def __init__(self, config: SQCodecConfig) -> None:
+        super().__init__()
+        dims, width = config.decoder_dims, config.feature_dim
+        self.token_stride = config.token_stride
+        self.project = Affine(config.quantizer.dim, width)
+        self.inner = Transformer(config, config.decoder_layers)
+        self.outer = Transformer(config, config.decoder_outer_layers, config.token_stride)
+        self.first = Affine(3 * width, dims[0])
+        stages = [
+            nn.ModuleList(ConvUnit(dim, config) for _ in range(depth))
+            for dim, depth in zip(dims, config.decoder_depths)
+        ]
+        self.stage = stages[0]
+        self.enhances = nn.ModuleList(EnhanceBlock() for _ in stages)
+        self.levels = nn.ModuleList()
+        for i, units in enumerate([*stages[1:], nn.ModuleList([LastBlock(dims[-1])])]):
+            norm = nn.LayerNorm(dims[i + 1], EPS[config.architecture])
+            self.levels.append(Level(dims[i], config.decoder_strides[i], norm, units))
+
+    def states(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        self.tokens, self.features = f"{prefix}tokens", f"{prefix}features"
+        width = self.project.weight.shape[1]
+        if self.outer.layers:
+            yield self.tokens, (0, width)
+        yield self.features, (0, width)
+        yield from self.inner.states(f"{prefix}inner.")
+        yield from self.outer.states(f"{prefix}outer.")
+
+    def forward(self, latents: torch.Tensor, state: State | None) -> torch.Tensor:
+        x = self.inner(self.project(latents), state)
+        if self.outer.layers:
+            past = 0
+            if state is not None:
+                state.next[self.tokens] = x
+                past = state.past[self.tokens].shape[1]
+                x = torch.cat([state.past[self.tokens], x], 1)
+            x = _interpolate(x, self.token_stride)[:, past * self.token_stride :]
+            x = self.outer(x, state)
+        if state is not None:
+            state.next[self.features] = x
+            x = torch.cat([state.past[self.features], x], 1)
+        x = self.first(_neighbours(x, 3))
+        for unit in self.stage:
+            x = unit(x)
+        for enhance, level in zip(self.enhances, self.levels):
+            x = level(x, enhance(x))
+        return x
+
+
+class Level(nn.Module):
+    """What is between two enhance blocks, or behind the last one: gate, up layer, and units.
+
+    All of it is local: a part of a clip, with enough of its neighbourhood, gives a part.
+
+    Attributes:
+        stride: steps out per step in.
+        reach: steps out on either side that the units see.
+        width: channels of the widest tensor.
+    """
+
+    def __init__(
+        self, channels: int, stride: int, norm: nn.LayerNorm, units: nn.ModuleList
+    ) -> None:
+        super().__init__()
+        (out_channels,) = norm.normalized_shape
+        self.stride = stride
+        self.reach = sum(unit.reach for unit in units)
+        self.width = max((unit.width for unit in units), default=out_channels)
+        self.gate = Affine(len(ENHANCE_POOLS), channels)
+        self.up = Affine(channels, out_channels)
+        self.norm = norm
+        self.units = units
+
+    def forward(
+        self, x: torch.Tensor, trends: torch.Tensor, inside: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, T, C) and (B, T, 4) of the enhance block -> (B, T * stride, C'), or
+        (B, T * stride) samples.
+
+        `inside` is (T,), 1 where x is of the clip and 0 beyond its ends; None: all is.
+        """
+        x = self.norm(_interpolate(self.up(x * self.gate(trends)), self.stride))
+        if inside is not None:
+            inside = inside.unsqueeze(1).expand(-1, self.stride).reshape(-1, 1)
+        for unit in self.units:
+            x = unit(x, inside)
+        return x
+
+
+class Affine(nn.Module):
+    """(..., C) -> (..., C') by one matrix, stored as it is multiplied, (C, C')."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_features, out_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Of rows, not of batches of them: ONNX Runtime adds a bias in the same step only there.
+        rows = torch.addmm(self.bias, x.flatten(0, -2), self.weight)
+        return rows.unflatten(0, x.shape[:-1])
+
+
+class ConvUnit(nn.Module):
+    """x + narrow(v - cos v) with v = widen(norm(depthwise(x))): a ConvNeXt-1D unit, folded."""
+
+    def __init__(self, channels: int, config: SQCodecConfig) -> None:
+        super().__init__()
+        self.channels = channels
+        self.reach, self.width = TAPS // 2, 4 * channels
+        self.kernel = nn.Parameter(torch.empty(channels, 1, 1, TAPS))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.norm = nn.LayerNorm(channels, EPS[config.architecture])
+        self.widen = Affine(channels, 4 * channels)
+        self.narrow = Affine(4 * channels, channels)
+
+    def forward(self, x: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        x = _keep(x, inside)
+        # As a picture of one row: ONNX Runtime has fast depthwise kernels for pictures only.
+        y = x.unsqueeze(1).permute(0, 3, 1, 2)
+        y = F.conv2d(y, self.kernel, self.bias, padding=(0, TAPS // 2), groups=self.channels)
+        v = self.widen(self.norm(y.permute(0, 2, 3, 1).squeeze(1)))
+        return x + self.narrow(v - torch.cos(v))
+
+
+class FirstBlock(nn.Module):
+    """TConv on the wave: five TPoolings, seven taps, GELU, and the wave beside it; (B, T) ->
+    (B, T, C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = 4 * BRANCH_CHANNELS * len(ENCODER_POOLS)
+        self.spread = Affine(TAPS * len(ENCODER_POOLS), hidden)
+        self.merge = Affine(hidden, channels)
+        self.wave = nn.Parameter(torch.empty(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.stack([_trend_pool(x, window) for window in ENCODER_POOLS], -1)
+        hidden = F.gelu(self.spread(_neighbours(pooled, TAPS)))
+        return self.merge(hidden) + x.unsqueeze(-1) * self.wave
+
+
+class EnhanceBlock(nn.Module):
+    """TEConv but for its gate: what four TPoolings of the first channel show, normalised over
+    the clip; (B, T, C) -> (B, T, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.empty(len(ENHANCE_POOLS), 1, 1, TAPS))
+        self.bias = nn.Parameter(torch.empty(len(ENHANCE_POOLS)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = x[..., 0]
+        branches = []
+        for i, (window, dilation) in enumerate(zip(ENHANCE_POOLS, ENHANCE_DILATIONS)):
+            pooled = _trend_pool(first, window).unsqueeze(1)
+            branches.append(
+                F.conv1d(
+                    pooled,
+                    self.kernels[i],
+                    self.bias[i : i + 1],
+                    padding=TAPS // 2 * dilation,
+                    dilation=dilation,
+                )
+            )
+        # Not that of torch.nn.functional, which refuses clips of one step.
+        y = torch.instance_norm(
+            torch.cat(branches, 1), None, None, None, None, True, 0.0, INSTANCE_NORM_EPS, False
+        )
+        return y.transpose(1, 2)
+
+
+class LastBlock(nn.Module):
+    """Three residual dilated units and a convolution to one channel; (B, T, C) -> (B, T)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        n = len(LAST_DILATIONS)
+        self.reach, self.width = TAPS // 2 * (sum(LAST_DILATIONS) + 1), channels
+        self.first_scale = nn.Parameter(torch.empty(n, channels, 1))  # 2 alpha
+        self.dilated = nn.Parameter(torch.empty(n, channels, channels, TAPS))
+        self.dilated_bias = nn.Parameter(torch.empty(n, channels))
+        self.mix = nn.Parameter(torch.empty(n, channels, channels, 1))
+        self.mix_bias = nn.Parameter(torch.empty(n, channels))
+        self.last_scale = nn.Parameter(torch.empty(channels, 1))
+        self.synthesis = nn.Parameter(torch.empty(TAPS, channels))
+        self.synthesis_taps = nn.Parameter(torch.empty(TAPS, 1))
+        self.synthesis_bias = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+        x = x.transpose(1, 2)
+        if inside is not None:
+            inside = inside.transpose(0, 1)
+        for i, dilation in enumerate(LAST_DILATIONS):
+            x = _keep(x, inside)
+            v = x * self.first_scale[i]
+            pad = TAPS // 2 * dilation
+            v = F.pad(v - torch.cos(v), (pad, pad), value=-1.0)  # what a folded Snake makes of 0
+            v = F.conv1d(v, self.dilated[i], self.dilated_bias[i], dilation=dilation)
+            x = x + F.conv1d(v - torch.cos(v), self.mix[i], self.mix_bias[i])
+        v = x * self.last_scale
+        taps = _keep(self.synthesis @ (v - torch.cos(v)) + self.synthesis_taps, inside)
+        taps = F.pad(taps, (TAPS // 2, TAPS // 2))
+        y = sum(taps[:, k, k : k + 1 - TAPS or None] for k in range(TAPS))
+        return torch.tanh(y + self.synthesis_bias)
+
+
+class Transformer(nn.Module):
+    """Local Transformer: blocks of tokens see themselves, causally, and the block before.
+
+    The state of a layer is keys, values and a mark "exists" of the last whole block.
+    """
+
+    def __init__(self, config: SQCodecConfig, layers: int, rate: int = 1) -> None:
+        super().__init__()
+        self.window = config.attention_window * rate
+        self.heads = config.attention_heads
+        width = config.feature_dim
+        inner = self.heads * (width // 4)
+        self.layers = nn.ModuleList(TransformerLayer(width, inner) for _ in range(layers))
+        if layers:  # of key j of a block and the one before it, seen by query i: at (j - i) mod 3 w
+            self.distance_bias = nn.Parameter(torch.empty(self.heads, 3 * self.window))
+
+    def states(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for i, layer in enumerate(self.layers):
+            layer.state_name = f"{prefix}{i}"
+            yield layer.state_name, (self.window, 2 * layer.out.in_features + 1)
+
+    def forward(self, x: torch.Tensor, state: State | None) -> torch.Tensor:
+        steps, w = x.shape[1], self.window
+        blocks = (steps + w - 1) // w
+        queries = torch.arange(blocks * w, device=x.device).clamp(max=steps - 1)
+        keys = (torch.arange(blocks, device=x.device) * w).unsqueeze(1)
+        keys = (keys + torch.arange(2 * w, device=x.device)).clamp(max=steps + w - 1)
+        whole = torch.arange(w, device=x.device) + steps // w * w
+        n = 3 * w  # rows of a vector, each moved on by one: tile it, and cut it one shorter
+        bias = self.distance_bias.unsqueeze(1).expand(-1, w, n).reshape(self.heads, w * n)
+        bias = bias[:, : w * (n - 1)].reshape(self.heads, w, n - 1)[:, :, : 2 * w]
+        for layer in self.layers:
+            x = layer(x, bias, (queries, keys.flatten(), whole), blocks, state)
+        return x
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm attention and GEGLU feed-forward, both residual."""
+
+    state_name: str = ""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, width, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
+        hidden = int(width * 4 * 2 / 3)
+        self.widen = nn.Linear(width, 2 * hidden, bias=False)
+        self.narrow = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x, bias, places, blocks: int, state: State | None) -> torch.Tensor:
+        x = x + self.out(self._attend(self.attention_norm(x), bias, places, blocks, state))
+        value, gate = self.widen(self.feed_forward_norm(x)).chunk(2, -1)
+        return x + self.narrow(value * F.gelu(gate))
+
+    def _attend(self, x, bias, places, blocks: int, state: State | None) -> torch.Tensor:
+        batch, steps, _ = x.shape
+        heads, w = bias.shape[:2]
+        queries, keys, whole = places
+        q, kv = self.qkv(x).split([self.out.in_features, 2 * self.out.in_features], -1)
+        kv = torch.cat([kv, torch.ones_like(kv[..., :1])], -1)
+        if state is None:
+            kv = F.pad(kv, (0, 0, w, 0))
+        else:
+            kv = torch.cat([state.past[self.state_name], kv], 1)
+            state.next[self.state_name] = kv.index_select(1, whole)
+        q = q.index_select(1, queries).reshape(batch, blocks, w, heads, -1).transpose(2, 3)
+        kv = kv.index_select(1, keys).reshape(batch, blocks, 2 * w, -1)
+        k, v, exists = kv.split([self.out.in_features, self.out.in_features, 1], -1)
+        k, v = (y.reshape(batch, blocks, 2 * w, heads, -1).transpose(2, 3) for y in (k, v))
+        missing = ((1 - exists) * MASKED).reshape(batch, blocks, 1, 1, 2 * w)
+        weights = torch.softmax(q @ k.transpose(3, 4) + bias + missing, -1)
+        y = (weights @ v).transpose(2, 3).reshape(batch, blocks * w, -1)
+        return y[:, :steps]
+
+
+def _trend_pool(x: torch.Tensor, window: int) -> torch.Tensor:
+    """TPooling of (B, T): the mean of the maximum of |x| over odd windows; 1 is x itself.
+
+    The mean counts the zeros beyond the ends.
+    """
+    if window == 1:
+        return x
+    row, pad = (1, window), (0, window // 2)  # torch.export would fix the length in one dimension
+    x = F.max_pool2d(x.abs()[:, None, None], row, 1, pad)
+    return F.avg_pool2d(x, row, 1, pad)[:, 0, 0]
+
+
+def _keep(x: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
+    """x with zeros where `inside` is 0: beyond the ends, as convolutions pad."""
+    return x if inside is None else x * inside
+
+
+def _stack(x: torch.Tensor, layer: Affine, channels: int) -> torch.Tensor:
+    """(B, T, C) -> (B, T / r, r C): what a convolution with kernel = stride = r multiplies."""
+    stride = layer.weight.shape[0] // channels
+    return x.reshape(x.shape[0], -1, stride * channels)
+
+
+def _neighbours(x: torch.Tensor, taps: int) -> torch.Tensor:
+    """(B, T, C) -> (B, T, taps C): what a convolution multiplies, zeros beyond the ends."""
+    x = F.pad(x, (0, 0, taps // 2, taps // 2))
+    return torch.cat([x[:, k : k + 1 - taps or None] for k in range(taps)], -1)
+
+
+def _interpolate(x: torch.Tensor, factor: int) -> torch.Tensor:
+    """Linear interpolation of (B, T, C) to (B, factor T, C), steps at the middle of their cells."""
+    before = torch.cat([x[:, :1], x[:, :-1]], 1)
+    after = torch.cat([x[:, 1:], x[:, -1:]], 1)
+    phases = []
+    for phase in range(factor):
+        at = (phase + 0.5) / factor - 0.5
+        other = before if at < 0 else after
+        phases.append(x * (1 - abs(at)) + other * abs(at) if at else x)
+    return torch.stack(phases, 2).flatten(1, 2)
+
+
+def fold(published: dict[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
+    """Published tensors to those of `SQCodecAutoencoder`; computed in float64, given in float32.
+
+    Args:
+        published: by "module.name in its file".
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    folded: dict[str, torch.Tensor] = {}
+    source = _Source(published)
+    width, heads = config.feature_dim, config.attention_heads
+
+    def put(name: str, value: torch.Tensor) -> None:
+        folded[name] = value.float().contiguous()
+
+    def affine(name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """weight as published, (C', C) or (C', C, taps): taps go before channels."""
+        if weight.ndim == 3:
+            weight = weight.permute(0, 2, 1).flatten(1)
+        put(f"{name}.weight", weight.T)
+        put(f"{name}.bias", bias)
+
+    def norm(name: str, at: str) -> None:
+        put(f"{name}.weight", source[f"{at}.weight"])
+        put(f"{name}.bias", source[f"{at}.bias"])
+
+    def unit(name: str, at: str) -> None:
+        at += ".module"
+        weight, bias = source.layer(f"{at}.dw_conv")
+        put(f"{name}.kernel", weight.unsqueeze(2))
+        put(f"{name}.bias", bias)
+        norm(f"{name}.norm", f"{at}.norm")
+        scale = source.snake_scale(f"{at}.act")
+        weight, bias = source.layer(f"{at}.pw_conv1")
+        affine(f"{name}.widen", weight * scale[:, None], bias * scale)
+        weight, bias = source.layer(f"{at}.pw_conv2")
+        narrow = weight * (1 + source[f"{at}.grn.gamma"]) / scale
+        affine(
+            f"{name}.narrow", narrow, bias + weight @ source[f"{at}.grn.beta"][0] + narrow.sum(1)
+        )
+
+    def transformer(name: str, at: str, layers: int, window: int) -> None:
+        if not layers:
+            return
+        for i in range(layers):
+            attention, feed_forward = f"{at}.layers.{i}.0", f"{at}.layers.{i}.1"
+            norm(f"{name}.layers.{i}.attention_norm", f"{attention}.norm")
+            norm(f"{name}.layers.{i}.feed_forward_norm", f"{feed_forward}.0")
+            qkv = source[f"{attention}.to_qkv.weight"].clone()
+            qkv[: heads * (width // 4)] *= (width // 4) ** -0.5
+            put(f"{name}.layers.{i}.qkv.weight", qkv)
+            put(f"{name}.layers.{i}.out.weight", source[f"{attention}.to_out.weight"])
+            put(f"{name}.layers.{i}.widen.weight", source[f"{feed_forward}.1.weight"])
+            put(f"{name}.layers.{i}.narrow.weight", source[f"{feed_forward}.4.weight"])
+        bias = source.distance_bias(f"{at}.dynamic_pos_bias.mlp", 2 * window)
+        moved = torch.full((heads, 3 * window), MASKED, dtype=torch.float64)
+        moved[:, : window + 1] = bias[: window + 1].flip(0).T  # distances w .. 0
+        moved[:, 2 * window + 1 :] = bias[window + 1 :].flip(0).T  # distances 2 w - 1 .. w + 1
+        put(f"{name}.distance_bias", moved)
+
+    # First block: the convolution of each branch and the one that mixes them are one matrix.
+    mix, mix_bias = source.layer("encoder.blocks.0.conv_1")
+    taps = torch.zeros(mix.shape[0], TAPS, len(ENCODER_POOLS), dtype=torch.float64)
+    for i in range(len(ENCODER_POOLS)):
+        weight, bias = source.layer(f"encoder.blocks.0.blocks.{i}.1")
+        part = mix[:, i * BRANCH_CHANNELS : (i + 1) * BRANCH_CHANNELS, 0]
+        taps[:, :, i] = part @ weight[:, 0]
+        mix_bias = mix_bias + part @ bias
+    put("encoder.first.spread.weight", taps.flatten(1).T)
+    put("encoder.first.spread.bias", mix_bias)
+    weight, bias = source.layer("encoder.blocks.0.conv_2")
+    affine("encoder.first.merge", weight[:, :-1, 0], bias)
+    put("encoder.first.wave", weight[:, -1, 0])
+
+    for i, depth in enumerate(config.encoder_depths):
+        for j in range(depth):
+            unit(f"encoder.stages.{i}.{j}", f"encoder.blocks.{2 * i + 1}.{j}")
+        if i < len(config.strides):
+            affine(f"encoder.downs.{i}", *source.layer(f"encoder.blocks.{2 * i + 2}.0"))
+            norm(f"encoder.down_norms.{i}", f"encoder.blocks.{2 * i + 2}.1")
+    affine("encoder.last", *source.layer(f"encoder.blocks.{2 * len(config.strides) + 2}"))
+    outer_window = config.attention_window * config.token_stride
+    transformer(
+        "encoder.outer",
+        "en_encoder.down_trans.trans",
+        config.encoder_outer_layers,
+        outer_window,
+    )
+    if config.encoder_outer_layers:
+        affine("encoder.shrink", *source.layer("en_encoder.down_trans.down_layer"))
+    transformer(
+        "encoder.inner",
+        "en_encoder.local_trans",
+        config.encoder_layers,
+        config.attention_window,
+    )
+    affine(
+        "encoder.project",
+        source["quantizer.project_in.weight"],
+        source["quantizer.project_in.bias"],
+    )
+
+    # Published codes are 2 z - 1, ours (z - 1/2) sqrt(12).
+    affine(
+        "decoder.project",
+        source["quantizer.project_out.weight"] / math.sqrt(3),
+        source["quantizer.project_out.bias"],
+    )
+    transformer(
+        "decoder.inner",
+        "en_decoder.local_trans",
+        config.decoder_layers,
+        config.attention_window,
+    )
+    transformer(
+        "decoder.outer", "en_decoder.up_trans.trans", config.decoder_outer_layers, outer_window
+    )
+    affine("decoder.first", *source.layer("decoder.blocks.0"))
+    for i, depth in enumerate(config.decoder_depths):
+        for j in range(depth):
+            units = f"decoder.levels.{i - 1}.units" if i else "decoder.stage"
+            unit(f"{units}.{j}", f"decoder.blocks.{3 * i + 1}.{j}")
+        at = f"decoder.blocks.{3 * i + 2}"
+        branches = [source.layer(f"{at}.blocks.{k}.1") for k in range(len(ENHANCE_POOLS))]
+        put(f"decoder.enhances.{i}.kernels", torch.stack([weight for weight, _ in branches]))
+        put(f"decoder.enhances.{i}.bias", torch.cat([bias for _, bias in branches]))
+        weight = source[f"{at}.merge_layer.1.weight"][:, :, 0]
+        bias = source[f"{at}.merge_layer.1.bias"] + weight @ source[f"{at}.merge_layer.0.bias"]
+        affine(f"decoder.levels.{i}.gate", weight * source[f"{at}.merge_layer.0.weight"], bias + 1)
+        affine(f"decoder.levels.{i}.up", *source.layer(f"decoder.blocks.{3 * i + 3}.0"))
+        norm(f"decoder.levels.{i}.norm", f"decoder.blocks.{3 * i + 3}.2")
+
+    last = f"decoder.levels.{len(config.decoder_depths) - 1}.units.0"
+    at = f"decoder.blocks.{3 * len(config.decoder_depths) + 1}.block"
+    parts: dict[str, list[torch.Tensor]] = {
+        name: [] for name in ("first_scale", "dilated", "dilated_bias", "mix", "mix_bias")
+    }
+    for i in range(len(LAST_DILATIONS)):
+        block = f"{at}.0.{i}.module.block"
+        first, second = source.snake_scale(f"{block}.0"), source.snake_scale(f"{block}.2")
+        weight, bias = source.layer(f"{block}.1")
+        dilated = weight / first[:, None]
+        parts["first_scale"].append(first[:, None])
+        parts["dilated"].append(dilated * second[:, None, None])
+        parts["dilated_bias"].append((bias + dilated.sum((1, 2))) * second)
+        weight, bias = source.layer(f"{block}.3")
+        parts["mix"].append(weight / second[:, None])
+        parts["mix_bias"].append(bias + parts["mix"][-1].sum((1, 2)))
+    for name, tensors in parts.items():
+        put(f"{last}.{name}", torch.stack(tensors))
+    scale = source.snake_scale(f"{at}.1")
+    weight, bias = source.layer(f"{at}.2")
+    synthesis = (weight[0] / scale[:, None]).T
+    put(f"{last}.last_scale", scale[:, None])
+    put(f"{last}.synthesis", synthesis)
+    put(f"{last}.synthesis_taps", synthesis.sum(1)[:, None])
+    put(f"{last}.synthesis_bias", bias)
+    return folded
+
+
+class _Source:
+    """Published tensors in float64."""
+
+    def __init__(self, published: dict[str, torch.Tensor]) -> None:
+        self._published = published
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._published[name].double()
+
+    def layer(self, at: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of a layer with weight norm, w = g v / |v| per output."""
+        gain = self[f"{at}.parametrizations.weight.original0"]
+        direction = self[f"{at}.parametrizations.weight.original1"]
+        length = direction.flatten(1).norm(dim=1).reshape(gain.shape)
+        return gain * direction / length, self[f"{at}.bias"]
+
+    def snake_scale(self, at: str) -> torch.Tensor:
+        """2 alpha of a Snake, (C,)."""
+        alpha = self[f"{at}.alpha"].flatten()
+        sign = torch.where(alpha < 0, -1.0, 1.0)
+        return 2 * sign * alpha.abs().clamp(min=SMALLEST_ALPHA)
+
+    def distance_bias(self, at: str, n: int) -> torch.Tensor:
+        """Attention bias by distance, (n, heads): a small network, evaluated once.
+
+        In float32, as it is published: distances of hundreds make its rounding count.
+        """
+        x = torch.arange(n, dtype=torch.float32).unsqueeze(1)
+        for i in (0, 2, 4):
+            x = F.linear(x, self[f"{at}.{i}.weight"].float(), self[f"{at}.{i}.bias"].float())
+            x = F.silu(x) if i < 4 else x
+        return x.double()

@@ -1,0 +1,14 @@
+"""Codecs that others published: SQCodec and its second version, L3AC."""
+
+from .cache import is_converted, open_published
+from .catalog import MODULES, PUBLISHED, Published, find, is_published
+
+__all__ = [
+    "MODULES",
+    "PUBLISHED",
+    "Published",
+    "find",
+    "is_converted",
+    "is_published",
+    "open_published",
+]

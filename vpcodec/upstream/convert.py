@@ -1,0 +1,166 @@
+"""Published weights to a model folder: safetensors, two ONNX graphs, configuration and card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from safetensors.torch import save
+
+from .. import __version__
+from ..backends.onnx import OnnxBackend
+from ..backends.torch import TorchBackend
+from ..config import SQCodecConfig
+from ..files import atomic_folder
+from ..graphs import ExportError, same_signal, same_tokens, strip, trace
+from ..hub import WEIGHTS, ModelError, ModelFolder, fingerprint, read_folder, write_folder_config
+from ..models import SQCodecAutoencoder, build_model
+from .catalog import Published
+from .tiling import settle, tiled
+from .weights import read_weights
+
+MAX_FRAMES = 1 << 20
+
+
+def convert(
+    files: Mapping[str, Path],
+    published: Published,
+    target: Path,
+    *,
+    commit: str = "",
+    force: bool = False,
+) -> ModelFolder:
+    """Make a model folder of published weights.
+
+    The weights are kept as they are, in model.safetensors; the graphs hold them folded.
+
+    Args:
+        files: module -> its .pt file, for all of `MODULES`.
+        published: what they are.
+        target: appears whole or not at all.
+        commit: of the repository, where they came from there.
+        force: replace an existing folder.
+
+    Raises:
+        ModelError: the files are not those weights, or their graphs differ from torch.
+        FileExistsError: target exists and not `force`.
+    """
+    with atomic_folder(target, force=force) as folder:
+        config = published.config
+        tensors = read_weights(files, config)
+        weights = save(tensors, metadata={"format": "pt"})
+        (folder / WEIGHTS).write_bytes(weights)
+        model = build_model(config).eval().requires_grad_(False)
+        model.load_state_dict(tensors)
+        if config.architecture == "sqcodec":
+            config = config.model_copy(update={"silence": _silence(model)})
+        mark = fingerprint(config, weights)
+        facts = {
+            "model_type": "vpcodec",
+            "version": __version__,
+            "kind": config.kind,
+            "name": config.name,
+            "sample_rate": config.sample_rate,
+            "hop_length": config.hop_length,
+            "codebook_size": config.codebook_size,
+            "license": config.license,
+            "fingerprint": mark.hex(),
+        }
+        _write_graphs(model, folder, facts)
+        hashes = {
+            path: hashlib.sha256(Path(files[Path(path).stem]).read_bytes()).hexdigest()
+            for path in published.files
+        }
+        (folder / "README.md").write_text(_card(published, hashes))
+        source = {"model": published.spec, "commit": commit, "sha256": hashes}
+        names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
+        write_folder_config(folder, config, mark, names, source=source)
+        try:
+            _verify(folder, config)
+        except ExportError as error:
+            raise ModelError(f"{published.spec}: {error}") from None
+    return read_folder(target)
+
+
+def _write_graphs(model: SQCodecAutoencoder, folder: Path, facts: dict[str, Any]) -> None:
+    """Write encoder.onnx and decoder.onnx, with `facts` as metadata."""
+    exported, hop = tiled(model), model.config.hop_length
+    frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
+    units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
+    samples, tokens = torch.zeros(2, 5 * hop), torch.zeros(2, 5, dtype=torch.int64)
+    for name, states, example, sides in (
+        ("encoder", model.encoder_state, samples, {1: hop * frames}),
+        ("decoder", model.decoder_state, tokens, {1: frames}),
+    ):
+        method = name.removesuffix("r")
+        graph = trace(exported, method, states, example, sides, units=units)
+        strip(graph)
+        settle(graph)
+        helper.set_model_props(graph, {key: str(value) for key, value in facts.items()})
+        onnx.save(graph, folder / f"{name}.onnx")
+
+
+@torch.inference_mode()
+def _silence(model: SQCodecAutoencoder) -> tuple[int, ...]:
+    """The tokens of the third of three blocks of silence."""
+    window = model.config.attention_window
+    tokens = model.encode(torch.zeros(1, 3 * window * model.config.hop_length))
+    return tuple(tokens[0, -window:].tolist())
+
+
+def _verify(folder: Path, config: SQCodecConfig) -> None:
+    """Compare ONNX Runtime with torch on a clip of 3 tokens and one of two blocks of attention.
+
+    Raises:
+        ExportError: they do not agree.
+    """
+    model = read_folder(folder)
+    reference = TorchBackend(model, threads=None, device="cpu")
+    exported = OnnxBackend(model, threads=None, device="cpu")
+    rng = np.random.default_rng(0)
+    for n_tokens in (3, config.attention_window + 7):
+        size = f"{n_tokens} tokens"
+        samples = rng.standard_normal((1, n_tokens * config.hop_length)).cumsum(1)
+        samples = (samples * 0.5 / np.abs(samples).max()).astype(np.float32)
+        expected, found = (backend.encode(samples, None)[0] for backend in (reference, exported))
+        tokens = same_tokens(size, expected, found)
+        expected, found = (backend.decode(tokens, None)[0] for backend in (reference, exported))
+        same_signal(size, expected, found)
+
+
+def _card(published: Published, hashes: dict[str, str]) -> str:
+    config = published.config
+    listed = "\n".join(f"    {digest}  {path}" for path, digest in hashes.items())
+    weights = f"{published.repo}, {published.name}.{published.version}"
+    return f"""---
+license: {config.license.lower()}
+library_name: vpcodec
+pipeline_tag: audio-to-audio
+tags: [audio, codec, tokenizer, sqcodec]
+---
+
+# {config.name}
+
+{config.description}
+
+The published weights of {weights}, by their authors, converted by
+vpcodec {__version__}, not trained anew. {config.sample_rate} Hz, {config.frame_rate:.2f} tokens/s
+from one codebook of {config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal.
+
+    vpcodec encode in.wav out.tok --model {published.spec}
+
+SHA-256 of the files that were converted:
+
+{listed}
+
+## Limits
+
+Not causal: it codes whole clips or long windows, no live streams. The authors' code is MIT; where
+this card says "unknown", ask them about the licence of the weights.
+"""

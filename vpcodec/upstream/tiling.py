@@ -1,0 +1,81 @@
+"""The decoder's levels in tiles, for graphs: tensors that fit into caches, and little memory.
+
+What is between two enhance blocks is local, and has up to 384 numbers per sample. A graph computes
+it for one tile of a clip after the other, each with a halo of what is beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import onnx
+import torch
+from torch import nn
+
+from ..models import SQCodecAutoencoder
+from ..models.sqcodec import Level
+
+TILE_NUMBERS = 1 << 19  # of the widest tensor of a tile
+SHORTEST_TILE = 80  # halos; two more of them are computed in vain
+
+
+def tiled(model: SQCodecAutoencoder) -> SQCodecAutoencoder:
+    """A model that gives the same, to be exported: see `settle`."""
+    model = copy.deepcopy(model)
+    model.decoder.levels = nn.ModuleList(Tiles(level) for level in model.decoder.levels)
+    return model
+
+
+class Tiles(nn.Module):
+    """A level, tile by tile: for a whole clip only, and quick only as a graph.
+
+    Tiles are of one length, at most as long as `TILE_NUMBERS` says, and no longer than is needed.
+    """
+
+    def __init__(self, level: Level) -> None:
+        super().__init__()
+        self.level = level
+        self.halo = -(-level.reach // level.stride) + 1  # one for the interpolation
+        longest = TILE_NUMBERS // (level.width * level.stride)
+        self.longest = max(longest, SHORTEST_TILE * self.halo)
+
+    def forward(self, x: torch.Tensor, trends: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) and (B, T, 4), see `Level`."""
+        steps, stride = x.shape[1], self.level.stride
+        count = (steps + self.longest - 1) // self.longest
+        length = (steps + count - 1) // count
+        at = torch.arange(length + 2 * self.halo) - self.halo
+        at = at + length * torch.arange(count).unsqueeze(1)
+        inside = ((at >= 0) & (at < steps)).to(x.dtype)
+        at = at.clamp(min=0, max=steps - 1)  # as the interpolation does beyond the ends
+        weights = dict(self.level.named_parameters())
+
+        def tile(at, inside, x, trends, *values):
+            parts = [y.index_select(0, at).transpose(0, 1) for y in (x, trends)]
+            named = dict(zip(weights, values))
+            y = torch.func.functional_call(self.level, named, (*parts, inside))
+            return (y[:, self.halo * stride : -self.halo * stride].transpose(0, 1).contiguous(),)
+
+        # Time first, as tiles are strung together; batches of one clip are the same either way.
+        clip = [y.transpose(0, 1).contiguous() for y in (x, trends)]
+        (y,) = torch.ops.higher_order.scan(tile, (), (at, inside), (*clip, *weights.values()))
+        return y.flatten(0, 1).narrow(0, 0, steps * stride).transpose(0, 1)
+
+
+def settle(graph: onnx.ModelProto) -> None:
+    """Make the bodies of a graph's loops ready: no exporter's notes, weights of their own.
+
+    ONNX Runtime changes the layout of convolutions only where weights are in the same graph.
+    """
+    bodies = [a.g for node in graph.graph.node for a in node.attribute if a.name == "body"]
+    for body in bodies:
+        body.ClearField("value_info")
+        for entry in (*body.node, *body.input, *body.output):
+            entry.ClearField("doc_string")
+            entry.ClearField("metadata_props")
+    used = [{name for node in part.node for name in node.input} for part in (graph.graph, *bodies)]
+    for tensor in list(graph.graph.initializer):
+        users = [i for i, names in enumerate(used) if tensor.name in names]
+        if len(users) == 1 and users[0] > 0:
+            bodies[users[0] - 1].initializer.append(tensor)
+            graph.graph.initializer.remove(tensor)
