@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
 pytest.importorskip("yaml", reason="needs the train extra")
 
-from vpcodec import Codec, __version__, graphs  # noqa: E402
+from vpcodec import Codec, __version__, export, graphs  # noqa: E402
 from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
 from vpcodec.export import export_model, export_run  # noqa: E402
 from vpcodec.graphs import ExportError  # noqa: E402
