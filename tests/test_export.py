@@ -385,6 +385,9 @@ def test_an_existing_folder_is_replaced_with_force(tmp_path, debug_model, quick)
     target = tmp_path / "model"
     target.mkdir()
     (target / "old.onnx").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="no config.json"):  # not a model's: not ours
+        export_model(build(), target, force=True)
+    (target / "config.json").write_bytes(b"{}")
     export_model(build(), target, force=True)
     assert contents(target) == contents(debug_model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -394,6 +397,7 @@ def test_force_keeps_the_old_folder_if_the_new_one_fails(tmp_path, monkeypatch, 
     target = tmp_path / "model"
     target.mkdir()
     (target / "old.onnx").write_bytes(b"old")
+    (target / "config.json").write_bytes(b"{}")
 
     def refuse(folder: Path) -> None:
         raise ExportError("refused")
@@ -401,7 +405,7 @@ def test_force_keeps_the_old_folder_if_the_new_one_fails(tmp_path, monkeypatch, 
     monkeypatch.setattr(export, "_verify", refuse)
     with pytest.raises(ExportError):
         export_model(build(), target, force=True)
-    assert contents(target) == {"old.onnx": b"old"}
+    assert contents(target) == {"old.onnx": b"old", "config.json": b"{}"}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -18,7 +18,7 @@ from vpcodec.audio import save as save_audio  # noqa: E402
 from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
 from vpcodec.hub import WEIGHTS, fingerprint, write_folder_config  # noqa: E402
 from vpcodec.models import build_model  # noqa: E402
-from vpcodec.tokenfile import read_tokens  # noqa: E402
+from vpcodec.tokenfile import TokenFileError, read_tokens  # noqa: E402
 
 SHAPES = dict(
     strides=(5, 4),
@@ -164,16 +164,46 @@ def test_windows_decode_as_the_whole_but_for_the_normalisation(codec, network, m
     assert np.abs(expected).max() > 0.05
 
 
-def test_seams_are_continuous(codec, monkeypatch):
+def test_windows_are_faded_into_each_other(codec, monkeypatch):
+    """Where the second window begins, it is still the first, and 10 ms later it is itself."""
     tokens = codec.encode(clip(codec, 3.0))
-    whole = codec.decode(tokens)
     monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.4)
-    windowed = codec.decode(tokens)
-    assert not np.array_equal(windowed, whole)  # each window is normalised for itself
-    seam = codec.decoder_stream()._window * codec.hop_length
-    jumps = np.abs(np.diff(windowed[0]))
-    for at in range(seam, windowed.shape[1] - 1, seam):
-        assert jumps[at - 2 : at + 2].max() <= np.abs(np.diff(whole[0])).max() * 1.5
+    windows: list[np.ndarray] = []
+    run = codec.backend.decode
+
+    def decode(x, state):
+        samples, state = run(x, state)
+        windows.append(samples[0].copy())
+        return samples, state
+
+    monkeypatch.setattr(codec.backend, "decode", decode)
+    found = codec.decode(tokens)[0]
+    at = codec.decoder_stream()._window * codec.hop_length
+    past = codec.config.decoder_context * codec.hop_length // codec.config.token_stride
+    n = round(0.01 * codec.sample_rate)
+    before, after = windows[0][at : at + n], windows[1][past : past + n]
+    assert np.abs(before - after).max() > 1e-4  # each window is normalised for itself
+    share = (np.arange(n) + 0.5) / n
+    assert np.abs(found[at : at + n] - (before * (1 - share) + after * share)).max() < 1e-6
+    assert np.array_equal(found[at + n : at + 2 * n], windows[1][past + n : past + 2 * n])
+
+
+def test_the_last_window_is_as_long_as_the_others(codec, monkeypatch):
+    """Or its end would be normalised over next to nothing."""
+    monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.3)
+    stream = codec.decoder_stream()
+    lengths: list[int] = []
+    run = codec.backend.decode
+    monkeypatch.setattr(
+        codec.backend, "decode", lambda x, state: lengths.append(x.shape[1]) or run(x, state)
+    )
+    size, ahead = stream._window, stream._ahead
+    for extra in (-1, 0, 1, ahead, ahead + 1, ahead + 2, size - 1, size + ahead):
+        tokens = codec.encode(clip(codec, 3.0))[:, : 3 * size + extra]
+        lengths.clear()
+        assert codec.decode(tokens).shape == (1, tokens.shape[1] * codec.hop_length)
+        assert min(lengths) >= size
+        assert max(lengths) < 2 * size + ahead + codec.config.attention_window
 
 
 def test_clips_are_decoded_at_once(codec, network):
@@ -195,6 +225,22 @@ def test_there_is_a_token_for_each_hop_and_none_for_padding(codec, tokens, extra
     assert found.shape == (1, -(-n // codec.hop_length))
     assert found.dtype == np.int64
     assert codec.decode(found, n).shape == (1, n)
+
+
+def test_damaged_blocks_become_silence(codec, tmp_path):
+    samples = clip(codec, 3.0)
+    source, coded, back = (tmp_path / name for name in ("a.wav", "a.tok", "b.wav"))
+    save_audio(source, samples, codec.sample_rate)
+    codec.encode_file(source, coded)
+    data = bytearray(coded.read_bytes())
+    data[len(data) // 2] ^= 1
+    coded.write_bytes(data)
+    with pytest.raises(TokenFileError):
+        codec.decode_file(coded, back)
+    assert codec.decode_file(coded, back, recover=True).damaged == 1
+    decoded, _ = load(back)
+    assert decoded.shape == samples.shape
+    assert (decoded == 0).mean() > 0.05 and np.abs(decoded).max() > 0.05
 
 
 def test_nothing_gives_nothing(codec):

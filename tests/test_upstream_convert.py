@@ -129,6 +129,13 @@ def test_both_backends_run_it(model):
     assert np.abs(audio).max() > 0.05
 
 
+def test_the_decoder_runs_in_tiles(model):
+    import onnx
+
+    graph = onnx.load(model / "decoder.onnx").graph
+    assert sum(node.op_type == "Scan" for node in graph.node) == 2  # one per level
+
+
 def test_what_is_written(model, weights):
     folder = open_model(model)
     folder.check()
@@ -169,13 +176,57 @@ def test_a_wrong_file_leaves_nothing_behind(weights, tmp_path):
     assert list((tmp_path / "made").iterdir()) == []
 
 
-def test_an_existing_folder_is_replaced_only_when_told(weights, tmp_path):
+def test_an_existing_folder_is_replaced_only_when_told(model, weights, quick, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
     files = {module: weights / f"{module}.pt" for module in MODULES}
     with pytest.raises(FileExistsError):
         convert(files, TINY, tmp_path / "model")
+    with pytest.raises(FileExistsError, match="no config.json"):  # no model: not ours to replace
+        convert(files, TINY, tmp_path / "model", force=True)
     assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
+    shutil.copytree(model, tmp_path / "old")
+    (tmp_path / "old" / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError):
+        convert(files | {"decoder": tmp_path / "none.pt"}, TINY, tmp_path / "old", force=True)
+    assert (tmp_path / "old" / "mine.txt").exists()
+    convert(files, TINY, tmp_path / "old", force=True)
+    assert not (tmp_path / "old" / "mine.txt").exists()
+    open_model(tmp_path / "old").check()
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(model, weights, quick, monkeypatch, tmp_path):
+    """Two processes convert at the same time: the first one's folder stays, both can use it."""
+
+    def verify(folder, config):
+        shutil.copytree(model, tmp_path / "new")
+        (tmp_path / "new" / "first.txt").write_text("first")
+
+    monkeypatch.setattr("vpcodec.upstream.convert._verify", verify)
+    files = {module: weights / f"{module}.pt" for module in MODULES}
+    with pytest.raises(FileExistsError):
+        convert(files, TINY, tmp_path / "new")
+    assert (tmp_path / "new" / "first.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_weights_may_be_stored_as_views(weights, quick, tmp_path):
+    files = {module: weights / f"{module}.pt" for module in MODULES}
+    state = torch.load(files["quantizer"], weights_only=True)
+    state["project_in.weight"] = state["project_in.weight"].T.contiguous().T
+    torch.save(state, tmp_path / "quantizer.pt")
+    convert(files | {"quantizer": tmp_path / "quantizer.pt"}, TINY, tmp_path / "made").check()
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(weights, monkeypatch, tmp_path):
+    def fail(*args):
+        raise RuntimeError("no such operator\nand a long story")
+
+    monkeypatch.setattr("vpcodec.upstream.convert._write_graphs", fail)
+    files = {module: weights / f"{module}.pt" for module in MODULES}
+    with pytest.raises(ModelError, match=r"exported \(no such operator\)$"):
+        convert(files, TINY, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_first_use_fetches_and_converts_and_later_ones_need_no_network(serving, tmp_path):
@@ -201,6 +252,12 @@ def test_first_use_fetches_and_converts_and_later_ones_need_no_network(serving, 
 def test_tokens_of_a_published_model_that_is_not_here(model, work):
     run("encode", SPEECH, "a.tok", "--model", model)
     assert f"--model {TINY.spec} fetches it" in refuse("decode", "a.tok", "a.wav")
+
+
+def test_a_folder_that_is_called_like_a_bundled_model(model, work):
+    shutil.copytree(model, work / "speech-3k")
+    run("encode", SPEECH, "a.tok", "--model", "./speech-3k")
+    assert run("info", "a.tok", "--json").json["model"] == "sqcodec-tiny"
 
 
 def test_revisions_are_kept_apart(serving, weights, tmp_path):
@@ -231,6 +288,18 @@ def test_weights_damaged_on_the_way_are_refused(serving, work, tmp_path):
     serving.break_down("decoder.pt", flip=True)
     assert "damaged" in refuse("encode", SPEECH, "a.tok", "--model", TINY.spec)
     assert not list((tmp_path / "cache").rglob("*.onnx"))
+    serving.repair()
+    run("encode", SPEECH, "a.tok", "--model", TINY.spec)  # what the cache holds is mended
+
+
+def test_a_cache_that_cannot_be_written(serving, monkeypatch, work):
+    (work / "file").write_text("no folder")
+    monkeypatch.setenv("VPCODEC_CACHE", str(work / "file"))
+    assert "VPCODEC_CACHE" in refuse("encode", SPEECH, "a.tok", "--model", TINY.spec)
+
+
+def test_a_repository_without_a_model_lists_its_models(work):
+    assert TINY.spec in refuse("encode", SPEECH, "a.tok", "--model", TINY.repo)
 
 
 def test_convert_command(weights, quick, work):

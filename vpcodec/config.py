@@ -275,7 +275,7 @@ class AudioModelConfig(ModelConfig):
     """What every audio model has."""
 
     kind: Literal["audio"] = Field("audio", description="What it codes.")
-    sample_rate: Positive = Field(16_000, description="Audio rate of the model, Hz.")
+    sample_rate: Positive = Field(16_000, le=10_000_000, description="Audio rate of the model, Hz.")
 
     @property
     def hop_length(self) -> int:
@@ -283,8 +283,8 @@ class AudioModelConfig(ModelConfig):
         raise NotImplementedError
 
     @property
-    def latency(self) -> float:
-        """Algorithmic latency in seconds."""
+    def latency(self) -> float | None:
+        """Algorithmic latency in seconds; None: clips and long windows, no live streams."""
         raise NotImplementedError
 
     @property
@@ -352,6 +352,9 @@ class SQCodecConfig(AudioModelConfig):
                 raise ValueError(f"{name} needs {length} entries")
         if math.prod(self.strides) != math.prod(self.decoder_strides):
             raise ValueError("decoder_strides must have the product of strides")
+        outer = (self.encoder_outer_layers > 0, self.decoder_outer_layers > 0)
+        if outer != (self.token_stride > 1,) * 2:
+            raise ValueError("outer layers go with a token_stride above 1")
         if self.quantizer.type != "fsq":
             raise ValueError("quantizer must be of type fsq")
         if len(self.silence) not in (0, self.attention_window):
@@ -366,9 +369,9 @@ class SQCodecConfig(AudioModelConfig):
         return math.prod(self.strides) * self.token_stride
 
     @property
-    def latency(self) -> float:
-        """Seconds of a block of attention, the least that is coded at once."""
-        return self.attention_window * self.hop_length / self.sample_rate
+    def latency(self) -> None:
+        """None: no live streams."""
+        return None
 
     @property
     def encoder_context(self) -> int:

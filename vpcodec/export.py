@@ -25,7 +25,7 @@ from .codec import AudioCodec
 from .config import AudioConfig, ConfigError, ImageConfig, parse_model
 from .files import atomic_folder
 from .graphs import same_signal, same_tokens, share_weights, strip, trace
-from .hub import WEIGHTS, fingerprint, read_folder, write_folder_config
+from .hub import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import Autoencoder, build_model
 from .quantizers import VP
 from .training.checkpoints import (
@@ -68,7 +68,7 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
 
 def export_model(model: Autoencoder, target: Path, *, force: bool = False) -> None:
     """Export a torch model; see `export_run`."""
-    with atomic_folder(target, force=force) as folder:
+    with atomic_folder(target, force=force, mark=CONFIG) as folder:
         _write(model, folder)
         _verify(folder)
 

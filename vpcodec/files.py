@@ -92,19 +92,38 @@ def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Ite
 
 
 @contextmanager
-def atomic_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterator[Path]:
     """A folder to fill that takes the place of `path` at the end, or leaves no trace.
 
+    Args:
+        path: of the folder.
+        force: replace a folder that exists, if it is empty or holds a file called `mark`.
+
     Raises:
-        FileExistsError: `path` exists and not `force`.
+        FileExistsError: `path` exists, or does so at the end, and may not be replaced.
     """
-    if path.exists() and not force:
-        raise FileExistsError(f"{path}: exists (use --force to replace it)")
+
+    def refuse_existing() -> None:
+        if os.path.lexists(path):
+            if not force:
+                raise FileExistsError(f"{path}: exists (use --force to replace it)")
+            if not path.is_dir() or (any(path.iterdir()) and not (path / mark).is_file()):
+                raise FileExistsError(f"{path}: exists and is not replaced, as it has no {mark}")
+
+    refuse_existing()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        folder = Path(temporary) / path.name
+        folder, replaced = Path(temporary) / path.name, Path(temporary) / "replaced"
         folder.mkdir()
         yield folder
+        refuse_existing()
         if path.exists():
-            os.rename(path, Path(temporary) / "replaced")
-        os.rename(folder, path)
+            os.rename(path, replaced)
+        try:
+            os.rename(folder, path)
+        except OSError as error:
+            if replaced.exists():
+                os.rename(replaced, path)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+                raise FileExistsError(f"{path}: exists (use --force to replace it)") from None
+            raise

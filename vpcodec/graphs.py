@@ -168,7 +168,7 @@ def same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarra
     if found.shape != expected.shape:
         raise ExportError(f"{size}: tokens of shape {found.shape}, with torch {expected.shape}")
     wrong = np.mean(expected != found)
-    if wrong > TOKEN_TOLERANCE:
+    if wrong > max(TOKEN_TOLERANCE, 1 / found.size):  # one tie is no fault
         raise ExportError(f"{size}: {wrong:.1%} of the tokens differ from torch")
     return found
 

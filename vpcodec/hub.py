@@ -151,13 +151,16 @@ def read_folder(path: Path) -> ModelFolder:
         mark = bytes.fromhex(data.pop("fingerprint"))
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
         source = dict(data.pop("source", {}))
+        if not all(str(source.get(key, "")).isprintable() for key in ("model", "commit")):
+            raise ValueError
         config = parse_model(data)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, ConfigError) else "not a model description"
         raise ModelError(f"{file}: {reason}") from None
     if len(mark) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
-    if stranger := next((name for name in files if Path(name).name != name), None):
+    fits = {name: Path(name).name == name and name.isprintable() for name in files}
+    if stranger := next((name for name, fit in fits.items() if not fit), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
     return ModelFolder(path, config, mark, files, source)
 
@@ -292,17 +295,21 @@ def push(
 def _open_repository(repo: str, revision: str | None) -> ModelFolder:
     """A model from the Hub, all of its files checked; config.json says which these are."""
     found = download(repo, patterns=[CONFIG], revision=revision)
-    model = _mended(repo, found, CONFIG, lambda: read_folder(found.folder))
+    model = mended(repo, found, CONFIG, lambda: read_folder(found.folder))
     if not all((found.folder / name).exists() for name in model.files):
         names = [glob.escape(name) for name in (*model.files, CARD)]
         download(repo, patterns=names, revision=found.commit)
     for name in sorted(model.files):
-        _mended(repo, found, name, lambda name=name: model.file(name))
+        mended(repo, found, name, lambda name=name: model.file(name))
     return model
 
 
-def _mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
-    """What `read` gives; if it refuses the file `name`, after that was fetched once more."""
+def mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
+    """What `read` gives; if it refuses the file `name`, after that was fetched once more.
+
+    Raises:
+        ModelError: refused again, or not to be fetched.
+    """
     try:
         return read()
     except ModelError as error:

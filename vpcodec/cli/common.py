@@ -375,11 +375,10 @@ class CodecCache:
         self._lock = threading.Lock()
 
     def get(self, model: str) -> Any:
-        from ..codec import Codec, find_model
+        from ..codec import Codec
 
         with self._lock:
             if model not in self._codecs:
                 with status() as note:
-                    folder = find_model(model, note=note)
-                self._codecs[model] = Codec.from_pretrained(folder.path, **self._settings)
+                    self._codecs[model] = Codec.from_pretrained(model, note=note, **self._settings)
             return self._codecs[model]

@@ -32,7 +32,6 @@ def convert(
     from ..upstream.cache import convert_folder
     from . import common
 
-    common.need_extra("train", "torch", "safetensors", "onnx", "onnxscript")
     with common.status() as note:
         if Path(source).is_dir():
             if model is None or output is None:

@@ -19,7 +19,8 @@ def decode(
         None,
         "--model",
         "-m",
-        help="Bundled name, folder or owner/name[@revision]; default: the file's.",
+        help="Bundled name, folder, owner/name[@revision] or owner/name:model; "
+        "default: the file's.",
     ),
     backend: str = options.BACKEND,
     device: str = options.DEVICE,

@@ -99,8 +99,10 @@ def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) ->
 def _model_facts(name: str) -> dict[str, Any]:
     from ..codec import find_model
     from ..hub import WEIGHTS
+    from . import common
 
-    model = find_model(name)
+    with common.status() as note:
+        model = find_model(name, note=note)
     config = model.config
     model.check()
     facts = next(facts for kind, facts in _MODEL_FACTS.items() if isinstance(config, kind))
@@ -128,7 +130,7 @@ def _rates(config: AudioModelConfig) -> dict[str, Any]:
         "sample_rate": config.sample_rate,
         "tokens_per_second": round(config.frame_rate, 3),
         "nominal_bitrate": round(config.bitrate, 1),
-        "latency_ms": round(config.latency * 1000, 1),
+        "latency_ms": None if config.latency is None else round(config.latency * 1000, 1),
     }
 
 

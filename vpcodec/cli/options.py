@@ -11,7 +11,8 @@ MODEL = typer.Option(
     None,
     "--model",
     "-m",
-    help="Model: bundled name, folder, or owner/name[@revision]; default: "
+    help="Model: bundled name, folder, owner/name[@revision], or owner/name:model as of "
+    "`vpcodec models`; default: "
     + ", ".join(f"{name} for {kind}" for kind, name in DEFAULT_MODELS.items())
     + ".",
 )

@@ -47,8 +47,8 @@ class AudioCodec(Codec, kind="audio"):
         return self.config.bitrate
 
     @property
-    def latency(self) -> float:
-        """Algorithmic latency of streaming, seconds."""
+    def latency(self) -> float | None:
+        """Algorithmic latency of streaming, seconds; None: not for live streams."""
         return self.config.latency
 
     def encode(self, samples: np.ndarray, sample_rate: int | None = None) -> np.ndarray:

@@ -60,6 +60,7 @@ class Codec(ABC):
         backend: str = "onnx",
         threads: int | None = None,
         device: str = "auto",
+        note: Callable[[str], None] | None = None,
     ) -> Self:
         """Load a model by one of the names that `find_model` takes.
 
@@ -68,6 +69,7 @@ class Codec(ABC):
             backend: "onnx" (no torch needed) or "torch".
             threads: CPU threads; None leaves the choice to the backend.
             device: "cpu", "cuda" or "auto".
+            note: told what takes a while.
 
         Raises:
             ModelError: unknown or damaged model, or one of another kind.
@@ -75,7 +77,7 @@ class Codec(ABC):
         """
         if name is None:
             name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
-        model = find_model(name)
+        model = find_model(name, note=note)
         return cls(model, load_backend(backend, model, threads=threads, device=device))
 
     @property

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import SQCodecConfig
+from ..hub import ModelError
 
 if TYPE_CHECKING:
     from .audio import AudioCodec
 
 CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
 ENCODE_SECONDS = 2.5  # about the length of a window of SQCodec's encoder
-DECODE_SECONDS = 16.0  # and of its decoder, which normalises over it
+DECODE_SECONDS = 15.0  # and of its decoder, at least, which normalises over it
 FADE_SECONDS = 0.01  # between windows of the decoder
 
 
@@ -97,15 +98,19 @@ class WindowedEncoderStream:
     """
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
-        self._codec = codec
         self._channels = channels
         config = codec.config
+        self._hop = config.hop_length
         self._window = _whole_blocks(config, ENCODE_SECONDS)
         self._ahead = config.encoder_context
+        self._windows = _Windows(codec, "encode", channels, self._ahead)
+        self._fill = 0  # tokens of a block that clips are made up to
+        if config.architecture == "sqcodec":
+            self._fill = config.attention_window
         self._reset()
 
     def _reset(self) -> None:
-        self._state: Any = None
+        self._windows.reset()
         self._rest = np.zeros((self._channels, 0), np.float32)
 
     def push(self, samples: np.ndarray) -> np.ndarray:
@@ -114,44 +119,37 @@ class WindowedEncoderStream:
         if len(samples) != self._channels:
             raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
         self._rest = np.concatenate([self._rest, samples], 1)
-        hop = self._codec.hop_length
-        size, whole = self._window * hop, (self._window + self._ahead) * hop
+        size, whole = self._window * self._hop, (self._window + self._ahead) * self._hop
         parts = [np.zeros((self._channels, 0), np.int64)]
         start = 0
         while self._rest.shape[1] - start >= whole:
-            parts.append(self._run(self._rest[:, start : start + whole])[:, : self._window])
-            audio = self._state["encoder.audio"]
-            self._state["encoder.audio"] = audio[:, size - self._ahead * hop : size]
+            tokens = self._windows.run(self._rest[:, start : start + whole])
+            parts.append(tokens[:, : self._window])
+            self._windows.keep("encoder.audio", size, self._ahead * self._hop)
             start += size
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
 
     def flush(self) -> np.ndarray:
         """The tokens still held back, (C, n). Starts anew afterwards."""
-        hop = self._codec.hop_length
-        n = -(-self._rest.shape[1] // hop)
-        padded = n
-        if self._codec.config.architecture == "sqcodec":  # made for whole blocks: silence follows
-            padded += min(-n % self._codec.config.attention_window, self._ahead)
-        missing = padded * hop - self._rest.shape[1]
-        samples = np.pad(self._rest, ((0, 0), (0, missing)))
-        tokens = self._run(samples)[:, :n] if n else np.zeros((self._channels, 0), np.int64)
+        n = -(-self._rest.shape[1] // self._hop)
+        tokens = np.zeros((self._channels, 0), np.int64)
+        if n:
+            silence = min(-n % self._fill, self._ahead) if self._fill else 0
+            missing = (n + silence) * self._hop - self._rest.shape[1]
+            tokens = self._windows.run(np.pad(self._rest, ((0, 0), (0, missing))))[:, :n]
         self._reset()
-        return tokens
-
-    def _run(self, samples: np.ndarray) -> np.ndarray:
-        samples = np.ascontiguousarray(samples)
-        tokens, self._state = self._codec.backend.encode(samples, self._state)
         return tokens
 
 
 class WindowedDecoderStream:
     """Tokens in pieces of any length to the audio of a published SQCodec.
 
-    Clips of up to about `DECODE_SECONDS` are decoded at once. Of longer ones the attention is that
-    of the whole, and the convolutions get all that they see, but the decoder normalises over each
-    window instead of over the clip; neighbours are faded into each other. The first version of
-    SQCodec normalises over the silence up to the end of a block, too: its tokens are put there.
+    Clips of up to about twice `DECODE_SECONDS` are decoded at once. Of longer ones the attention is
+    that of the whole, and the convolutions get all that they see, but the decoder normalises over
+    each window, which are once to twice as long, instead of over the clip; neighbours are faded
+    into each other. The first version of SQCodec normalises over the silence up to the end of a
+    block, too: its tokens are put there.
     """
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
@@ -163,11 +161,12 @@ class WindowedDecoderStream:
         # What the interpolation of features, the convolutions and the fade need.
         self._ahead = -(-config.decoder_context // config.token_stride) + 1
         self._ahead += -(-self._fade // config.hop_length)
+        self._windows = _Windows(codec, "decode", channels, self._ahead)
         self._silence = np.array(config.silence, np.int64)
         self._reset()
 
     def _reset(self) -> None:
-        self._state: Any = None
+        self._windows.reset()
         self._past = 0  # samples of the past features, which come out again
         self._rest = np.zeros((self._channels, 0), np.int64)
         self._tail: np.ndarray | None = None  # what the window before made of this one's beginning
@@ -178,20 +177,19 @@ class WindowedDecoderStream:
         if len(tokens) != self._channels:
             raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
         self._rest = np.concatenate([self._rest, tokens], 1)
-        size, whole = self._window, self._window + self._ahead
-        config = self._codec.config
+        config, size = self._codec.config, self._window
+        end = size * config.hop_length
         parts = [np.zeros((self._channels, 0), np.float32)]
         start = 0
-        while self._rest.shape[1] - start > whole:
-            samples = self._run(self._rest[:, start : start + whole])
-            end = size * config.hop_length
+        while self._rest.shape[1] - start > 2 * size + self._ahead:  # so the last is not short
+            samples = self._run(self._rest[:, start : start + size + self._ahead])
             parts.append(samples[:, :end])
             self._tail = samples[:, end : end + self._fade]
-            features, at = self._state["decoder.features"], size * config.token_stride
-            self._state["decoder.features"] = features[:, at - config.decoder_context : at]
-            self._past = config.decoder_context * config.hop_length // config.token_stride
-            if "decoder.tokens" in self._state:
-                self._state["decoder.tokens"] = self._state["decoder.tokens"][:, size - 1 : size]
+            features = config.decoder_context
+            self._windows.keep("decoder.features", size * config.token_stride, features)
+            self._past = features * config.hop_length // config.token_stride
+            if config.token_stride > 1:
+                self._windows.keep("decoder.tokens", size, 1)
             start += size
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
@@ -208,16 +206,45 @@ class WindowedDecoderStream:
         return samples[:, : n * self._codec.hop_length]
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
-        tokens = np.ascontiguousarray(tokens)
-        samples, self._state = self._codec.backend.decode(tokens, self._state)
-        samples = samples[:, self._past :]
+        samples = self._windows.run(tokens)[:, self._past :]
         if self._tail is not None:
-            share = (np.arange(self._fade, dtype=np.float32) + 0.5) / self._fade
-            head = samples[:, : self._fade]
-            share = share[: head.shape[1]]
-            samples = samples.copy()
-            samples[:, : self._fade] = head * share + self._tail[:, : len(share)] * (1 - share)
+            n = min(self._fade, samples.shape[1])
+            share = (np.arange(n, dtype=np.float32) + 0.5) / self._fade
+            samples[:, :n] = samples[:, :n] * share + self._tail[:, :n] * (1 - share)
         return samples
+
+
+class _Windows:
+    """Runs windows through a graph of a published SQCodec, channel by channel."""
+
+    def __init__(self, codec: AudioCodec, method: str, channels: int, ahead: int) -> None:
+        if ahead >= codec.config.attention_window:
+            raise ModelError(f"{codec.name}: its attention_window is too short for windows")
+        self._codec = codec
+        self._run = getattr(codec.backend, method)
+        self._channels = channels
+        self.reset()
+
+    def reset(self) -> None:
+        self._states: list[Any] = [None] * self._channels
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """(C, N) of a window and what is ahead of it -> (C, M)."""
+        rows = []
+        for channel, state in enumerate(self._states):
+            row = np.ascontiguousarray(x[channel : channel + 1])
+            row, self._states[channel] = self._run(row, state)
+            rows.append(row)
+        return np.concatenate(rows)
+
+    def keep(self, name: str, end: int, n: int) -> None:
+        """Of what a state holds of the last window, the next needs the `n` steps before `end`."""
+        for state in self._states:
+            if name not in state:
+                raise ModelError(
+                    f"{self._codec.name}: its graphs are those of another architecture"
+                )
+            state[name] = state[name][:, end - n : end]
 
 
 def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:

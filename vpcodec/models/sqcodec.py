@@ -86,8 +86,8 @@ class SQCodecAutoencoder(nn.Module):
         """Load published tensors, named "module.name in its file"; see `fold`."""
         try:
             folded = fold(published, self.config)
-        except KeyError as error:
-            raise RuntimeError(f"missing tensor {error}") from None
+        except (KeyError, IndexError, RuntimeError) as error:  # missing, or of another shape
+            raise RuntimeError(f"not the published tensors ({error})") from None
         return super().load_state_dict(folded, strict)
 
 

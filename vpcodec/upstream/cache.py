@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
-from ..hub import ModelError, ModelFolder, download, read_folder
+from ..hub import ModelError, ModelFolder, download, mended, read_folder
 from .catalog import MODULES, Published, find
 
 CACHE = "VPCODEC_CACHE"  # environment variable: where converted models are kept
+FORMAT = 1  # of what `convert` makes; another one is converted anew
 NEEDED = ("torch", "safetensors", "onnx", "onnxscript")
 
 
@@ -46,7 +49,8 @@ def open_published(
     note(f"fetching {name}")
     fetched = download(published.repo, patterns=list(published.files), revision=revision or None)
     for file in published.files:
-        _check(fetched.folder / file, fetched.sha256.get(file))
+        check = partial(_check, fetched.folder / file, fetched.sha256.get(file))
+        mended(published.repo, fetched, file, check)
     note(f"converting {name}, once")
     weights = (fetched.folder / published.files[0]).parent
     try:
@@ -57,6 +61,9 @@ def open_published(
         if target is not None:
             raise
         return read_folder(kept)  # another process was faster
+    except OSError as error:
+        at = error.filename or kept
+        raise ModelError(f"{at}: {error.strerror} ({CACHE} names another cache)") from None
 
 
 def convert_folder(
@@ -76,8 +83,8 @@ def is_converted(name: str) -> bool:
 
 
 def _kept(name: str) -> Path:
-    cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "vpcodec")
-    return cache / "converted" / name.replace("/", "--").replace(":", "--")
+    cache = os.environ.get(CACHE) or os.path.expanduser("~/.cache/vpcodec")
+    return Path(cache) / "converted" / f"v{FORMAT}" / quote(name, safe="")
 
 
 def _check(path: Path, expected: str | None) -> None:
@@ -86,7 +93,7 @@ def _check(path: Path, expected: str | None) -> None:
         return
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise ModelError(f"{path}: damaged (SHA-256 differs from the Hub's); delete it")
+            raise ModelError(f"{path}: damaged (SHA-256 differs from the Hub's)")
 
 
 def _need_packages(name: str) -> None:

@@ -39,9 +39,8 @@ class Published:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name has the form of `find`'s: owner/name of the catalog, a colon, a model."""
-    repo, colon, _ = name.partition(":")
-    return bool(colon) and any(repo == published.repo for published in PUBLISHED)
+    """Whether a name begins with owner/name of the catalog; without a model, `find` lists them."""
+    return any(name.partition(":")[0] == published.repo for published in PUBLISHED)
 
 
 def find(spec: str) -> Published:

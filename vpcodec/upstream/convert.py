@@ -19,7 +19,15 @@ from ..backends.torch import TorchBackend
 from ..config import SQCodecConfig
 from ..files import atomic_folder
 from ..graphs import ExportError, same_signal, same_tokens, strip, trace
-from ..hub import WEIGHTS, ModelError, ModelFolder, fingerprint, read_folder, write_folder_config
+from ..hub import (
+    CONFIG,
+    WEIGHTS,
+    ModelError,
+    ModelFolder,
+    fingerprint,
+    read_folder,
+    write_folder_config,
+)
 from ..models import SQCodecAutoencoder, build_model
 from .catalog import Published
 from .tiling import settle, tiled
@@ -51,13 +59,15 @@ def convert(
         ModelError: the files are not those weights, or their graphs differ from torch.
         FileExistsError: target exists and not `force`.
     """
-    with atomic_folder(target, force=force) as folder:
+    with atomic_folder(target, force=force, mark=CONFIG) as folder:
         config = published.config
         tensors = read_weights(files, config)
         weights = save(tensors, metadata={"format": "pt"})
         (folder / WEIGHTS).write_bytes(weights)
         model = build_model(config).eval().requires_grad_(False)
         model.load_state_dict(tensors)
+        if not all(torch.isfinite(value).all() for value in model.parameters()):
+            raise ModelError(f"{published.spec}: a direction of its weight norm is zero")
         if config.architecture == "sqcodec":
             config = config.model_copy(update={"silence": _silence(model)})
         mark = fingerprint(config, weights)
@@ -72,7 +82,11 @@ def convert(
             "license": config.license,
             "fingerprint": mark.hex(),
         }
-        _write_graphs(model, folder, facts)
+        try:
+            _write_graphs(model, folder, facts)
+        except (RuntimeError, AttributeError) as error:  # such as a torch with another exporter
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{published.spec}: cannot be exported ({reason})") from error
         hashes = {
             path: hashlib.sha256(Path(files[Path(path).stem]).read_bytes()).hexdigest()
             for path in published.files

@@ -1,7 +1,7 @@
 """The decoder's levels in tiles, for graphs: tensors that fit into caches, and little memory.
 
-What is between two enhance blocks is local, and has up to 384 numbers per sample. A graph computes
-it for one tile of a clip after the other, each with a halo of what is beside it.
+What is between two enhance blocks is local, and widens to some hundred numbers per sample. A graph
+computes it for one tile of a clip after the other, each with a halo of what is beside it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tiles(nn.Module):
             y = torch.func.functional_call(self.level, named, (*parts, inside))
             return (y[:, self.halo * stride : -self.halo * stride].transpose(0, 1).contiguous(),)
 
-        # Time first, as tiles are strung together; batches of one clip are the same either way.
+        # Time first, as tiles are strung together.
         clip = [y.transpose(0, 1).contiguous() for y in (x, trends)]
         (y,) = torch.ops.higher_order.scan(tile, (), (at, inside), (*clip, *weights.values()))
         return y.flatten(0, 1).narrow(0, 0, steps * stride).transpose(0, 1)

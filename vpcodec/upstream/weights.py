@@ -182,7 +182,9 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
             raise ModelError(f"{path}: {error}") from None
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror or error}") from None
-        weights |= {prefix + name: found[name].detach() for name in expected}
+        for name in expected:  # of its own, in order, whatever view the file holds
+            tensor = found[name].detach()
+            weights[prefix + name] = tensor.clone(memory_format=torch.contiguous_format)
     return weights
 
 
