@@ -133,7 +133,7 @@ def test_the_decoder_runs_in_tiles(model):
     import onnx
 
     graph = onnx.load(model / "decoder.onnx").graph
-    assert sum(node.op_type == "Scan" for node in graph.node) == 2  # one per level
+    assert sum(node.op_type == "Scan" for node in graph.node) == 4  # two levels, two layers
 
 
 def test_what_is_written(model, weights):

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from .audio import AudioCodec
 
 CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
-ENCODE_SECONDS = 2.5  # about the length of a window of SQCodec's encoder
+ENCODE_SECONDS = 1.0  # about the length of a window of SQCodec's encoder
 DECODE_SECONDS = 15.0  # and of its decoder, at least, which normalises over it
+MAX_WINDOW = 8_400  # tokens, which bounds the memory of the models of high rates
 FADE_SECONDS = 0.01  # between windows of the decoder
 
 
@@ -248,9 +249,9 @@ class _Windows:
 
 
 def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:
-    """Tokens of about that long, in whole blocks of attention."""
-    blocks = round(seconds * config.frame_rate / config.attention_window)
-    return max(1, blocks) * config.attention_window
+    """Tokens of about that long, in whole blocks of attention; fewer where they are dense."""
+    tokens = min(seconds * config.frame_rate, MAX_WINDOW)
+    return max(1, round(tokens / config.attention_window)) * config.attention_window
 
 
 def _run(

@@ -387,6 +387,14 @@ class Transformer(nn.Module):
         return x
 
 
+class BlockAttention(nn.Module):
+    """Attention of queries (B, N, H, w, D) of N blocks to keys and values (B, N, H, 2 w, D)."""
+
+    def forward(self, q, k, v, missing: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """`missing` is (B, N, 1, 1, 2 w), `bias` (H, w, 2 w); gives (B, N, H, w, D)."""
+        return torch.softmax(q @ k.transpose(-1, -2) + bias + missing, -1) @ v
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm attention and GEGLU feed-forward, both residual."""
 
@@ -394,6 +402,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
+        self.blocks = BlockAttention()
         self.attention_norm = nn.LayerNorm(width, LAYER_NORM_EPS)
         self.qkv = nn.Linear(width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
@@ -423,9 +432,8 @@ class TransformerLayer(nn.Module):
         k, v, exists = kv.split([self.out.in_features, self.out.in_features, 1], -1)
         k, v = (y.reshape(batch, blocks, 2 * w, heads, -1).transpose(2, 3) for y in (k, v))
         missing = ((1 - exists) * MASKED).reshape(batch, blocks, 1, 1, 2 * w)
-        weights = torch.softmax(q @ k.transpose(3, 4) + bias + missing, -1)
-        y = (weights @ v).transpose(2, 3).reshape(batch, blocks * w, -1)
-        return y[:, :steps]
+        y = self.blocks(q, k, v, missing, bias)
+        return y.transpose(2, 3).reshape(batch, blocks * w, -1)[:, :steps]
 
 
 def _trend_pool(x: torch.Tensor, window: int) -> torch.Tensor:

@@ -107,7 +107,8 @@ def _write_graphs(model: SQCodecAutoencoder, folder: Path, facts: dict[str, Any]
     exported, hop = tiled(model), model.config.hop_length
     frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
-    samples, tokens = torch.zeros(2, 5 * hop), torch.zeros(2, 5, dtype=torch.int64)
+    n = model.config.attention_window + 5  # of two blocks: torch would take one for always one
+    samples, tokens = torch.zeros(2, n * hop), torch.zeros(2, n, dtype=torch.int64)
     for name, states, example, sides in (
         ("encoder", model.encoder_state, samples, {1: hop * frames}),
         ("decoder", model.decoder_state, tokens, {1: frames}),

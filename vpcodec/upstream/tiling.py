@@ -1,4 +1,4 @@
-"""The decoder's levels in tiles, for graphs: tensors that fit into caches, and little memory.
+"""The decoder's levels in tiles, attention in blocks, for graphs: little memory, small tensors.
 
 What is between two enhance blocks is local, and widens to some hundred numbers per sample. A graph
 computes it for one tile of a clip after the other, each with a halo of what is beside it.
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..models import SQCodecAutoencoder
-from ..models.sqcodec import Level
+from ..models.sqcodec import BlockAttention, Level, TransformerLayer
 
 TILE_NUMBERS = 1 << 19  # of the widest tensor of a tile
 SHORTEST_TILE = 80  # halos; two more of them are computed in vain
@@ -23,7 +23,22 @@ def tiled(model: SQCodecAutoencoder) -> SQCodecAutoencoder:
     """A model that gives the same, to be exported: see `settle`."""
     model = copy.deepcopy(model)
     model.decoder.levels = nn.ModuleList(Tiles(level) for level in model.decoder.levels)
+    for module in model.decoder.modules():
+        if isinstance(module, TransformerLayer):
+            module.blocks = Blocks()
     return model
+
+
+class Blocks(BlockAttention):
+    """Block by block: the weights of all blocks of a clip would need gigabytes."""
+
+    def forward(self, q, k, v, missing: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        def block(q, k, v, missing, bias):
+            return (BlockAttention.forward(self, q, k, v, missing, bias),)
+
+        each = [y.transpose(0, 1).contiguous() for y in (q, k, v, missing)]
+        (y,) = torch.ops.higher_order.scan(block, (), each, (bias,))
+        return y.transpose(0, 1)
 
 
 class Tiles(nn.Module):
