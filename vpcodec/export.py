@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import helper
 from safetensors.torch import save
 from torch import nn
 
-from . import __version__
 from .backends import Backend
 from .backends.onnx import OnnxBackend
 from .backends.torch import TorchBackend
 from .codec import AudioCodec
 from .config import AudioConfig, ConfigError, ImageConfig, parse_model
 from .files import atomic_folder
-from .graphs import same_signal, same_tokens, share_weights, strip, trace
+from .graphs import same_signal, same_tokens, save_graph, share_weights, strip, trace
 from .hub import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import Autoencoder, build_model
 from .quantizers import VP
@@ -81,18 +78,6 @@ def _write(model: Autoencoder, folder: Path) -> None:
     rounded = build_model(config).eval().requires_grad_(False)
     rounded.load_state_dict(stored)
     mark = fingerprint(config, weights)
-    metadata = {
-        "model_type": "vpcodec",
-        "version": __version__,
-        "kind": config.kind,
-        "name": config.name,
-        "hop_length": config.hop_length,
-        "codebook_size": config.codebook_size,
-        "license": config.license,
-        "fingerprint": mark.hex(),
-    }
-    if isinstance(config, AudioConfig):
-        metadata |= {"sample_rate": config.sample_rate, "decoder_delay": config.decoder_delay}
     signal, tokens = _examples(config)
     for name, method, shapes, example in (
         ("encoder", "encode", rounded.encoder_state, signal),
@@ -101,8 +86,7 @@ def _write(model: Autoencoder, folder: Path) -> None:
         graph = trace(rounded, method, shapes, *example)
         share_weights(graph, weights)
         strip(graph)
-        helper.set_model_props(graph, {key: str(value) for key, value in metadata.items()})
-        onnx.save(graph, folder / f"{name}.onnx")
+        save_graph(graph, config, mark, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
     write_folder_config(folder, config, mark, [WEIGHTS, "encoder.onnx", "decoder.onnx"])
 

@@ -6,6 +6,7 @@ import json
 import logging
 import struct
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from . import __version__
+from .config import AudioConfig, AudioModelConfig, ModelConfig
 from .hub import WEIGHTS
 from .models import Autoencoder
 from .models.layers import State
@@ -157,6 +160,26 @@ def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
     nodes += graph.graph.node
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
+
+
+def save_graph(graph: onnx.ModelProto, config: ModelConfig, mark: bytes, path: Path) -> None:
+    """Write a graph with what its model is as metadata; `mark` is the model's fingerprint."""
+    facts: dict[str, Any] = {
+        "model_type": "vpcodec",
+        "version": __version__,
+        "kind": config.kind,
+        "name": config.name,
+        "hop_length": config.hop_length,
+        "codebook_size": config.codebook_size,
+        "license": config.license,
+        "fingerprint": mark.hex(),
+    }
+    if isinstance(config, AudioModelConfig):
+        facts["sample_rate"] = config.sample_rate
+    if isinstance(config, AudioConfig):
+        facts["decoder_delay"] = config.decoder_delay
+    helper.set_model_props(graph, {key: str(value) for key, value in facts.items()})
+    onnx.save(graph, path)
 
 
 def same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarray:

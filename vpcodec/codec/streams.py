@@ -38,8 +38,7 @@ class EncoderStream:
     def push(self, samples: np.ndarray) -> np.ndarray:
         """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
         samples = check_samples(samples)
-        if len(samples) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
+        _check_channels(samples, self._channels)
         samples = np.concatenate([self._rest, samples], 1)
         hop = self._codec.hop_length
         whole = samples.shape[1] // hop * hop
@@ -74,8 +73,7 @@ class DecoderStream:
     def push(self, tokens: np.ndarray) -> np.ndarray:
         """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
         tokens = self._codec._check_tokens(tokens, "(C, N)")
-        if len(tokens) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
+        _check_channels(tokens, self._channels)
         empty = np.zeros((self._channels, 0), np.float32)
         samples, self._state = _run(self._codec, "decode", tokens, 1, self._state, empty)
         if tokens.shape[1]:
@@ -117,8 +115,7 @@ class WindowedEncoderStream:
     def push(self, samples: np.ndarray) -> np.ndarray:
         """(T,) or (C, T) samples -> (C, n) int64 tokens that are now certain."""
         samples = check_samples(samples)
-        if len(samples) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(samples)}")
+        _check_channels(samples, self._channels)
         self._rest = np.concatenate([self._rest, samples], 1)
         size, whole = self._window * self._hop, (self._window + self._ahead) * self._hop
         parts = [np.zeros((self._channels, 0), np.int64)]
@@ -175,8 +172,7 @@ class WindowedDecoderStream:
     def push(self, tokens: np.ndarray) -> np.ndarray:
         """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
         tokens = self._codec._check_tokens(tokens, "(C, N)")
-        if len(tokens) != self._channels:
-            raise ValueError(f"expected {self._channels} channels, got {len(tokens)}")
+        _check_channels(tokens, self._channels)
         self._rest = np.concatenate([self._rest, tokens], 1)
         config, size = self._codec.config, self._window
         end = size * config.hop_length
@@ -252,6 +248,11 @@ def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:
     """Tokens of about that long, in whole blocks of attention; fewer where they are dense."""
     tokens = min(seconds * config.frame_rate, MAX_WINDOW)
     return max(1, round(tokens / config.attention_window)) * config.attention_window
+
+
+def _check_channels(x: np.ndarray, channels: int) -> None:
+    if len(x) != channels:
+        raise ValueError(f"expected {channels} channels, got {len(x)}")
 
 
 def _run(

@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import helper
 from safetensors.torch import save
 
 from .. import __version__
@@ -18,7 +15,7 @@ from ..backends.onnx import OnnxBackend
 from ..backends.torch import TorchBackend
 from ..config import SQCodecConfig
 from ..files import atomic_folder
-from ..graphs import ExportError, same_signal, same_tokens, strip, trace
+from ..graphs import ExportError, same_signal, same_tokens, save_graph, strip, trace
 from ..hub import (
     CONFIG,
     WEIGHTS,
@@ -71,19 +68,8 @@ def convert(
         if config.architecture == "sqcodec":
             config = config.model_copy(update={"silence": _silence(model)})
         mark = fingerprint(config, weights)
-        facts = {
-            "model_type": "vpcodec",
-            "version": __version__,
-            "kind": config.kind,
-            "name": config.name,
-            "sample_rate": config.sample_rate,
-            "hop_length": config.hop_length,
-            "codebook_size": config.codebook_size,
-            "license": config.license,
-            "fingerprint": mark.hex(),
-        }
         try:
-            _write_graphs(model, folder, facts)
+            _write_graphs(model, folder, mark)
         except (RuntimeError, AttributeError) as error:  # such as a torch with another exporter
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{published.spec}: cannot be exported ({reason})") from error
@@ -102,8 +88,8 @@ def convert(
     return read_folder(target)
 
 
-def _write_graphs(model: SQCodecAutoencoder, folder: Path, facts: dict[str, Any]) -> None:
-    """Write encoder.onnx and decoder.onnx, with `facts` as metadata."""
+def _write_graphs(model: SQCodecAutoencoder, folder: Path, mark: bytes) -> None:
+    """Write encoder.onnx and decoder.onnx of the model with the fingerprint `mark`."""
     exported, hop = tiled(model), model.config.hop_length
     frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
@@ -117,8 +103,7 @@ def _write_graphs(model: SQCodecAutoencoder, folder: Path, facts: dict[str, Any]
         graph = trace(exported, method, states, example, sides, units=units)
         strip(graph)
         settle(graph)
-        helper.set_model_props(graph, {key: str(value) for key, value in facts.items()})
-        onnx.save(graph, folder / f"{name}.onnx")
+        save_graph(graph, model.config, mark, folder / f"{name}.onnx")
 
 
 @torch.inference_mode()
