@@ -1,20 +1,20 @@
 """The same small autoencoder with every quantizer, on speech and on images: the papers' table.
 
 Everything but the quantizer is equal: data, order of the data, architecture, initial weights,
-steps, optimiser. There is no discriminator. FSP and FSQ use the level sets of the VP-VAE paper,
-the others its dimensions and exact K; LFQ has one dimension per bit. Quality is that of real tokens
-on held-out data. CVU = exp(entropy) / K over all held-out tokens.
+steps, optimiser. There is no discriminator. With --backbone the autoencoder of speech is that of a
+shipped model, with its weights but for the projections into the quantizer and out of it, so that a
+budget that fits a CPU is spent on what the quantizers differ in. FSP and FSQ use the level sets of
+the VP-VAE paper, the others its dimensions and exact K; LFQ has one dimension per bit. Quality is
+that of real tokens on held-out data. CVU = exp(entropy) / K over all held-out tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from quality import compare
+from safetensors.torch import load_file
 from torch import nn
 
 from vpcodec.audio import find_audio, load, resample
 from vpcodec.config import AudioConfig
+from vpcodec.hub import WEIGHTS, open_model
 from vpcodec.image import find_images, load_image
+from vpcodec.metrics.workers import Workers
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
 from vpcodec.recipe.audio import DataConfig, LossConfig
@@ -61,10 +63,16 @@ class Speech:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        data = DataConfig(train=str(args.speech), crop_seconds=0.768, batch_size=args.batch)
+        self.backbone = args.backbone and open_model(args.backbone)
+        seconds = 1.536 if self.backbone else 0.768
+        data = DataConfig(train=str(args.speech), crop_seconds=seconds, batch_size=args.batch)
         self.hop = 96
+        if self.backbone and self.backbone.config.hop_length != self.hop:
+            raise SystemExit(f"{args.backbone}: the hop is not {self.hop}")
         self.crops = AudioCrops(data, sample_rate=RATE, hop_length=self.hop, seed=0)
         config = LossConfig(fft_sizes=(256, 1024), mel_bands=(40, 80))
+        if self.backbone:
+            config = LossConfig()
         self.loss = ReconstructionLoss(config, RATE)
         self.weights = {"wave": config.wave, "stft": config.stft, "mel": config.mel}
         self.clips = []
@@ -74,6 +82,8 @@ class Speech:
             self.clips.append(samples[: len(samples) // self.hop * self.hop])
 
     def model(self, quantizer: Quantizer) -> nn.Module:
+        if self.backbone:
+            return self._from_backbone(quantizer)
         width = self.args.width
         config = AudioConfig(
             name="bench",
@@ -96,6 +106,13 @@ class Speech:
         replace_quantizer(model, quantizer)
         return model
 
+    def _from_backbone(self, quantizer: Quantizer) -> nn.Module:
+        model = AudioAutoencoder(self.backbone.config)
+        weights = load_file(self.backbone.path / WEIGHTS)
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        replace_quantizer(model, quantizer)
+        return model
+
     def batch(self, step: int) -> torch.Tensor:
         return torch.from_numpy(self.crops.batch(step))
 
@@ -103,7 +120,7 @@ class Speech:
         terms = self.loss.to(target.device)(target[:, : output.shape[1]], output)
         return sum(self.weights[name] * value for name, value in terms.items())
 
-    def evaluate(self, model: nn.Module, pool: ProcessPoolExecutor) -> tuple[list, dict]:
+    def evaluate(self, model: nn.Module, workers: Workers) -> tuple[list, dict]:
         tokens, pairs, mels = [], [], []
         for clip in self.clips:
             samples = torch.from_numpy(clip)[None].to(self.args.device)
@@ -113,7 +130,7 @@ class Speech:
             tokens.append(quantized.tokens)
             pairs.append((clip[: output.shape[1]], output[0].cpu().numpy()))
         pairs = pairs[:: max(1, len(pairs) // self.args.clips)][: self.args.clips]
-        rows = list(pool.map(compare, *zip(*pairs)))
+        rows = [f.result() for f in [workers.submit(*pair, RATE) for pair in pairs]]
         values = {name: float(np.nanmean([r[name] for r in rows])) for name in ("pesq_wb", "stoi")}
         return tokens, values | {"mel": statistics.mean(mels)}
 
@@ -155,7 +172,7 @@ class Images:
             total = total + F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
         return total
 
-    def evaluate(self, model: nn.Module, pool: ProcessPoolExecutor) -> tuple[list, dict]:
+    def evaluate(self, model: nn.Module, workers: Workers) -> tuple[list, dict]:
         from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
         tokens, rows = [], []
@@ -249,7 +266,7 @@ def run(
     size: int,
     seed: int,
     args: argparse.Namespace,
-    pool: ProcessPoolExecutor,
+    workers: Workers,
 ) -> dict[str, Any]:
     """Train and evaluate once."""
     torch.manual_seed(seed)
@@ -257,7 +274,7 @@ def run(
     torch.manual_seed(seed)  # whatever that drew: the same weights for all
     model = task.model(quantizer).to(args.device).train()
     steps = args.steps if isinstance(task, Speech) else args.image_steps
-    optim = OptimConfig(name="muon", lr=2e-3, warmup_steps=steps // 20)
+    optim = OptimConfig(name="muon", lr=args.lr, warmup_steps=steps // 20)
     optimizers = build_optimizers(model, optim)
     calibrations = {round(share * steps) for share in CALIBRATIONS}
     fresh = seed * steps  # every seed sees other data
@@ -284,7 +301,7 @@ def run(
     with torch.no_grad():
         if isinstance(quantizer, VP):
             quantizer.fit(latents(task, model, FIT_PER_CODE * size), max_iterations=FIT_ITERATIONS)
-        tokens, values = task.evaluate(model.eval(), pool)
+        tokens, values = task.evaluate(model.eval(), workers)
     usage = CodebookUsage(quantizer.codebook_size)
     for some in tokens:
         usage.update(some)
@@ -348,7 +365,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="training steps on speech")
     parser.add_argument("--image-steps", type=int, default=120)
     parser.add_argument("--width", type=int, default=128, help="channels of the autoencoders")
-    parser.add_argument("--batch", type=int, default=12, help="crops of 0.768 s per step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--backbone", help="speech: start from this model, with crops of 1.536 s")
+    parser.add_argument("--batch", type=int, default=12, help="crops per step")
     parser.add_argument("--image-batch", type=int, default=32)
     parser.add_argument("--every", type=int, default=2, help="use every n-th training image")
     parser.add_argument("--clips", type=int, default=10, help="clips for PESQ and STOI")
@@ -361,14 +380,13 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     began = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    with Workers(2) as workers:
         for name in args.tasks or ("speech", "images"):
             task = {"speech": Speech, "images": Images}[name](args)
             for size in args.sizes:
                 for method in args.methods:
                     for seed in range(args.seeds):
-                        row = run(task, method, size, seed, args, pool)
+                        row = run(task, method, size, seed, args, workers)
                         rows.append(row)
                         values = "  ".join(f"{m} {row[m]:.3f}" for m in (*task.metrics, "cvu"))
                         print(

@@ -15,6 +15,7 @@ from helpers import Pipe, blocks, flipped
 from vpcodec import Codec
 from vpcodec.audio import RawFormat, load, resample, save
 from vpcodec.codec import FileStats
+from vpcodec.codec.audio import FILE_BLOCK
 from vpcodec.tokenfile import TokenFileError, TokenReader, read_tokens, verify
 
 LENGTHS = [0, 1, 95, 96, 97, *np.random.default_rng(0).integers(98, 9_000, 3).tolist()]
@@ -268,7 +269,7 @@ def sound(stereo: np.ndarray, tmp_path: Path) -> Path:
 @pytest.fixture
 def long_tok(codec: Codec, speech: np.ndarray, tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A token file of six blocks, the last one shorter, and the decoded audio, 16 kHz."""
-    samples = np.tile(speech, 4)[:, : 5 * 512 * codec.hop_length + 10_001]
+    samples = np.tile(speech, 8)[:, : 5 * FILE_BLOCK * codec.hop_length + 10_001]
     save(tmp_path / "long.wav", samples, 16_000)
     codec.encode_file(tmp_path / "long.wav", tmp_path / "long.tok")
     codec.decode_file(tmp_path / "long.tok", tmp_path / "whole.wav")
@@ -365,7 +366,7 @@ def test_recovery(codec: Codec, long_tok: tuple[Path, np.ndarray], number: int) 
     assert part.shape == whole.shape
 
     hop = codec.hop_length
-    start, end = number * 512 * hop, min((number + 1) * 512 * hop, whole.shape[1])
+    start, end = number * FILE_BLOCK * hop, min((number + 1) * FILE_BLOCK * hop, whole.shape[1])
     clean = max(0, start - codec.config.decoder_delay * hop)  # then the look-ahead is missing
     assert np.allclose(part[:, :clean], whole[:, :clean], rtol=0, atol=1e-4)
     assert not part[:, start:end].any()
@@ -382,9 +383,9 @@ def test_recovery_of_a_truncated_file(codec: Codec, long_tok: tuple[Path, np.nda
     stats = codec.decode_file(path, path.parent / "part.wav", recover=True)
     part, _ = load(path.parent / "part.wav")
     assert (stats.damaged, part.shape) == (3, whole.shape)
-    end = (3 * 512 - codec.config.decoder_delay) * codec.hop_length
+    end = (3 * FILE_BLOCK - codec.config.decoder_delay) * codec.hop_length
     assert np.allclose(part[:, :end], whole[:, :end], rtol=0, atol=1e-4)
-    assert not part[:, 3 * 512 * codec.hop_length :].any()
+    assert not part[:, 3 * FILE_BLOCK * codec.hop_length :].any()
 
 
 # ------------------------------------------------------------------------------------- bad arrays

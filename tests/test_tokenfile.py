@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 from vpcodec import tokenfile
 from vpcodec.tokenfile import (
-    CODINGS,
+    ENTROPY,
     MAX_BLOCKS,
     RAW,
     AudioHeader,
     ImageHeader,
+    NoCoderError,
     TokenFileError,
     TokenHeader,
     TokenReader,
@@ -315,24 +316,93 @@ def test_the_documentation_shows_the_vectors():
         assert data == (ROOT / f"resources/tok/{name}.tok").read_bytes()
 
 
-def test_a_shorter_coding_is_used_and_an_unknown_one_named(monkeypatch):
-    def pack(tokens, header):
+class ZlibCoder:
+    """Stands for the entropy coder of a model."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self.codebook_size = codebook_size
+
+    def pack(self, tokens: np.ndarray) -> bytes:
         return zlib.compress(tokens.astype("<u4").tobytes())
 
-    def unpack(payload, n_frames, header):
-        tokens = np.frombuffer(zlib.decompress(payload), "<u4").astype(np.int64)
-        return tokens.reshape(n_frames, header.channels)
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+        try:
+            tokens = np.frombuffer(zlib.decompress(payload), "<u4").astype(np.int64)
+        except zlib.error as error:
+            raise ValueError(str(error)) from None
+        return tokens.reshape(n_frames, channels)
 
-    header = make_header(channels=2, n_samples=96 * 200, block_frames=100)
+
+def coded_file() -> tuple[bytes, np.ndarray, AudioHeader, ZlibCoder]:
+    """Three blocks of two channels, of which the last two are entropy coded."""
+    header = make_header(channels=2, n_samples=96 * 300, block_frames=100)
+    coder = ZlibCoder(header.codebook_size)
     tokens = make_tokens(header)
-    tokens[:, 100:] = 7
-    with monkeypatch.context() as patch:
-        patch.setitem(CODINGS, 1, (pack, unpack))
-        data = dump(tokens, header)
-        assert [data[start] for start, _ in block_spans(data, header)] == [RAW, 1]
-        assert (load(data)[0] == tokens).all()
-    with pytest.raises(TokenFileError, match="block 1: unknown coding id 1"):
-        load(data)
+    tokens[:, 100:200], tokens[:, 200:] = 7, 9
+    out = io.BytesIO()
+    write_tokens(out, tokens, header, coder=coder)
+    return out.getvalue(), tokens, header, coder
+
+
+def test_a_coder_is_used_where_it_makes_a_block_shorter():
+    data, tokens, header, coder = coded_file()
+    assert [data[start] for start, _ in block_spans(data, header)] == [RAW, ENTROPY, ENTROPY]
+    assert len(data) < len(dump(tokens, header))
+    found, _ = read_tokens(io.BytesIO(data), coder=coder)
+    assert (found == tokens).all()
+
+
+def test_without_a_coder_the_model_is_named():
+    data, _, header, _ = coded_file()
+    for recover in (False, True):  # missing tables are no damage
+        with pytest.raises(NoCoderError, match=f"tables of the model '{header.model}'"):
+            read_tokens(io.BytesIO(data), recover=recover)
+    found = verify(io.BytesIO(data))  # which needs no tokens
+    assert found.ok and found.blocks == 3 and found.frames == 300
+
+
+def test_the_coder_may_come_when_the_header_is_known():
+    data, tokens, _, coder = coded_file()
+    reader = TokenReader(io.BytesIO(data))
+    assert reader.coder is None
+    reader.coder = coder
+    assert (np.concatenate([block.tokens for block in reader], 1) == tokens).all()
+
+
+def test_a_coder_of_another_codebook_is_refused():
+    header = make_header()
+    with pytest.raises(ValueError, match="another codebook"):
+        TokenWriter(io.BytesIO(), header, coder=ZlibCoder(header.codebook_size + 1))
+
+
+def test_damage_of_a_coded_block_is_noticed_and_confined():
+    data, tokens, header, coder = coded_file()
+    start, end = block_spans(data, header)[1]
+    for bit in range(8 * start, 8 * end):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(TokenFileError, match="block 1"):
+            read_tokens(io.BytesIO(flipped), coder=coder)
+        found, _ = read_tokens(io.BytesIO(flipped), coder=coder, recover=True)
+        assert (found[:, 100:200] == -1).all()
+        assert (np.delete(found, np.s_[100:200], 1) == np.delete(tokens, np.s_[100:200], 1)).all()
+
+
+def test_a_payload_that_the_coder_refuses_is_damage():
+    data, _, header, coder = coded_file()
+    coder.pack = lambda tokens: b"not zlib"
+    out = io.BytesIO()
+    write_tokens(out, np.full((2, 300), 7), header, coder=coder)
+    with pytest.raises(TokenFileError, match="block 0"):
+        read_tokens(io.BytesIO(out.getvalue()), coder=coder)
+
+
+def test_an_unknown_coding_is_named():
+    header = make_header(n_samples=96 * 5, block_frames=5)
+    data = bytearray(dump(np.full((1, 5), 2), header))
+    data[block_spans(data, header)[0][0]] = 2
+    with pytest.raises(TokenFileError, match="block 0: unknown coding id 2"):
+        load(bytes(data))
 
 
 def test_a_number_too_large_for_its_block_is_damage():

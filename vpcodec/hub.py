@@ -14,10 +14,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from .config import ConfigError, ModelConfig, parse_model
+from .entropy import TABLES, EntropyError, TokenCoder, load_coder
 
 DEFAULT_MODEL = "speech-3k"
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
@@ -68,6 +70,24 @@ class ModelFolder:
             self.file(name)
         if fingerprint(self.config, (self.path / WEIGHTS).read_bytes()) != self.fingerprint:
             raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not fit)")
+
+    @cached_property
+    def coder(self) -> TokenCoder | None:
+        """The entropy coder of its tokens; None where the model has no tables.
+
+        Raises:
+            ModelError: the tables are damaged, or for another codebook.
+        """
+        if TABLES not in self.files:
+            return None
+        path = self.file(TABLES)
+        try:
+            coder = load_coder(path)
+        except (EntropyError, OSError) as error:
+            raise ModelError(str(error)) from None
+        if coder.codebook_size != self.config.codebook_size:
+            raise ModelError(f"{path}: for a codebook of {coder.codebook_size}")
+        return coder
 
     def file(self, name: str) -> Path:
         """Path of a file of the model, checked against its hash.

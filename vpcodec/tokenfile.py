@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
-from typing import BinaryIO, ClassVar, NamedTuple, Self
+from typing import BinaryIO, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from .files import atomic_output
 MAGIC = b"\x89TOK\r\n\x1a\n"
 VERSION = 1
 AUDIO, IMAGE = 1, 2  # the kind
-RAW = 0  # a coding id
+RAW, ENTROPY = 0, 1  # coding ids
 TRAILER = 255  # in the place of one
 
 MAX_MODEL_BYTES = 64
@@ -55,6 +55,10 @@ _PATIENCE = 16  # checksummed bytes per byte of the file before such a search gi
 
 class TokenFileError(ValueError):
     """Damage in a token file, or misuse of the format: one line, without the file's name."""
+
+
+class NoCoderError(TokenFileError):
+    """The tokens are entropy coded, and the reader was given no coder."""
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -107,9 +111,26 @@ def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> np.ndarra
     return tokens.ravel()[:size].reshape(n_frames, header.channels)
 
 
-# coding id -> (pack, unpack): tokens int64 (n_frames, channels), header -> payload; and
-# payload, n_frames, header -> tokens. The writer takes the shortest payload, raw first.
-CODINGS = {RAW: (_pack_raw, _unpack_raw)}
+class Coder(Protocol):
+    """Entropy coder of a model's tokens, as `vpcodec.entropy.TokenCoder`."""
+
+    codebook_size: int
+
+    def pack(self, tokens: np.ndarray) -> bytes:
+        """int64 (n_frames, channels) -> payload."""
+
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+        """Payload -> int64 (n_frames, channels); ValueError if it is damaged."""
+
+
+def _unpack(
+    coding: int, payload: bytes, n_frames: int, header: TokenHeader, coder: Coder | None
+) -> np.ndarray:
+    if coding == RAW:
+        return _unpack_raw(payload, n_frames, header)
+    if coder is None:
+        raise NoCoderError(f"entropy coded: needs the tables of the model {header.model!r}")
+    return coder.unpack(payload, n_frames, header.channels)
 
 
 def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
@@ -399,11 +420,17 @@ def _parse_index(index: bytes) -> tuple[np.ndarray, np.ndarray]:
 class TokenWriter:
     """Writes a token file to a binary stream, which may be a pipe and stays open.
 
-    The header goes out at once, each block as soon as it is full, the rest with `close`.
+    The header goes out at once, each block as soon as it is full, the rest with `close`. A block is
+    entropy coded where there is a coder, which makes it shorter.
     """
 
-    def __init__(self, stream: BinaryIO, header: TokenHeader) -> None:
+    def __init__(
+        self, stream: BinaryIO, header: TokenHeader, *, coder: Coder | None = None
+    ) -> None:
+        if coder is not None and coder.codebook_size != header.codebook_size:
+            raise ValueError("the coder is for another codebook")
         self.header = header
+        self._coder = coder
         self.n_frames = 0
         self._number = 0  # of the next block
         self._stream = stream
@@ -457,9 +484,11 @@ class TokenWriter:
     def _write_block(self, tokens: np.ndarray) -> None:
         if self._number == MAX_BLOCKS:
             raise TokenFileError(f"more than {MAX_BLOCKS} blocks; choose larger block_frames")
-        payloads = {coding: pack(tokens.T, self.header) for coding, (pack, _) in CODINGS.items()}
-        coding = min(payloads, key=lambda coding: len(payloads[coding]))
-        payload = payloads[coding]
+        coding, payload = RAW, None
+        if self._coder is not None:
+            coding, payload = ENTROPY, self._coder.pack(tokens.T)
+        if payload is None or len(payload) >= raw_bytes(self.header.codebook_size, tokens.size):
+            coding, payload = RAW, _pack_raw(tokens.T, self.header)
         check = _block_crc(coding, tokens.shape[1], payload) ^ self._number * _STRIDE % 2**32
         head = _BLOCK.pack(coding | len(payload) << 8, tokens.shape[1], check)
         self._stream.write(head + payload)
@@ -491,10 +520,15 @@ class TokenReader:
     header: AudioHeader or ImageHeader. n_samples (pixels of an image), n_frames: the totals, None
     while unknown; should neither header nor trailer tell, n_samples is AudioHeader.samples_in of
     the frames up to the last whole block in the end. damaged: numbers of the damaged blocks, and
-    error: the first damage, since the last seek. payload_bytes, total_bytes: used so far.
+    error: the first damage, since the last seek. payload_bytes, total_bytes: used so far. coder:
+    of entropy-coded blocks, may be set when the header is known; that of bundled models is found,
+    NoCoderError where one is missing.
     """
 
-    def __init__(self, stream: BinaryIO, *, recover: bool = False) -> None:
+    def __init__(
+        self, stream: BinaryIO, *, recover: bool = False, coder: Coder | None = None
+    ) -> None:
+        self.coder = coder
         self._stream = stream
         self._recover = recover
         self._ahead = bytearray()  # read, not yet used
@@ -511,6 +545,8 @@ class TokenReader:
         while not self._done:
             try:
                 record = self._record()
+            except NoCoderError:
+                raise
             except TokenFileError as error:
                 self._report(error)
                 record = self._search()
@@ -625,7 +661,7 @@ class TokenReader:
         word, n_frames, check = _BLOCK.unpack_from(self._ahead)
         coding, length = word & 255, word >> 8
         token_bits = (header.codebook_size - 1).bit_length()
-        if coding not in CODINGS:
+        if coding not in (RAW, ENTROPY):
             raise TokenFileError(f"{place}: unknown coding id {coding}")
         if length > _ceil_div(n_frames * header.channels * token_bits, 8):
             raise TokenFileError(f"{place}: {length} bytes are too many for {n_frames} frames")
@@ -641,8 +677,12 @@ class TokenReader:
         due = self._frames_due(number)
         if n_frames > due or (n_frames < due and self.n_frames is not None):
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
+        if coding == ENTROPY and self.coder is None:
+            self.coder = _bundled_coder(header)
         try:
-            tokens = CODINGS[coding][1](payload, n_frames, header).T
+            tokens = _unpack(coding, payload, n_frames, header, self.coder).T
+        except NoCoderError:
+            raise
         except ValueError as error:
             raise TokenFileError(f"{place}: {error}") from None
         start = number * header.block_frames
@@ -678,7 +718,7 @@ class TokenReader:
         Blocks may have been cut out of what is skipped, but few for its size: that keeps the
         odds of taking damage for a block near one in 2**32.
         """
-        codings = re.escape(bytes(CODINGS))
+        codings = re.escape(bytes((RAW, ENTROPY)))
         begin = re.compile(
             b"[" + codings + rb"]..[\x00-\x08](?!\x00\x00)..|\xff..[\x00-\x30]", re.DOTALL
         )
@@ -693,6 +733,8 @@ class TokenReader:
             if match:
                 try:
                     return self._record(1 + (self.total_bytes - origin) // _BLOCK.size)
+                except NoCoderError:
+                    raise
                 except TokenFileError:
                     position = 1
         self._skip(len(self._ahead))
@@ -745,16 +787,19 @@ class Verification:
 
 
 def read_tokens(
-    source: str | os.PathLike | BinaryIO, *, recover: bool = False
+    source: str | os.PathLike | BinaryIO, *, recover: bool = False, coder: Coder | None = None
 ) -> tuple[np.ndarray, TokenHeader]:
     """Tokens int64 (channels, n_frames) of a file or stream, and its header with n_samples.
+
+    coder: of the model, `Codec.coder`; without one, files of bundled models are read, and those
+    that are not entropy coded.
 
     With `recover`, the frames of damaged blocks are -1, and a damaged or missing end leaves
     n_samples as TokenReader finds it. TokenFileError for other damage, for a damaged header, and
     for more than MAX_LOST_TOKENS tokens to fill in; OSError for a path that cannot be read.
     """
     with _opened(source) as stream:
-        reader = TokenReader(stream, recover=recover)
+        reader = TokenReader(stream, recover=recover, coder=coder)
         channels, lost = reader.header.channels, 0
         parts = [np.empty((channels, 0), np.int64)]
         for block in reader:
@@ -769,23 +814,31 @@ def read_tokens(
 
 
 def write_tokens(
-    target: str | os.PathLike | BinaryIO, tokens: np.ndarray, header: TokenHeader
+    target: str | os.PathLike | BinaryIO,
+    tokens: np.ndarray,
+    header: TokenHeader,
+    *,
+    coder: Coder | None = None,
 ) -> None:
     """Write tokens, int64 (channels, header.n_frames), to a stream or, all or nothing, to a file.
 
+    coder: `Codec.coder`, for a shorter file; none: packed at log2(codebook_size) bits a token.
     Errors as TokenWriter raises them; OSError for a path that cannot be written.
     """
     with nullcontext(target) if hasattr(target, "write") else atomic_output(target) as stream:
-        writer = TokenWriter(stream, header)
+        writer = TokenWriter(stream, header, coder=coder)
         writer.write(tokens)
         writer.close()
 
 
 def verify(source: str | os.PathLike | BinaryIO) -> Verification:
-    """Read a whole file or stream in search of damage; only OSError is raised."""
+    """Read a whole file or stream in search of damage; only OSError is raised.
+
+    Entropy-coded blocks are checked by their checksums, and not decoded.
+    """
     with _opened(source) as stream:
         try:
-            reader = TokenReader(stream, recover=True)
+            reader = TokenReader(stream, recover=True, coder=_Undecoded())
         except TokenFileError as error:
             return Verification(False, str(error))
         blocks = sum(1 for _ in reader)
@@ -793,6 +846,28 @@ def verify(source: str | os.PathLike | BinaryIO) -> Verification:
         reader.error is None, reader.error, reader.header, blocks, tuple(reader.damaged),
         reader.n_frames, reader.n_samples, reader.payload_bytes, reader.total_bytes,
     )  # fmt: skip
+
+
+class _Undecoded:
+    """In the place of a coder where tokens are not needed."""
+
+    codebook_size = 0
+
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+        return np.broadcast_to(np.int64(0), (n_frames, channels))
+
+
+def _bundled_coder(header: TokenHeader) -> Coder | None:
+    """The coder of a bundled model that made a file, if it is one."""
+    from .hub import ModelError, bundled_folders, read_folder
+
+    folder = bundled_folders().get(header.model)
+    try:
+        model = None if folder is None else read_folder(folder)
+        fits = model is not None and model.fingerprint == header.fingerprint
+        return model.coder if fits else None
+    except ModelError:
+        return None
 
 
 def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import convert, decode, encode, export, info, models, score, train
+from . import convert, decode, encode, export, info, models, score, tables, train
 
 app = typer.Typer(
     name="vpcodec",
@@ -28,6 +28,7 @@ models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 models_app.callback()(models.models)
 models_app.command("push")(models.push)
 models_app.command("convert")(convert.convert)
+models_app.command("tables")(tables.tables)
 app.add_typer(models_app, name="models")
 
 

@@ -27,6 +27,8 @@ from .streams import (
     check_samples,
 )
 
+FILE_BLOCK, PIPE_BLOCK = 1024, 512  # frames per block of a token file
+
 
 class AudioCodec(Codec, kind="audio"):
     """An audio model ready to encode and decode; see `Codec`."""
@@ -123,11 +125,12 @@ class AudioCodec(Codec, kind="audio"):
                 n_samples=reader.n_samples,
                 hop_length=self.hop_length,
                 codebook_size=self.codebook_size,
+                block_frames=_block_frames(reader),
             )
             resampler = Resampler(reader.sample_rate, self.sample_rate, reader.channels)
             stream = self.encoder_stream(reader.channels)
             output = open_target(target, stack)
-            writer = TokenWriter(output, header)
+            writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
             for block in reader.blocks(max(1, round(CHUNK_SECONDS * reader.sample_rate))):
                 n_samples += block.shape[1]
@@ -240,6 +243,12 @@ class AudioCodec(Codec, kind="audio"):
     def chunk_frames(self) -> int:
         """Frames that go through a graph at once."""
         return max(1, round(CHUNK_SECONDS * self.frame_rate))
+
+
+def _block_frames(reader: AudioReader) -> int:
+    """Long blocks for files; short ones for pipes, whose blocks wait to be full, and for many
+    channels."""
+    return FILE_BLOCK if reader.n_samples is not None and reader.channels <= 8 else PIPE_BLOCK
 
 
 @dataclass(frozen=True)

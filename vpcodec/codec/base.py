@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, ClassVar, Self
 import numpy as np
 
 from ..backends import Backend, load_backend
+from ..entropy import TokenCoder
 from ..files import atomic_output
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, ModelError, ModelFolder, open_model
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
@@ -90,6 +91,11 @@ class Codec(ABC):
         return self.model.fingerprint
 
     @property
+    def coder(self) -> TokenCoder | None:
+        """The entropy coder of token files; None where the model has no tables."""
+        return self.model.coder
+
+    @property
     def hop_length(self) -> int:
         """Samples per token, or side in pixels of the square that a token stands for."""
         return self.config.hop_length
@@ -153,6 +159,8 @@ class Codec(ABC):
                 f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
                 f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
             )
+        if reader.coder is None and header.fingerprint == self.fingerprint:
+            reader.coder = self.coder
         return reader
 
     def _check_tokens(self, tokens: np.ndarray, axes: str) -> np.ndarray:

@@ -166,7 +166,7 @@ class ImageCodec(Codec, kind="image"):
         with ExitStack() as stack:
             output = open_target(target, stack)
             tokens = self.encode(pixels, report=report)
-            writer = TokenWriter(output, header)
+            writer = TokenWriter(output, header, coder=self.coder)
             writer.write(tokens.reshape(header.channels, -1))
             writer.close()
         return ImageStats(width, height, components, writer.n_frames, output.bytes)

@@ -286,7 +286,7 @@ class Model(System):
         codec = _load_codec(self.path, self.backend, self.threads)
         coded, decoded = io.BytesIO(), io.BytesIO()
         stats = codec.encode_file(source, coded)
-        tokens = read_tokens(io.BytesIO(coded.getvalue()))[0]
+        tokens = read_tokens(io.BytesIO(coded.getvalue()), coder=codec.coder)[0]
         coded.seek(0)
         if self.kind == "image":
             codec.decode_file(coded, decoded)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from scipy.spatial import cKDTree
 
 from .base import check_positive
 from .knn import kth_distances, nearest
@@ -19,6 +20,8 @@ SAMPLE_PER_CODE = 128  # latents per code that are kept in memory when they come
 SEEDING_PER_CODE = 8  # latents per code that k-means++ looks at
 SEEDING_ROUNDS = 1024  # draws of k-means++; larger codebooks draw several codes at a time
 ASSIGN_CHUNK = 1 << 18  # latents whose codes are looked up at a time
+TREE_CODES = 512  # codes from which a tree is faster than all distances,
+TREE_DIMENSIONS = 8  # and dimensions up to which it is
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,10 @@ def _lloyd(
     counts = torch.zeros(size, dtype=torch.int64, device=centroids.device)
     sums = torch.zeros(size, dim, dtype=torch.int64, device=centroids.device)
     total, n = 0.0, 0
+    assign = _assigner(centroids)
     for batch in batches:
         for part in _flat(batch).to(centroids.device).split(ASSIGN_CHUNK):
-            codes = nearest(part, centroids)
+            codes = assign(part)
             total += (part - centroids[codes]).double().square().sum().item()
             n += len(part)
             counts += torch.bincount(codes, minlength=size)
@@ -122,6 +126,19 @@ def _lloyd(
     if empty.any():
         moved[empty] = _badly_served(sample, centroids, int(empty.sum()), generator)
     return moved, counts, total / max(n, 1)
+
+
+def _assigner(centroids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from (N, D) latents to (N,) int64 nearest centroids.
+
+    On a CPU a k-d tree finds them where there are many centroids of few dimensions: 15 times as
+    fast as all distances for 16,384 of 5 dimensions.
+    """
+    size, dim = centroids.shape
+    if centroids.device.type == "cpu" and size >= TREE_CODES and dim <= TREE_DIMENSIONS:
+        tree = cKDTree(centroids.numpy())
+        return lambda part: torch.from_numpy(tree.query(part.numpy())[1]).long()
+    return lambda part: nearest(part, centroids)
 
 
 def _plus_plus(
@@ -166,8 +183,9 @@ def _badly_served(
     sample: torch.Tensor, centroids: torch.Tensor, number: int, generator: torch.Generator
 ) -> torch.Tensor:
     """Latents for codes that serve none, drawn in proportion to their squared error."""
+    assign = _assigner(centroids)
     parts = sample.split(ASSIGN_CHUNK)
-    errors = [(part - centroids[nearest(part, centroids)]).square().sum(1) for part in parts]
+    errors = [(part - centroids[assign(part)]).square().sum(1) for part in parts]
     error = torch.cat(errors).cpu()
     wrong = int((error > 0).sum())
     if wrong < number:

@@ -124,6 +124,12 @@ class LossConfig(Losses):
         1.0, ge=0, description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10."
     )
     mel: float = Field(2.0, ge=0, description="Multi-resolution mel: L1 of log10.")
+    loudness: float = Field(
+        0.0, ge=0, description="Disturbance of loudness in bands of hearing, after PESQ."
+    )
+    intelligibility: float = Field(
+        0.0, ge=0, description="Correlation of band envelopes over 384 ms, after ESTOI."
+    )
     perceptual: float = Field(
         0.0, ge=0, description="Distance of the features of a frozen speech encoder; 0: not loaded."
     )
@@ -148,8 +154,9 @@ class LossConfig(Losses):
         for size, bands in zip(self.fft_sizes, self.mel_bands):
             if bands > size // 4:
                 raise ValueError(f"mel_bands must be at most a quarter of the FFT size: {bands}")
-        if not self.wave + self.stft + self.mel + self.perceptual:
-            raise ValueError("one of wave, stft, mel and perceptual needs a weight")
+        hearing = self.loudness + self.intelligibility + self.perceptual
+        if not self.wave + self.stft + self.mel + hearing:
+            raise ValueError("one of the losses of the output needs a weight")
         return self
 
 

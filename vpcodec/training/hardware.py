@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from ..recipe import Recipe
 
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 LONGEST_WAIT = timedelta(hours=3)  # of a process for another, which may be making a codebook
 SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on by a launcher
 
@@ -33,6 +36,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if recipe.train.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: there is no GPU that torch can use")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    keep_freed_memory()
     cpu = recipe.train.device == "cpu" or not torch.cuda.is_available()
     if not cpu and local > torch.cuda.device_count():
         raise TrainingError(f"{local} processes for {torch.cuda.device_count()} GPUs")
@@ -49,6 +53,21 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             InitProcessGroupKwargs(**group),
         ],
     )
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed; elsewhere nothing.
+
+    Else each large tensor of each step is fresh from the system and costs a page fault per 4 KiB:
+    63,000 of them per step of speech_3k on a CPU, a seventh of its time.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**28)
 
 
 def lost_process(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Losses of decoded audio: waveform, multi-resolution STFT and mel, perceptual."""
+"""Losses of decoded audio: waveform, multi-resolution STFT and mel, hearing, perceptual."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from ...recipe.audio import LossConfig
 from ..adversarial import joint_means
+from .auditory import IntelligibilityLoss, LoudnessLoss
 
 FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
 
@@ -19,7 +20,8 @@ class ReconstructionLoss(nn.Module):
     mean |log10 |X| - log10 |Y||, averaged over the sizes. mel: the log term on mel bands. The
     magnitudes are computed once per size for both. What is divided by are means over the batches of
     all processes, so that the mean of their losses is that of one process with all of the batch.
-    perceptual: see `PerceptualLoss`; only where it has a weight.
+    loudness, intelligibility, perceptual: see `LoudnessLoss`, `IntelligibilityLoss` and
+    `PerceptualLoss`; only where they have a weight.
 
     Raises:
         PerceptualError: the encoder of the perceptual loss is not to be had.
@@ -39,6 +41,11 @@ class ReconstructionLoss(nn.Module):
                 )
                 bank = bank / bank.sum(0).clamp(min=1e-6)
                 self.register_buffer(f"mel_{size}", bank, persistent=False)
+        self.hearing = nn.ModuleDict()
+        if config.loudness:
+            self.hearing["loudness"] = LoudnessLoss(sample_rate)
+        if config.intelligibility:
+            self.hearing["intelligibility"] = IntelligibilityLoss(sample_rate)
         self.perceptual: nn.Module | None = None
         if config.perceptual:
             from .perceptual import PerceptualLoss
@@ -46,9 +53,12 @@ class ReconstructionLoss(nn.Module):
             self.perceptual = PerceptualLoss(config.perceptual_model, sample_rate)
 
     def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, T) target and output -> {"wave", "stft", "mel"} and, where it has a weight,
-        {"perceptual"}: scalars, float32, unweighted."""
+        """(B, T) target and output -> {"wave", "stft", "mel"} and, where they have a weight,
+        {"loudness", "intelligibility", "perceptual"}: scalars, float32, unweighted."""
         terms = self._spectral(target, output)
+        with torch.autocast(target.device.type, enabled=False):
+            for name, loss in self.hearing.items():
+                terms[name] = loss(target.float(), output.float())
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(target, output)
         return terms

@@ -18,7 +18,7 @@ class AudioTask(Task):
     """Crops of recordings, spectral losses, discriminators of waves and spectra, PESQ."""
 
     recipe: AudioRecipe
-    terms = ("wave", "stft", "mel", "perceptual")
+    terms = ("wave", "stft", "mel", "loudness", "intelligibility", "perceptual")
     shown = "mel"
 
     def __init__(self, recipe: AudioRecipe) -> None:

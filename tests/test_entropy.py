@@ -1,0 +1,256 @@
+"""The entropy coder: exact, as specified, and shorter than packing."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vpcodec.codec import Codec
+from vpcodec.entropy import EntropyError, TokenCoder, parse_tables
+from vpcodec.tokenfile import raw_bytes
+
+ROOT = Path(__file__).parent
+GOLDEN = ROOT / "resources/entropy"
+
+
+def make_coder(
+    levels: tuple[int, ...] = (3, 4, 2),
+    *,
+    hidden: int = 5,
+    lags: int = 2,
+    averages: tuple[int, ...] = (2, 4),
+    lane: int = 8,
+    seed: int = 0,
+    order: bool = False,
+    scale: int = 400,
+) -> TokenCoder:
+    """Tables of random integers."""
+    rng = np.random.default_rng(seed)
+    size, depth = sum(levels), len(levels)
+    inputs = lags * (size + 1) + len(averages) * size + 1
+    current = rng.integers(-scale, scale, (size, depth * hidden))
+    for k, offset in enumerate(np.cumsum(levels) - levels):
+        current[offset:, k * hidden : (k + 1) * hidden] = 0
+    steps = np.arange(200)
+    return TokenCoder(
+        levels=levels,
+        past=rng.integers(-scale, scale, (inputs, depth * hidden)).astype(np.int16),
+        current=current.astype(np.int16),
+        output=rng.integers(-200, 200, (depth, hidden, max(levels))).astype(np.int16),
+        bias=rng.integers(-500, 500, (depth, max(levels))).astype(np.int32),
+        exponentials=np.maximum(65536 * np.exp(-steps / 32), 1).astype(np.int32),
+        lags=lags,
+        averages=averages,
+        lane=lane,
+        order=rng.permutation(int(np.prod(levels))).astype(np.int32) if order else None,
+        mark=b"ab",
+    )
+
+
+def reference_unpack(coder: TokenCoder, payload: bytes, n_frames: int, channels: int) -> list:
+    """A decoder written from docs/token-format.md, in Python's integers alone."""
+    levels = [int(n) for n in coder.levels]
+    offsets = [sum(levels[:k]) for k in range(len(levels))]
+    size, hidden = sum(levels), coder.hidden
+    past = coder.past.astype(int).tolist()
+    current = (coder.current / 128).astype(int).tolist()
+    output = [table.astype(int).tolist() for table in coder.output]
+    bias = [row.astype(int).tolist() for row in coder.bias]
+    exponentials = coder.exponentials.tolist()
+    words = [payload[i] | payload[i + 1] << 8 for i in range(2, len(payload), 2)]
+    state = words[0] << 16 | words[1]
+    words = words[2:]
+    lane = min(coder.lane, n_frames)
+    lanes = [
+        {"channel": c, "first": first, "frames": min(lane, n_frames - first), "digits": []}
+        for c in range(channels)
+        for first in range(0, n_frames, lane)
+    ]
+    for one in lanes:
+        one["averages"] = [[0] * size for _ in coder.averages]
+
+    def cumulative(one: dict, known: list[int]) -> list[int]:
+        k = len(known)
+        inputs = []
+        for lag in range(1, coder.lags + 1):
+            row = [0] * (size + 1)
+            if lag <= len(one["digits"]):
+                for offset, digit in zip(offsets, one["digits"][-lag]):
+                    row[offset + digit] = 128
+                row[size] = 128
+            inputs += row
+        for average in one["averages"]:
+            inputs += [value >> 7 for value in average]
+        inputs.append(128)
+        logits = list(bias[k])
+        for unit in range(k * hidden, (k + 1) * hidden):
+            total = sum(x * past[i][unit] for i, x in enumerate(inputs))
+            total += sum(128 * current[offsets[j] + d][unit] for j, d in enumerate(known))
+            value = min(max(total >> 11, 0), 127)
+            for s in range(levels[k]):
+                logits[s] += value * output[k][unit - k * hidden][s]
+        top = max(logits)
+        weights = [exponentials[min((top - z) >> 5, len(exponentials) - 1)] for z in logits]
+        sums = [sum(weights[:s]) for s in range(levels[k] + 1)]
+        return [s + sums[s] * (2**15 - levels[k]) // sums[-1] for s in range(levels[k] + 1)]
+
+    for step in range(lane):
+        alive = [one for one in lanes if one["frames"] > step]
+        frames: list[list[int]] = [[] for _ in alive]
+        for _ in levels:
+            for one, known in zip(alive, frames):
+                bounds = cumulative(one, known)
+                slot = state & 2**15 - 1
+                digit = next(s for s, (a, b) in enumerate(pairwise(bounds)) if a <= slot < b)
+                state = (bounds[digit + 1] - bounds[digit]) * (state >> 15) + slot - bounds[digit]
+                if state < 2**16:
+                    state = state << 16 | words.pop(0)
+                known.append(digit)
+        for one, known in zip(alive, frames):
+            one["digits"].append(known)
+            hot = [0] * size
+            for offset, digit in zip(offsets, known):
+                hot[offset + digit] = 1 << 14
+            for average, shift in zip(one["averages"], coder.averages):
+                average[:] = [a + ((x - a) >> shift) for a, x in zip(average, hot)]
+    assert state == 2**16 and not words
+    tokens = np.zeros((n_frames, channels), np.int64)
+    for one in lanes:
+        for i, known in enumerate(one["digits"]):
+            value, radix = 0, 1
+            for digit, n in zip(known, levels):
+                value, radix = value + digit * radix, radix * n
+            if coder.order is not None:
+                value = int(np.flatnonzero(coder.order == value)[0])
+            tokens[one["first"] + i, one["channel"]] = value
+    return tokens
+
+
+@given(
+    n_frames=st.integers(1, 40),
+    channels=st.integers(1, 3),
+    seed=st.integers(0, 20),
+    order=st.booleans(),
+    levels=st.sampled_from([(3, 4, 2), (2,), (32, 32, 16), (9, 9, 9, 7, 7, 7)]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_block_comes_back(n_frames, channels, seed, order, levels):
+    coder = make_coder(levels, seed=seed, order=order and np.prod(levels) < 20_000)
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, coder.codebook_size, (n_frames, channels))
+    found = coder.unpack(coder.pack(tokens), n_frames, channels)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, tokens)
+
+
+@pytest.mark.parametrize(
+    "levels, n_frames, channels, order",
+    [
+        ((3, 4, 2), 21, 2, False),
+        ((3, 4, 2), 8, 1, True),
+        ((2,), 5, 3, False),
+        ((9, 7), 17, 1, True),
+    ],
+)
+def test_a_decoder_written_from_the_specification_agrees(levels, n_frames, channels, order):
+    coder = make_coder(levels, seed=3, order=order)
+    tokens = np.random.default_rng(1).integers(0, coder.codebook_size, (n_frames, channels))
+    payload = coder.pack(tokens)
+    np.testing.assert_array_equal(reference_unpack(coder, payload, n_frames, channels), tokens)
+
+
+def test_golden_payloads():
+    """What was written once can be read for ever: see resources/entropy/make_golden.py."""
+    coder = parse_tables((GOLDEN / "tables.safetensors").read_bytes())
+    for case in json.loads((GOLDEN / "payloads.json").read_text()):
+        tokens = np.array(case["tokens"], np.int64)
+        assert coder.pack(tokens).hex() == case["payload"]
+        found = coder.unpack(bytes.fromhex(case["payload"]), *tokens.shape)
+        np.testing.assert_array_equal(found, tokens)
+
+
+def test_the_network_knows_no_future_and_no_other_lane():
+    """Probabilities of a frame change with nothing but the frames before it in its lane."""
+    coder = make_coder(lane=8)
+    rng = np.random.default_rng(0)
+    digits = rng.integers(0, 2, (3, 8, 3))
+    starts, widths = coder._intervals(digits)
+    changed = digits.copy()
+    changed[1, 5:] = 1 - changed[1, 5:]
+    again = coder._intervals(changed)
+    np.testing.assert_array_equal(again[0][1, :5], starts[1, :5])
+    np.testing.assert_array_equal(again[1][[0, 2]], widths[[0, 2]])
+    assert (again[1][1, 6:] != widths[1, 6:]).any()
+
+
+def test_damage_is_an_error_or_other_tokens_but_never_a_crash():
+    coder = make_coder()
+    tokens = np.random.default_rng(0).integers(0, 24, (30, 1))
+    payload = coder.pack(tokens)
+    for bit in range(16, 8 * len(payload)):
+        flipped = bytearray(payload)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            found = coder.unpack(bytes(flipped), 30, 1)
+        except EntropyError:
+            continue
+        assert found.shape == (30, 1) and (found >= 0).all() and (found < 24).all()
+        assert (found != tokens).any()
+    for size in range(len(payload)):
+        with pytest.raises(EntropyError):
+            coder.unpack(payload[:size], 30, 1)
+    with pytest.raises(EntropyError, match="end"):
+        coder.unpack(payload + b"\0\0", 30, 1)
+    with pytest.raises(EntropyError, match="other tables"):
+        coder.unpack(b"xy" + payload[2:], 30, 1)
+
+
+def test_tables_whose_sums_could_round_are_refused():
+    make_coder(scale=2000)
+    with pytest.raises(EntropyError, match="exact"):
+        make_coder((9, 9, 9, 7, 7, 7), lags=60, scale=32000)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 40, 300])
+def test_tables_cut_short_are_refused(size):
+    data = (GOLDEN / "tables.safetensors").read_bytes()
+    with pytest.raises(EntropyError):
+        parse_tables(data[:size])
+
+
+def test_huge_or_strange_tables_are_refused():
+    data = bytearray((GOLDEN / "tables.safetensors").read_bytes())
+    size = int.from_bytes(data[:8], "little")
+    head = json.loads(data[8 : 8 + size])
+    for change in (
+        lambda h: h["past"].update(data_offsets=[0, 1 << 40]),
+        lambda h: h["past"].update(dtype="F32"),
+        lambda h: h["past"].update(shape=[1, 1]),
+        lambda h: h["__metadata__"].update(format="2"),
+        lambda h: h["__metadata__"].update(lane="0"),
+        lambda h: h["__metadata__"].update(levels="[3, 4, 100000]"),
+        lambda h: h.pop("bias"),
+    ):
+        broken = json.loads(json.dumps(head))
+        change(broken)
+        text = json.dumps(broken).encode()
+        with pytest.raises(EntropyError):
+            parse_tables(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+def test_speech_becomes_shorter():
+    """The bundled model's tables pay for themselves on a recording that they were not made of."""
+    import soundfile
+
+    codec = Codec.from_pretrained("speech-3k", threads=1)
+    samples, rate = soundfile.read(ROOT / "resources/speech.wav", dtype="float32", always_2d=True)
+    tokens = codec.encode(samples.T, rate)
+    payload = codec.coder.pack(tokens.T)
+    assert len(payload) < 0.85 * raw_bytes(codec.codebook_size, tokens.size)
+    np.testing.assert_array_equal(codec.coder.unpack(payload, *tokens.T.shape), tokens.T)

@@ -1,0 +1,375 @@
+"""Entropy coding of audio tokens: an rANS coder driven by a small network of integers.
+
+A token is split into digits (the levels of FSP and FSQ, or the path to a code through a tree over a
+codebook). Each digit's probabilities come from one hidden layer that sees the digits of the frames
+before, two running averages of older ones, and the digits of the frame that are already known. All
+of it is integer arithmetic on tables that belong to the model, so encoder and decoder agree on
+every machine: the matrix products run in float32 on integers whose sums stay below 2^24, where
+float32 is exact in whatever order it adds. The coding is specified in docs/token-format.md.
+
+A block is cut into lanes of `lane` frames that do not see each other; the network runs on all lanes
+at once and one rANS state codes their digits in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TABLES = "entropy.safetensors"
+MAX_TABLES_BYTES = 1 << 26
+FORMAT = "1"  # of the tables
+MARK_BYTES = 2  # of the tables' hash, in front of each payload
+
+PRECISION = 15  # bits of a probability
+LOW = 1 << 16  # of the rANS state, which stays below 2^32 and moves 16 bits at a time
+EXACT = 1 << 24  # integers below it are exact in float32
+ONE = 128  # what an input is that is there
+AVERAGE_BITS = 14  # of the running averages
+HIDDEN_SHIFT = 11  # from sums to hidden units
+HIDDEN_MAX = 127
+LOGIT_SHIFT = 5  # from sums to places in the table of exponentials
+
+
+class EntropyError(ValueError):
+    """Damaged tables, or a payload that they cannot have made: one line."""
+
+
+class TokenCoder:
+    """Codes blocks of tokens with the tables of one model.
+
+    Args:
+        levels: of the digits; their product is the codebook size.
+        past: int16 (I, D * H), rows for the inputs of earlier frames: per lag the one-hot digits
+            and a flag that the frame exists, then the averages, then one that is always there.
+        current: int16 (S, D * H), rows for the digits of the same frame; S is sum(levels).
+        output: int16 (D, H, max(levels)). bias: int32 (D, max(levels)).
+        exponentials: int32 (E,), falling, from 2^16 or so to 1 or more.
+        lags: frames before that are inputs. averages: shifts of the running averages, in order.
+        lane: frames per lane.
+        order: int32 (K,), a permutation: what a token is called before it is split; none: itself.
+        mark: first bytes of the hash of the tables.
+
+    Raises:
+        EntropyError: shapes that do not fit, or numbers so large that float32 were not exact.
+    """
+
+    def __init__(
+        self,
+        *,
+        levels: tuple[int, ...],
+        past: np.ndarray,
+        current: np.ndarray,
+        output: np.ndarray,
+        bias: np.ndarray,
+        exponentials: np.ndarray,
+        lags: int,
+        averages: tuple[int, ...],
+        lane: int,
+        order: np.ndarray | None = None,
+        mark: bytes = bytes(MARK_BYTES),
+    ) -> None:
+        self.levels = np.array(levels, np.int64)
+        self.lags, self.averages, self.lane, self.mark = lags, averages, lane, mark
+        self.size = int(self.levels.sum())
+        self.offsets = np.cumsum(self.levels) - self.levels
+        self.codebook_size = int(np.prod(self.levels))
+        self.radix = np.cumprod(self.levels) // self.levels
+        self.depth, self.hidden, self.width = output.shape
+        self.inputs = lags * (self.size + 1) + len(averages) * self.size + 1
+        self._check(past, current, output, bias, exponentials, order)
+        self.order = None if order is None else order.astype(np.int64)
+        self.past = past.astype(np.float32)
+        self.current = current.astype(np.float32) * ONE
+        self.output = [
+            np.ascontiguousarray(output[k, :, :n], np.float32) for k, n in enumerate(levels)
+        ]
+        self.bias = [bias[k, :n].astype(np.float32) for k, n in enumerate(levels)]
+        self.exponentials = exponentials.astype(np.int64)
+
+    def _check(
+        self,
+        past: np.ndarray,
+        current: np.ndarray,
+        output: np.ndarray,
+        bias: np.ndarray,
+        exponentials: np.ndarray,
+        order: np.ndarray | None,
+    ) -> None:
+        if not (self.levels >= 2).all() or (self.levels > 1 << 10).any():
+            raise EntropyError("levels must be 2 to 1024")
+        if min(self.lags, self.lane) < 1 or self.lane > 1 << 12 or self.lags > 64:
+            raise EntropyError("lags and lane must be positive")
+        if len(self.averages) > 8 or any(not 1 <= shift <= 12 for shift in self.averages):
+            raise EntropyError("averages must be shifts of 1 to 12")
+        units = self.depth * self.hidden
+        shapes = {
+            "past": (past, (self.inputs, units)),
+            "current": (current, (self.size, units)),
+            "output": (output, (len(self.levels), self.hidden, int(self.levels.max()))),
+            "bias": (bias, (len(self.levels), int(self.levels.max()))),
+        }
+        for name, (array, shape) in shapes.items():
+            if array.shape != shape or array.dtype.kind != "i":
+                raise EntropyError(f"{name} has shape {array.shape}, not {shape}")
+        if exponentials.ndim != 1 or not exponentials.size or exponentials.dtype.kind != "i":
+            raise EntropyError("exponentials are not a list of integers")
+        if exponentials.min() < 1 or exponentials.max() > 1 << 17:
+            raise EntropyError("exponentials must be 1 to 2^17")
+        if order is not None and not np.array_equal(np.sort(order), np.arange(self.codebook_size)):
+            raise EntropyError("order is not a permutation of the codebook")
+        # Of each group of one-hot digits one row counts; averages add up to one row at most.
+        wide = np.abs(past.astype(np.int64))
+        flags = lambda rows: np.maximum.reduceat(rows, self.offsets).sum(0)  # noqa: E731
+        reach = wide[-1] + flags(np.abs(current.astype(np.int64)))
+        step = self.size + 1
+        for lag in range(self.lags):
+            group = wide[lag * step : (lag + 1) * step]
+            reach = reach + flags(group[:-1]) + group[-1]
+        for start in range(self.lags * step, self.inputs - 1, self.size):
+            reach = reach + flags(wide[start : start + self.size])
+        sums = HIDDEN_MAX * np.abs(output.astype(np.int64)).sum(1) + np.abs(bias.astype(np.int64))
+        if max(ONE * reach.max(), 2 * sums.max()) >= EXACT:
+            raise EntropyError("numbers too large to be exact")
+
+    # --------------------------------------------------------------------------- public
+
+    def pack(self, tokens: np.ndarray) -> bytes:
+        """The payload of a block.
+
+        Args:
+            tokens: int64 (n_frames, channels) in [0, codebook_size).
+        """
+        lanes, lengths = self._lanes(tokens.T)
+        digits = self._digits(lanes)  # (G, T, D)
+        starts, frequencies = self._intervals(digits)
+        alive = np.arange(lanes.shape[1])[:, None] < lengths
+        alive = np.broadcast_to(alive[:, None], (lanes.shape[1], self.depth, len(lanes)))
+        starts = starts.transpose(1, 2, 0)[alive].tolist()
+        frequencies = frequencies.transpose(1, 2, 0)[alive].tolist()
+        return self.mark + _push(starts, frequencies)
+
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+        """Tokens int64 (n_frames, channels) of a payload.
+
+        Raises:
+            EntropyError: other tables made it, or it is damaged.
+        """
+        if payload[:MARK_BYTES] != self.mark:
+            raise EntropyError("coded with other tables")
+        payload = payload[MARK_BYTES:]
+        if len(payload) % 2 or len(payload) < 4:
+            raise EntropyError("the payload has no whole words")
+        words = np.frombuffer(payload, "<u2").tolist()
+        lanes, lengths = self._lanes(np.zeros((channels, n_frames), np.int64))
+        state, place = words[0] << 16 | words[1], 2
+        words += [0] * 4  # more than a symbol can ask for behind the end
+        end = len(words) - 4
+        mask = (1 << PRECISION) - 1
+        context = _Context(self, len(lanes))
+        shortest = int(lengths.min())
+        keep = np.arange(len(lanes))
+        for step in range(lanes.shape[1]):
+            if step == shortest:
+                keep = np.flatnonzero(lengths > step)
+                context.keep(keep)
+            sums = context.sums()
+            digits = np.empty((len(keep), self.depth), np.int64)
+            for k in range(self.depth):
+                rows = self._cumulative(sums, k).tolist()
+                found = []
+                for row in rows:
+                    slot = state & mask
+                    digit = bisect_right(row, slot) - 1
+                    start = row[digit]
+                    state = (row[digit + 1] - start) * (state >> PRECISION) + slot - start
+                    if state < LOW:
+                        if place == end:
+                            raise EntropyError("the payload ends too early")
+                        state = state << 16 | words[place]
+                        place += 1
+                    found.append(digit)
+                digits[:, k] = found
+                if k + 1 < self.depth:
+                    self._add(sums, k, digits[:, k])
+            lanes[keep, step] = digits @ self.radix
+            context.push(digits)
+        if state != LOW or place != end:
+            raise EntropyError("the payload does not end where it should")
+        tokens = lanes.reshape(channels, -1)[:, :n_frames].T
+        return tokens if self.order is None else self._inverse[tokens]
+
+    # --------------------------------------------------------------------------- the network
+
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        inverse = np.empty_like(self.order)
+        inverse[self.order] = np.arange(self.codebook_size)
+        return inverse
+
+    def _lanes(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(C, N) -> (C * ceil(N / lane), lane), filled up with 0, and the length of each lane."""
+        channels, n = tokens.shape
+        lane = min(self.lane, n)
+        per_channel = -(-n // lane)
+        padded = np.zeros((channels, per_channel * lane), np.int64)
+        padded[:, :n] = tokens
+        lengths = np.full((channels, per_channel), lane)
+        lengths[:, -1] = n - (per_channel - 1) * lane
+        return padded.reshape(-1, lane), lengths.ravel()
+
+    def _digits(self, tokens: np.ndarray) -> np.ndarray:
+        """(...) tokens -> (..., D) digits."""
+        if self.order is not None:
+            tokens = self.order[tokens]
+        return tokens[..., None] // self.radix % self.levels
+
+    def _intervals(self, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(G, T, D) digits -> where each one's interval starts, and its width; both (G, T, D)."""
+        lanes, steps, depth = digits.shape
+        context = _Context(self, lanes)
+        inputs = np.empty((steps, lanes, self.inputs), np.float32)
+        for step in range(steps):
+            inputs[step] = context.inputs
+            context.push(digits[:, step])
+        sums = inputs.reshape(-1, self.inputs) @ self.past
+        flat = digits.transpose(1, 0, 2).reshape(-1, depth)
+        starts, widths = np.empty_like(flat), np.empty_like(flat)
+        rows = np.arange(len(flat))
+        for k in range(depth):
+            cumulative = self._cumulative(sums, k)
+            starts[:, k] = cumulative[rows, flat[:, k]]
+            widths[:, k] = cumulative[rows, flat[:, k] + 1] - starts[:, k]
+            if k + 1 < depth:
+                self._add(sums, k, flat[:, k])
+        shape = (steps, lanes, depth)
+        return tuple(x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
+
+    def _add(self, sums: np.ndarray, k: int, digits: np.ndarray) -> None:
+        """Let the digits after number k know it."""
+        first = (k + 1) * self.hidden
+        sums[:, first:] += self.current[self.offsets[k] + digits, first:]
+
+    def _cumulative(self, sums: np.ndarray, k: int) -> np.ndarray:
+        """(N, D * H) sums -> (N, levels[k] + 1) from 0 to 2^PRECISION, int64, strictly rising."""
+        own = sums[:, k * self.hidden : (k + 1) * self.hidden]
+        units = np.minimum(np.maximum(np.floor(own * 2.0**-HIDDEN_SHIFT), 0), HIDDEN_MAX)
+        logits = units @ self.output[k] + self.bias[k]
+        below = (logits.max(1, keepdims=True) - logits) * 2.0**-LOGIT_SHIFT
+        below = np.minimum(below, len(self.exponentials) - 1).astype(np.int64)
+        n = self.levels[k]
+        cumulative = np.zeros((len(sums), n + 1), np.int64)
+        np.cumsum(self.exponentials[below], 1, out=cumulative[:, 1:])
+        total = cumulative[:, -1:].copy()
+        cumulative *= (1 << PRECISION) - n
+        cumulative //= total
+        cumulative += np.arange(n + 1)
+        return cumulative
+
+
+class _Context:
+    """What the network sees of the frames before, for G lanes side by side."""
+
+    def __init__(self, coder: TokenCoder, lanes: int) -> None:
+        self.coder = coder
+        self.inputs = np.zeros((lanes, coder.inputs), np.float32)
+        self.inputs[:, -1] = ONE
+        self.averages = np.zeros((len(coder.averages), lanes, coder.size), np.int32)
+
+    def keep(self, lanes: np.ndarray) -> None:
+        """Go on with some of the lanes."""
+        self.inputs, self.averages = self.inputs[lanes], self.averages[:, lanes]
+
+    def sums(self) -> np.ndarray:
+        return self.inputs @ self.coder.past
+
+    def push(self, digits: np.ndarray) -> None:
+        """One more frame: (G, D) digits."""
+        coder = self.coder
+        step, end = coder.size + 1, coder.lags * (coder.size + 1)
+        self.inputs[:, step:end] = self.inputs[:, : end - step].copy()
+        newest = self.inputs[:, :step]
+        newest[:] = 0
+        np.put_along_axis(newest, digits + coder.offsets, ONE, 1)
+        newest[:, -1] = ONE
+        seen = newest[:, :-1].astype(np.int32) << (AVERAGE_BITS - ONE.bit_length() + 1)
+        for i, shift in enumerate(coder.averages):
+            average = self.averages[i]
+            average += (seen - average) >> shift
+            place = end + i * coder.size
+            self.inputs[:, place : place + coder.size] = average >> (
+                AVERAGE_BITS - ONE.bit_length() + 1
+            )
+
+
+def _push(starts: list[int], widths: list[int]) -> bytes:
+    """rANS: intervals in the order of decoding to bytes."""
+    state, words = LOW, []
+    spare = 32 - PRECISION
+    for start, width in zip(reversed(starts), reversed(widths), strict=True):
+        if state >= width << spare:
+            words.append(state & 0xFFFF)
+            state >>= 16
+        quotient, rest = divmod(state, width)
+        state = (quotient << PRECISION) + rest + start
+    words += [state & 0xFFFF, state >> 16]
+    return np.array(words[::-1], "<u2").tobytes()
+
+
+# ------------------------------------------------------------------------------------- the file
+
+
+def load_coder(path: Path) -> TokenCoder:
+    """The coder of a tables file.
+
+    Raises:
+        EntropyError: not such a file, or damaged.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(MAX_TABLES_BYTES + 1)
+    try:
+        return parse_tables(data)
+    except EntropyError as error:
+        raise EntropyError(f"{path}: {error}") from None
+
+
+def parse_tables(data: bytes) -> TokenCoder:
+    """The coder of the bytes of a tables file: safetensors with the settings as metadata."""
+    if len(data) > MAX_TABLES_BYTES:
+        raise EntropyError(f"more than {MAX_TABLES_BYTES} bytes")
+    try:
+        size = int.from_bytes(data[:8], "little")
+        table = json.loads(data[8 : 8 + size])
+        facts = table.pop("__metadata__")
+        if facts["format"] != FORMAT:
+            raise EntropyError(f"tables of format {facts['format']!r}, not {FORMAT}")
+        arrays = {name: _array(entry, data[8 + size :]) for name, entry in table.items()}
+        settings: dict[str, Any] = {
+            "levels": tuple(json.loads(facts["levels"])),
+            "averages": tuple(json.loads(facts["averages"])),
+            "lags": int(facts["lags"]),
+            "lane": int(facts["lane"]),
+        }
+        mark = hashlib.sha256(data).digest()[:MARK_BYTES]
+        return TokenCoder(**arrays, **settings, mark=mark)
+    except EntropyError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise EntropyError("not tables of an entropy coder") from None
+
+
+_DTYPES = {"I16": "<i2", "I32": "<i4"}
+
+
+def _array(entry: dict[str, Any], data: bytes) -> np.ndarray:
+    start, end = entry["data_offsets"]
+    if not 0 <= start <= end <= len(data):
+        raise EntropyError("the tables end too early")
+    return np.frombuffer(data[start:end], _DTYPES[entry["dtype"]]).reshape(entry["shape"])

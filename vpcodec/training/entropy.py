@@ -1,0 +1,323 @@
+"""Makes the tables of the entropy coder: a small network trained on tokens, rounded to integers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.numpy import save
+from safetensors.torch import load_file
+from torch import nn
+
+from ..audio import find_audio, load
+from ..codec import Codec
+from ..config import AudioModelConfig, GridConfig, ModelConfig
+from ..entropy import (
+    AVERAGE_BITS,
+    FORMAT,
+    HIDDEN_MAX,
+    HIDDEN_SHIFT,
+    LOGIT_SHIFT,
+    ONE,
+    TABLES,
+    TokenCoder,
+    parse_tables,
+)
+from ..files import atomic_output
+from ..hub import WEIGHTS, ModelFolder, read_folder, write_folder_config
+from ..models import build_model
+
+PAST_BITS = 8  # fraction of the weights from inputs to hidden units
+PAST_MAX = (1 << 11) - 1
+HIDDEN_BITS = ONE.bit_length() - 1 + PAST_BITS - HIDDEN_SHIFT  # fraction of hidden units
+OUTPUT_BITS = 6  # fraction of the weights from hidden units to logits
+OUTPUT_MAX = (1 << 9) - 1
+LOGIT_BITS = HIDDEN_BITS + OUTPUT_BITS - LOGIT_SHIFT  # fraction of what exponentials are taken of
+EXPONENTIAL_BITS = 16
+
+
+class TableError(ValueError):
+    """Tables that cannot be made of what is given."""
+
+
+def fit_tables(
+    sequences: Sequence[np.ndarray],
+    config: ModelConfig,
+    *,
+    codes: np.ndarray | None = None,
+    hidden: int = 128,
+    lags: int = 4,
+    averages: tuple[int, ...] = (2, 4),
+    lane: int = 64,
+    steps: int = 3000,
+    batch: int = 2048,
+    lr: float = 6e-3,
+    seed: int = 0,
+    report: Callable[[int, int, float], None] | None = None,
+) -> bytes:
+    """Train the network on tokens and round it; the bytes of a tables file.
+
+    Args:
+        sequences: int64 (N,) tokens of recordings, that are not what the tables are judged by.
+        config: of the model whose tokens they are.
+        codes: float (K, D) codebook, for quantizers that have one: its codes are put in the order
+            of the leaves of a k-d tree, so that a path through it is what is coded.
+        hidden: units per digit. lags, averages, lane: see `TokenCoder`.
+        steps, batch, lr, seed: of the training, with Adam.
+        report: called with steps done, in all, and bits per token so far.
+
+    Raises:
+        TableError: fewer tokens than a lane, or a codebook whose size is not a power of two.
+    """
+    torch.manual_seed(seed)
+    levels, order = split_levels(config, codes)
+    tokens = np.concatenate([np.asarray(s, np.int64) for s in sequences] or [np.zeros(0, np.int64)])
+    if len(tokens) < lane:
+        raise TableError(f"{len(tokens)} tokens are too few to make tables of")
+    if order is not None:
+        tokens = order[tokens]
+    radix = np.cumprod(levels) // levels
+    digits = torch.from_numpy(tokens[:, None] // radix % np.array(levels))
+    position = torch.from_numpy(
+        np.concatenate([np.arange(len(s)) for s in sequences if len(s)]) % lane
+    )
+    network = _Network(levels, hidden=hidden, lags=lags, averages=averages)
+    inputs = network.prepare(digits, position)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    bits = 0.0
+    for step in range(steps):
+        rows = torch.randint(0, len(digits), (batch,))
+        loss = network.loss(inputs, digits, position, rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        now = float(loss.detach()) / math.log(2)
+        bits = now if not step else 0.98 * bits + 0.02 * now
+        if report and (step + 1) % 20 == 0:
+            report(step + 1, steps, bits)
+    return network.tables(order, lane)
+
+
+def split_levels(
+    config: ModelConfig, codes: np.ndarray | None = None
+) -> tuple[tuple[int, ...], np.ndarray | None]:
+    """Levels of the digits of a token, and the order that codes are put into first, if any.
+
+    Raises:
+        TableError: a codebook without codes, or whose size is not a power of two.
+    """
+    quantizer = config.quantizer
+    if isinstance(quantizer, GridConfig):
+        return tuple(quantizer.levels), None
+    size = config.codebook_size
+    bits = size.bit_length() - 1
+    if codes is None or size != 1 << bits:
+        raise TableError(f"no tree can be made over a codebook of {size}")
+    parts = -(-bits // 5)
+    shares = [bits // parts + (i < bits % parts) for i in range(parts)]
+    leaves = _kd_tree(codes)  # rank of each code, whose highest bits are those of the first cut
+    order, below = np.zeros(size, np.int64), bits
+    radix = 1
+    for share in shares:
+        below -= share
+        order += (leaves >> below & (1 << share) - 1) * radix
+        radix <<= share
+    return tuple(1 << share for share in shares), order
+
+
+def _kd_tree(codes: np.ndarray) -> np.ndarray:
+    """(K, D) -> rank of each code among the leaves of a tree of cuts at medians, int64 (K,)."""
+    rank = np.empty(len(codes), np.int64)
+    stack = [(np.arange(len(codes)), 0)]
+    while stack:
+        members, first = stack.pop()
+        if len(members) == 1:
+            rank[members] = first
+            continue
+        part = codes[members]
+        axis = part.var(0).argmax()
+        members = members[np.argsort(part[:, axis], kind="stable")]
+        half = len(members) // 2
+        stack += [(members[:half], first), (members[half:], first + half)]
+    return rank
+
+
+class _Network(nn.Module):
+    """The network of `TokenCoder` with real numbers, limited to what the integers can be."""
+
+    def __init__(
+        self, levels: tuple[int, ...], *, hidden: int, lags: int, averages: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.levels, self.lags, self.averages, self.hidden = levels, lags, averages, hidden
+        self.depth, self.size = len(levels), sum(levels)
+        self.offsets = np.cumsum(levels) - np.array(levels)
+        inputs = lags * (self.size + 1) + len(averages) * self.size + 1
+        self.past = nn.Parameter(torch.randn(inputs, self.depth * hidden) * 0.15)
+        self.current = nn.Parameter(torch.randn(self.size, self.depth, hidden) * 0.05)
+        known = torch.zeros(self.size, self.depth, 1)
+        for k, offset in enumerate(self.offsets):
+            known[:offset, k] = 1
+        self.register_buffer("known", known)
+        self.output = nn.Parameter(torch.randn(self.depth, hidden, max(levels)) * 0.05)
+        self.bias = nn.Parameter(torch.zeros(self.depth, max(levels)))
+        beyond = torch.arange(max(levels)) >= torch.tensor(levels)[:, None]
+        self.register_buffer("beyond", beyond)
+
+    def prepare(
+        self, digits: torch.Tensor, position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) digits -> one-hot rows (N, S) and running averages (N, A * S), as float16."""
+        n = len(digits)
+        rows = torch.zeros(n, self.size, dtype=torch.float16)
+        rows.scatter_(1, digits + torch.from_numpy(self.offsets), 1)
+        first = torch.nonzero(position == 0)[:, 0]
+        length = torch.diff(first, append=torch.tensor([n]))
+        averages = torch.zeros(n, len(self.averages) * self.size, dtype=torch.float16)
+        state = torch.zeros(len(self.averages), len(first), self.size, dtype=torch.int32)
+        for step in range(1, int(length.max())):
+            alive = torch.nonzero(length > step)[:, 0]
+            at = first[alive] + step
+            seen = rows[at - 1].to(torch.int32) << AVERAGE_BITS
+            for i, shift in enumerate(self.averages):
+                value = state[i, alive]
+                value += (seen - value) >> shift
+                state[i, alive] = value
+                columns = slice(i * self.size, (i + 1) * self.size)
+                averages[at, columns] = (value >> (AVERAGE_BITS - ONE.bit_length() + 1)).half()
+        return rows, averages / ONE
+
+    def loss(
+        self,
+        inputs: tuple[torch.Tensor, torch.Tensor],
+        digits: torch.Tensor,
+        position: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Nats per token of the frames `rows`."""
+        onehot, averages = inputs
+        parts = []
+        for lag in range(1, self.lags + 1):
+            there = (position[rows] >= lag)[:, None].float()
+            parts += [onehot[(rows - lag).clamp(min=0)].float() * there, there]
+        parts += [averages[rows].float(), torch.ones(len(rows), 1)]
+        limit = PAST_MAX / 2**PAST_BITS
+        past = self.past.clamp(-limit, limit)
+        sums = (torch.cat(parts, 1) @ past).unflatten(1, (self.depth, self.hidden))
+        current = (self.current * self.known).clamp(-limit, limit).flatten(1)
+        sums = sums + (onehot[rows].float() @ current).unflatten(1, (self.depth, self.hidden))
+        units = sums.clamp(0, HIDDEN_MAX / 2**HIDDEN_BITS)
+        limit = OUTPUT_MAX / 2**OUTPUT_BITS
+        logits = torch.einsum("nkh,kho->nko", units, self.output.clamp(-limit, limit)) + self.bias
+        logits = logits.masked_fill(self.beyond, -1e9)
+        return self.depth * F.cross_entropy(logits.flatten(0, 1), digits[rows].flatten())
+
+    @torch.no_grad()
+    def tables(self, order: np.ndarray | None, lane: int) -> bytes:
+        """The bytes of a tables file, checked by `TokenCoder`."""
+
+        def rounded(x: torch.Tensor, bits: int, most: int, dtype: type) -> np.ndarray:
+            return np.ascontiguousarray(
+                (x * 2**bits).round().clamp(-most, most).numpy().astype(dtype)
+            )
+
+        steps = np.arange(int((EXPONENTIAL_BITS + 1) * math.log(2) * 2**LOGIT_BITS) + 1)
+        exponentials = 2.0**EXPONENTIAL_BITS * np.exp(-steps / 2**LOGIT_BITS)
+        arrays = {
+            "past": rounded(self.past, PAST_BITS, PAST_MAX, np.int16),
+            "current": rounded(
+                (self.current * self.known).flatten(1), PAST_BITS, PAST_MAX, np.int16
+            ),
+            "output": rounded(self.output, OUTPUT_BITS, OUTPUT_MAX, np.int16),
+            "bias": rounded(self.bias, HIDDEN_BITS + OUTPUT_BITS, 1 << 20, np.int32),
+            "exponentials": np.maximum(exponentials.round(), 1).astype(np.int32),
+        }
+        if order is not None:
+            arrays["order"] = order.astype(np.int32)
+        facts = {
+            "format": FORMAT,
+            "levels": json.dumps(list(self.levels)),
+            "averages": json.dumps(list(self.averages)),
+            "lags": str(self.lags),
+            "lane": str(lane),
+        }
+        data = save(arrays, metadata=facts)
+        parse_tables(data)
+        return data
+
+
+def code_length(coder: TokenCoder, sequences: Sequence[np.ndarray]) -> float:
+    """Bits per token that a coder takes for recordings, each in one block."""
+    n_bytes = sum(len(coder.pack(np.asarray(s, np.int64)[:, None])) for s in sequences if len(s))
+    return 8 * n_bytes / sum(map(len, sequences))
+
+
+def add_tables(
+    folder: Path,
+    data: Path,
+    *,
+    hours: float = 6.0,
+    hidden: int = 128,
+    steps: int = 3000,
+    seed: int = 0,
+    report: Callable[[str, int, int], None] | None = None,
+) -> float:
+    """Make tables of the tokens of recordings and put them into a model folder.
+
+    Args:
+        folder: of an audio model; its config.json changes last.
+        data: folder of recordings, those that the model was trained with.
+        hours: of audio, spread over all files.
+        hidden, steps, seed: see `fit_tables`.
+        report: called with what is done ("encoding", "fitting"), and how much of how much.
+
+    Returns:
+        Bits per token, of the recordings themselves.
+
+    Raises:
+        TableError, AudioError, ModelError: it cannot be done.
+    """
+    model = read_folder(folder)
+    if not isinstance(model.config, AudioModelConfig):
+        raise TableError(f"{folder}: not an audio model")
+    codec = Codec.from_pretrained(folder)
+    sequences, seconds = [], 0.0
+    paths = find_audio(data)
+    if not paths:
+        raise TableError(f"{data}: no audio files")
+    paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
+    for i, path in enumerate(paths):
+        samples, rate = load(data / path)
+        sequences += list(codec.encode(samples, rate))
+        seconds += samples.size / rate
+        if report:
+            report("encoding", i + 1, len(paths))
+        if seconds >= 3600 * hours:
+            break
+    codes = None
+    if not isinstance(model.config.quantizer, GridConfig):
+        codes = _codebook(model)
+    done = (lambda step, total, bits: report("fitting", step, total)) if report else None
+    tables = fit_tables(
+        sequences, model.config, codes=codes, hidden=hidden, steps=steps, seed=seed, report=done
+    )
+    with atomic_output(folder / TABLES) as file:
+        file.write(tables)
+    names = [*(name for name in model.files if name != TABLES), TABLES]
+    write_folder_config(folder, model.config, model.fingerprint, names, source=model.source)
+    return code_length(parse_tables(tables), sequences[:100])
+
+
+def _codebook(model: ModelFolder) -> np.ndarray:
+    """Codes of a model, float32 (K, D)."""
+    network = build_model(model.config)
+    network.load_state_dict(load_file(model.file(WEIGHTS)))
+    tokens = torch.arange(model.config.codebook_size)
+    return network.quantizer.tokens_to_latents(tokens).detach().float().numpy()
