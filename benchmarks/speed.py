@@ -1,13 +1,15 @@
-"""Speed of encoding and decoding, beside L3AC 3 kbps; cold start; multiply-adds.
+"""Speed of encoding and decoding, beside other neural codecs; cold start; multiply-adds.
 
 Every measurement runs in a child process of its own, one after another, so that thread settings
-and peak memory belong to it alone. L3AC has random weights: its speed does not depend on them,
-and nothing is downloaded.
+and peak memory belong to it alone. Ours goes from a WAV file to a token file and back, entropy
+coding included; the others from samples to codes and back. They have random weights: their speed
+does not depend on them, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -30,6 +32,14 @@ RATE = 16_000  # of the clips; also that of L3AC
 WARM_UP = 2
 COLD_SECONDS = 5
 L3AC_MODEL = "3kbps"
+PACKAGES = {  # of the peers, and what they are installed as
+    "l3ac 3 kbps": "l3ac",
+    "encodec 24 kHz, 6 kbps": "transformers",
+    "mimi, 8 codebooks": "transformers",
+    "snac 24 kHz": "snac",
+    "dac 16 kHz": "transformers",
+}
+FIRST = next(iter(PACKAGES))  # the peer of the ratios
 RATIOS = (("encode", "encode_times"), ("decode", "decode_times"))
 
 
@@ -65,39 +75,106 @@ def peak_rss() -> int:
 
 def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
     from vpcodec import Codec
-    from vpcodec.audio import resample
 
     codec = Codec.from_pretrained(spec["model"], backend=spec["backend"], threads=spec["threads"])
-    samples = resample(np.load(spec["clip"]), RATE, codec.sample_rate)
-    encode, tokens = timed(lambda: codec.encode(samples), spec["runs"])
-    decode, decoded = timed(lambda: codec.decode(tokens, samples.shape[1]), spec["runs"])
-    assert decoded.shape == samples.shape
-    return {"encode": encode, "decode": decode, "peak_rss": peak_rss()}
+
+    def encode() -> io.BytesIO:
+        file = io.BytesIO()
+        codec.encode_file(spec["wav"], file)
+        return file
+
+    def decode() -> io.BytesIO:
+        file = io.BytesIO()
+        codec.decode_file(io.BytesIO(coded.getvalue()), file)
+        return file
+
+    encoding, coded = timed(encode, spec["runs"])
+    decoding, _ = timed(decode, spec["runs"])
+    return {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
 
 
-def build_l3ac() -> Any:
-    """L3AC 3 kbps with random weights."""
+def build_peer(name: str) -> tuple[int, Callable[[Any], Any], Callable[[Any], Any]]:
+    """A codec with random weights: its rate, (1, T) samples to codes, codes to (..., T)."""
     import torch
-    from l3ac import CONFIG_DIR, L3AC, L3ACConfig
 
     torch.manual_seed(0)
-    codec = L3AC(L3ACConfig(config_file=CONFIG_DIR / f"{L3AC_MODEL}.toml"))
-    codec.network.eval()
-    return codec
+    if name == "l3ac 3 kbps":
+        from l3ac import CONFIG_DIR, L3AC, L3ACConfig
+
+        codec = L3AC(L3ACConfig(config_file=CONFIG_DIR / f"{L3AC_MODEL}.toml"))
+        codec.network.eval()
+        return (
+            RATE,
+            lambda samples: codec.encode_audio(samples)[1]["indices"],
+            lambda codes: codec.decode_audio(indices=codes),
+        )
+    if name == "snac 24 kHz":
+        from snac import SNAC
+
+        model = SNAC(
+            sampling_rate=24_000,
+            encoder_dim=48,
+            encoder_rates=[2, 4, 8, 8],
+            decoder_dim=1024,
+            decoder_rates=[8, 8, 4, 2],
+            attn_window_size=None,
+            codebook_size=4096,
+            codebook_dim=8,
+            vq_strides=[4, 2, 1],
+            noise=True,
+            depthwise=True,
+        ).eval()
+        return 24_000, lambda x: model.encode(x[None]), model.decode
+    from transformers import (
+        DacConfig,
+        DacModel,
+        EncodecConfig,
+        EncodecModel,
+        MimiConfig,
+        MimiModel,
+    )
+
+    if name.startswith("encodec"):
+        model = EncodecModel(EncodecConfig()).eval()
+        return (
+            24_000,
+            lambda x: model.encode(x[None], bandwidth=6.0),
+            lambda codes: model.decode(codes.audio_codes, codes.audio_scales).audio_values,
+        )
+    if name.startswith("mimi"):
+        model = MimiModel(MimiConfig()).eval()
+        return (
+            24_000,
+            lambda x: model.encode(x[None], num_quantizers=8).audio_codes,
+            lambda codes: model.decode(codes).audio_values,
+        )
+    config = DacConfig(
+        sampling_rate=16_000,
+        downsampling_ratios=[2, 4, 5, 8],
+        upsampling_ratios=[8, 5, 4, 2],
+        hop_length=320,
+        n_codebooks=12,
+    )
+    model = DacModel(config).eval()
+    return (
+        16_000,
+        lambda x: model.encode(x[None]).quantized_representation,
+        lambda latents: model.decode(latents).audio_values,
+    )
 
 
-def measure_l3ac(spec: dict[str, Any]) -> dict[str, Any]:
+def measure_peer(spec: dict[str, Any]) -> dict[str, Any]:
     import torch
+    from torchaudio.functional import resample
 
     torch.set_num_threads(spec["threads"])
-    codec = build_l3ac()
-    samples = torch.from_numpy(np.load(spec["clip"]))
+    rate, encode, decode = build_peer(spec["peer"])
+    samples = resample(torch.from_numpy(np.load(spec["clip"])), RATE, rate)
     with torch.inference_mode():
-        encode, (_, indices) = timed(lambda: codec.encode_audio(samples), spec["runs"])
-        tokens = indices["indices"]
-        decode, decoded = timed(lambda: codec.decode_audio(indices=tokens), spec["runs"])
-    assert decoded.shape[-1] >= samples.shape[-1]
-    return {"encode": encode, "decode": decode, "peak_rss": peak_rss()}
+        encoding, codes = timed(lambda: encode(samples), spec["runs"])
+        decoding, decoded = timed(lambda: decode(codes), spec["runs"])
+    assert decoded.shape[-1] >= 0.99 * samples.shape[-1]
+    return {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
 
 
 def count_ours(spec: dict[str, Any]) -> dict[str, float]:
@@ -136,18 +213,19 @@ def count_ours(spec: dict[str, Any]) -> dict[str, float]:
         }
 
 
-def count_l3ac(spec: dict[str, Any]) -> dict[str, float]:
-    """Multiply-adds per second of audio; the whole clip at once, as L3AC takes it."""
+def count_peer(spec: dict[str, Any]) -> dict[str, float]:
+    """Multiply-adds per second of audio; the whole clip at once."""
     import torch
+    from torchaudio.functional import resample
 
-    codec = build_l3ac()
-    samples = torch.from_numpy(np.load(spec["clip"]))
-    seconds = samples.shape[-1] / RATE
+    rate, encode, decode = build_peer(spec["peer"])
+    samples = resample(torch.from_numpy(np.load(spec["clip"])), RATE, rate)
+    seconds = samples.shape[-1] / rate
     with torch.no_grad():
-        _, indices = codec.encode_audio(samples)
+        codes = encode(samples)
         return {
-            "encode": count(lambda: codec.encode_audio(samples)) / seconds,
-            "decode": count(lambda: codec.decode_audio(indices=indices["indices"])) / seconds,
+            "encode": count(lambda: encode(samples)) / seconds,
+            "decode": count(lambda: decode(codes)) / seconds,
         }
 
 
@@ -162,9 +240,9 @@ def count(function: Callable[[], Any]) -> float:
 
 ROLES = {
     "measure_ours": measure_ours,
-    "measure_l3ac": measure_l3ac,
+    "measure_peer": measure_peer,
     "count_ours": count_ours,
-    "count_l3ac": count_l3ac,
+    "count_peer": count_peer,
 }
 
 
@@ -230,7 +308,7 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     versions = {}
-    for package in ("vpcodec", "onnxruntime", "torch", "l3ac"):
+    for package in ("vpcodec", "onnxruntime", "torch", *sorted(set(PACKAGES.values()))):
         if find_spec(package) is not None:
             versions[package] = metadata.version(package)
     return {"cpu": name, "cores": os.cpu_count(), "python": platform.python_version()} | versions
@@ -240,9 +318,10 @@ def measure(args: argparse.Namespace, note: Callable[[str], None]) -> dict[str, 
     from vpcodec.audio import save
 
     has_torch = find_spec("torch") is not None
-    has_peer = has_torch and find_spec("l3ac") is not None and not args.no_peer
-    if not has_peer and not args.no_peer:
-        note("l3ac is not installed (benchmarks/requirements.txt): no peer beside these figures")
+    peers = args.peers if has_torch else []
+    for peer in [peer for peer in peers if find_spec(PACKAGES[peer]) is None]:
+        peers = [name for name in peers if name != peer]
+        note(f"{PACKAGES[peer]} is not installed (benchmarks/requirements.txt): no {peer}")
     backends = ["onnx", "torch"] if args.backend == "both" else [args.backend]
     seconds = args.seconds
     rows = []
@@ -250,14 +329,16 @@ def measure(args: argparse.Namespace, note: Callable[[str], None]) -> dict[str, 
         folder = Path(temporary)
         clip = folder / "clip.npy"
         np.save(clip, make_clip(args.file, seconds))
-        spec = {"clip": str(clip), "model": args.model, "runs": args.runs}
+        wav = folder / "clip.wav"
+        save(wav, np.load(clip), RATE)
+        spec = {"clip": str(clip), "wav": str(wav), "model": args.model, "runs": args.runs}
         for threads in args.threads:
             for backend in backends:
                 found = child("measure_ours", threads, backend=backend, **spec)
                 rows.append(row(args.model, backend, threads, seconds, found))
-            if has_peer:
-                found = child("measure_l3ac", threads, **spec)
-                rows.append(row(f"l3ac {L3AC_MODEL}", "torch", threads, seconds, found))
+            for peer in peers:
+                found = child("measure_peer", threads, peer=peer, **spec)
+                rows.append(row(peer, "torch", threads, seconds, found))
         save(folder / "cold.wav", make_clip(args.file, COLD_SECONDS), RATE)
         cold = cold_start(args.model, folder / "cold.wav", folder, args.cold_runs)
         macs = {}
@@ -265,13 +346,13 @@ def measure(args: argparse.Namespace, note: Callable[[str], None]) -> dict[str, 
             macs[args.model] = child("count_ours", **spec)
         else:
             note("torch is not installed (vpcodec[train]): multiply-adds are not counted")
-        if has_peer:
-            macs[f"l3ac {L3AC_MODEL}"] = child("count_l3ac", **spec)
-    if has_peer:
-        peers = {r["threads"]: r for r in rows if r["codec"].startswith("l3ac")}
+        for peer in peers:
+            macs[peer] = child("count_peer", peer=peer, **spec)
+    if FIRST in peers:
+        first = {r["threads"]: r for r in rows if r["codec"] == FIRST}
         for r in rows:
             for side, key in RATIOS:
-                r[f"{side}_ratio"] = r[key] / peers[r["threads"]][key]
+                r[f"{side}_ratio"] = r[key] / first[r["threads"]][key]
     return {
         "machine": machine(),
         "clip_seconds": seconds,
@@ -293,7 +374,7 @@ def show(found: dict[str, Any]) -> None:
     table = Table(title=f"Times faster than real time: {title}", title_justify="left")
     table.add_column("codec")
     table.add_column("backend")
-    names = ["threads", "encode", "decode", *(["enc / peer", "dec / peer"] if with_peer else [])]
+    names = ["threads", "encode", "decode", *(["enc / l3ac", "dec / l3ac"] if with_peer else [])]
     for name in [*names, "peak MB"]:
         table.add_column(name, justify="right")
     for r in found["rows"]:
@@ -327,7 +408,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
     parser.add_argument("--runs", type=int, default=7, help="timed runs, after two to warm up")
     parser.add_argument("--cold-runs", type=int, default=5)
-    parser.add_argument("--no-peer", action="store_true", help="leave L3AC out")
+    parser.add_argument(
+        "--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="other codecs"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("role", nargs="?", choices=ROLES, help=argparse.SUPPRESS)

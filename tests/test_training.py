@@ -350,6 +350,22 @@ def test_training_starts_from_given_weights(tmp_path, debug_model):
         assert torch.equal(run.average[name], value.float())
 
 
+def test_training_starts_from_weights_of_another_quantizer(tmp_path, debug_model):
+    """All of the network is taken but what has the width of the latents."""
+    from safetensors.torch import load_file
+
+    weights = debug_model / "model.safetensors"
+    vp = "model.quantizer={type: vp, dim: 2, codebook_size: 16, queue_size: 64}"
+    run = Trainer(short(vp), tmp_path, init_from=weights)
+    given, state = load_file(weights), run.model.state_dict()
+    changed = [n for n, v in given.items() if n in state and state[n].shape != v.shape]
+    assert {"encoder.project.weight", "decoder.project.weight"} <= set(changed)
+    for name, value in given.items():
+        if not name.startswith("quantizer.") and name not in changed:
+            assert torch.equal(state[name], value.float())
+    assert any("another quantizer: encoder.project.weight" in note for note in run.notes)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "absent.safetensors"])
 def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
     with pytest.raises(CheckpointError, match=name):

@@ -21,6 +21,9 @@ FOLDER = "checkpoints"
 BEST = "best.safetensors"
 
 
+AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")  # depend on it
+
+
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another model."""
 
@@ -132,18 +135,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     optimizer.load_state_dict({"state": state, "param_groups": full["param_groups"]})
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load a model.safetensors strictly.
+def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
+    """Load a model.safetensors, of the same architecture but for the quantizer.
+
+    Returns:
+        Names of the weights that were left as they were, because the quantizers differ: some of its
+        own, and of the projections into it and out of it.
 
     Raises:
         CheckpointError: unreadable, or of another architecture.
     """
     try:
-        model.load_state_dict(load_file(path))
+        found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: not a safetensors file that can be read ({error})"
         ) from None
+    own = model.state_dict()
+    around = [name for name in own if name.startswith(AROUND_QUANTIZER)]
+    left = [n for n in around if n not in found or _shape(found[n]) != _shape(own[n])]
+    found = {n: v for n, v in found.items() if n in own or not n.startswith(AROUND_QUANTIZER)}
+    found |= {name: own[name] for name in left}
+    try:
+        model.load_state_dict(found)
     except RuntimeError as error:
         reason = brief(error)
         raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None
+    return left
+
+
+def _shape(value: torch.Tensor) -> tuple[int, ...]:
+    return tuple(value.shape)

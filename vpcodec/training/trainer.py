@@ -94,7 +94,10 @@ class Trainer:
         if init_from is not None and found is not None:
             self.notes.append(f"the run goes on: {init_from} is not used")
         elif init_from is not None:
-            load_weights(self.model, init_from)
+            if left := load_weights(self.model, init_from):
+                self.notes.append(
+                    f"{init_from} has another quantizer: {', '.join(left)} begin as they were drawn"
+                )
         self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.discriminators: nn.Module | None = None
