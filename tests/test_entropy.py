@@ -58,10 +58,10 @@ def reference_unpack(coder: TokenCoder, payload: bytes, n_frames: int, channels:
     levels = [int(n) for n in coder.levels]
     offsets = [sum(levels[:k]) for k in range(len(levels))]
     size, hidden = sum(levels), coder.hidden
-    past = coder.past.astype(int).tolist()
-    current = (coder.current / 128).astype(int).tolist()
-    output = [table.astype(int).tolist() for table in coder.output]
-    bias = [row.astype(int).tolist() for row in coder.bias]
+    past = (coder.past * 2**11).astype(int).tolist()
+    current = (coder.current * 2**4).astype(int).tolist()
+    output = [(table * 2**5).astype(int).tolist() for table in coder.output]
+    bias = [(row * 2**5).astype(int).tolist() for row in coder.bias]
     exponentials = coder.exponentials.tolist()
     words = [payload[i] | payload[i + 1] << 8 for i in range(2, len(payload), 2)]
     state = words[0] << 16 | words[1]

@@ -85,13 +85,15 @@ class TokenCoder:
         self.inputs = lags * (self.size + 1) + len(averages) * self.size + 1
         self._check(past, current, output, bias, exponentials, order)
         self.order = None if order is None else order.astype(np.int64)
-        self.past = past.astype(np.float32)
-        self.current = current.astype(np.float32) * ONE
-        self.output = [
-            np.ascontiguousarray(output[k, :, :n], np.float32) for k, n in enumerate(levels)
-        ]
-        self.bias = [bias[k, :n].astype(np.float32) for k, n in enumerate(levels)]
+        # Scaled by powers of two, which is exact, so that the shifts are done.
+        self.past = past.astype(np.float32) * 2.0**-HIDDEN_SHIFT
+        self.current = current.astype(np.float32) * (ONE * 2.0**-HIDDEN_SHIFT)
+        scaled = output.astype(np.float32) * 2.0**-LOGIT_SHIFT, bias * 2.0**-LOGIT_SHIFT
+        self.output = [np.ascontiguousarray(scaled[0][k, :, :n]) for k, n in enumerate(levels)]
+        self.bias = [scaled[1][k, :n].astype(np.float32) for k, n in enumerate(levels)]
         self.exponentials = exponentials.astype(np.int64)
+        self._spread = [(1 << PRECISION) - n for n in levels]
+        self._least = [np.arange(n + 1) for n in levels]
 
     def _check(
         self,
@@ -258,18 +260,18 @@ class TokenCoder:
 
     def _cumulative(self, sums: np.ndarray, k: int) -> np.ndarray:
         """(N, D * H) sums -> (N, levels[k] + 1) from 0 to 2^PRECISION, int64, strictly rising."""
-        own = sums[:, k * self.hidden : (k + 1) * self.hidden]
-        units = np.minimum(np.maximum(np.floor(own * 2.0**-HIDDEN_SHIFT), 0), HIDDEN_MAX)
-        logits = units @ self.output[k] + self.bias[k]
-        below = (logits.max(1, keepdims=True) - logits) * 2.0**-LOGIT_SHIFT
-        below = np.minimum(below, len(self.exponentials) - 1).astype(np.int64)
-        n = self.levels[k]
-        cumulative = np.zeros((len(sums), n + 1), np.int64)
-        np.cumsum(self.exponentials[below], 1, out=cumulative[:, 1:])
+        units = np.floor(sums[:, k * self.hidden : (k + 1) * self.hidden])
+        np.maximum(units, 0, out=units)
+        np.minimum(units, HIDDEN_MAX, out=units)
+        logits = units @ self.output[k]
+        logits += self.bias[k]
+        below = (logits.max(1, keepdims=True) - logits).astype(np.int64)
+        cumulative = np.zeros((len(sums), self.levels[k] + 1), np.int64)
+        np.cumsum(self.exponentials.take(below, mode="clip"), 1, out=cumulative[:, 1:])
         total = cumulative[:, -1:].copy()
-        cumulative *= (1 << PRECISION) - n
+        cumulative *= self._spread[k]
         cumulative //= total
-        cumulative += np.arange(n + 1)
+        cumulative += self._least[k]
         return cumulative
 
 
@@ -281,10 +283,12 @@ class _Context:
         self.inputs = np.zeros((lanes, coder.inputs), np.float32)
         self.inputs[:, -1] = ONE
         self.averages = np.zeros((len(coder.averages), lanes, coder.size), np.int32)
+        self._rows = np.arange(lanes)[:, None]
 
     def keep(self, lanes: np.ndarray) -> None:
         """Go on with some of the lanes."""
         self.inputs, self.averages = self.inputs[lanes], self.averages[:, lanes]
+        self._rows = self._rows[: len(lanes)]
 
     def sums(self) -> np.ndarray:
         return self.inputs @ self.coder.past
@@ -296,7 +300,7 @@ class _Context:
         self.inputs[:, step:end] = self.inputs[:, : end - step].copy()
         newest = self.inputs[:, :step]
         newest[:] = 0
-        np.put_along_axis(newest, digits + coder.offsets, ONE, 1)
+        newest[self._rows, digits + coder.offsets] = ONE
         newest[:, -1] = ONE
         seen = newest[:, :-1].astype(np.int32) << (AVERAGE_BITS - ONE.bit_length() + 1)
         for i, shift in enumerate(coder.averages):

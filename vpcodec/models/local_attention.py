@@ -8,6 +8,8 @@ from torch import nn
 
 from .layers import Causal, State, linear
 
+NEVER = 1e30  # taken from the score of what does not exist
+
 
 class LocalAttention(Causal):
     """Multi-head attention over an exact sliding window, with a learned bias per distance and head.
@@ -32,21 +34,27 @@ class LocalAttention(Causal):
         kv = self.with_history(torch.cat([kv, torch.ones_like(kv[..., :1])], -1), state, dim=1)
         k, v, exists = kv.split([dim, dim, 1], -1)
 
-        # Key j of the extended sequence stands window - 1 + i - j tokens before query i.
-        past = self.window - 1
-        i = torch.arange(steps, device=x.device)
-        j = torch.arange(steps + past, device=x.device)
-        distance = past + i[:, None] - j[None, :]
-        bias = F.embedding(distance.clamp(0, past), self.distance_bias).permute(2, 0, 1)
-        seen = (distance >= 0) & (distance <= past) & (exists.transpose(1, 2) > 0.5)
-        bias = torch.where(seen[:, None], bias, float("-inf"))
-
         def split(y: torch.Tensor) -> torch.Tensor:
             return y.unflatten(-1, (self.heads, dim // self.heads)).transpose(1, 2)
 
         scores = split(q) @ split(k).transpose(2, 3) * (dim // self.heads) ** -0.5
-        weights = torch.softmax(scores.float() + bias, -1).to(v.dtype)
+        absent = (exists.float().transpose(1, 2) - 1).unsqueeze(1) * NEVER
+        weights = torch.softmax(scores.float() + self._bias(steps) + absent, -1).to(v.dtype)
         return self.out((weights @ split(v)).transpose(1, 2).flatten(2))
+
+
+    def _bias(self, steps: int) -> torch.Tensor:
+        """(heads, steps, window - 1 + steps): a bias per distance, minus infinity out of sight.
+
+        Key j of the extended sequence stands window - 1 + i - j tokens before query i. So each row
+        is the one before it moved by one: read one long row again and again, one short of its
+        length.
+        """
+        row = self.distance_bias.float().flip(0).T
+        row = F.pad(row, (0, steps), value=float("-inf"))
+        length = self.window + steps
+        rows = row.unsqueeze(1).expand(-1, steps, -1).reshape(self.heads, steps * length)
+        return rows[:, : steps * (length - 1)].reshape(self.heads, steps, length - 1)
 
 
 class TransformerLayer(nn.Module):
