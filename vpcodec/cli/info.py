@@ -57,6 +57,7 @@ def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
         "fingerprint": header.fingerprint.hex(),
         **facts(header, tokens, found),
         "bytes": found.total_bytes,
+        "bits_per_token": round(8 * found.payload_bytes / tokens, 3) if tokens else None,
         "blocks": found.blocks,
         "damaged_blocks": list(found.damaged),
         "checksums": "ok" if found.ok else found.error,
@@ -98,6 +99,7 @@ def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) ->
 
 def _model_facts(name: str) -> dict[str, Any]:
     from ..codec import find_model
+    from ..entropy import TABLES
     from ..hub import WEIGHTS
     from . import common
 
@@ -119,6 +121,7 @@ def _model_facts(name: str) -> dict[str, Any]:
         "codebook_size": config.codebook_size,
         "quantizer": _quantizer(config.quantizer),
         "parameters": _count_parameters(model.path / WEIGHTS),
+        "entropy_coding": TABLES in model.files,
         **facts(config),
         "bytes": sum((model.path / file).stat().st_size for file in model.files),
         "checksums": "ok",
@@ -215,6 +218,8 @@ def _stages(dims: tuple[int, ...], depths: tuple[int, ...], strides: tuple[int, 
 def _show(value: Any) -> str:
     if value is None or value == []:
         return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

@@ -42,7 +42,6 @@ class LocalAttention(Causal):
         weights = torch.softmax(scores.float() + self._bias(steps) + absent, -1).to(v.dtype)
         return self.out((weights @ split(v)).transpose(1, 2).flatten(2))
 
-
     def _bias(self, steps: int) -> torch.Tensor:
         """(heads, steps, window - 1 + steps): a bias per distance, minus infinity out of sight.
 
