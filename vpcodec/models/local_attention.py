@@ -45,15 +45,14 @@ class LocalAttention(Causal):
     def _bias(self, steps: int) -> torch.Tensor:
         """(heads, steps, window - 1 + steps): a bias per distance, minus infinity out of sight.
 
-        Key j of the extended sequence stands window - 1 + i - j tokens before query i. So each row
-        is the one before it moved by one: read one long row again and again, one short of its
-        length.
+        Key j of the extended sequence stands window - 1 + i - j tokens before query i.
         """
         row = self.distance_bias.float().flip(0).T
-        row = F.pad(row, (0, steps), value=float("-inf"))
-        length = self.window + steps
-        rows = row.unsqueeze(1).expand(-1, steps, -1).reshape(self.heads, steps * length)
-        return rows[:, : steps * (length - 1)].reshape(self.heads, steps, length - 1)
+        row = F.pad(row, (steps - 1, steps - 1), value=float("-inf"))  # later, and too long ago
+        i = torch.arange(steps, device=row.device)
+        j = torch.arange(self.window - 1 + steps, device=row.device)
+        index = steps - 1 - i[:, None] + j[None, :]
+        return row.index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 class TransformerLayer(nn.Module):
