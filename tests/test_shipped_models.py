@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vpcodec import Codec
+from vpcodec.audio import find_audio, load
 from vpcodec.hub import DEFAULT_MODELS, bundled_folders, read_folder
 from vpcodec.image import find_images, load_image
 from vpcodec.metrics.image import psnr, ssim
@@ -57,3 +58,30 @@ def test_the_image_model_keeps_real_pictures(shared_data):
         values.append(psnr(pixels, decoded))
     assert len(values) >= 50
     assert np.mean(values) >= 24
+
+
+SPEECH = {  # model -> PESQ-WB, STOI, and share of its nominal bits on disk
+    "speech-3k": (1.95, 0.88, 0.85),
+}
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_the_speech_models_keep_real_speech(name, shared_data, tmp_path):
+    """Every third clip of speakers that no model was trained on, from file to file."""
+    pytest.importorskip("pesq", reason="needs the score extra")
+    from vpcodec.metrics.speech import pesq_wb, stoi
+
+    codec = Codec.from_pretrained(name, threads=1)
+    rows, n_bytes, seconds = [], 0, 0.0
+    for path in find_audio(shared_data / "speech_dev")[::3]:
+        path = shared_data / "speech_dev" / path
+        n_bytes += codec.encode_file(path, tmp_path / "a.tok").n_bytes
+        codec.decode_file(tmp_path / "a.tok", tmp_path / "a.wav", subtype="FLOAT")
+        (original, rate), (decoded, _) = load(path), load(tmp_path / "a.wav")
+        seconds += original.shape[1] / rate
+        rows.append([f(original[0], decoded[0], rate) for f in (pesq_wb, stoi)])
+    least_pesq, least_stoi, most_bits = SPEECH[name]
+    assert len(rows) >= 15
+    assert np.mean(rows, 0)[0] >= least_pesq
+    assert np.mean(rows, 0)[1] >= least_stoi
+    assert 8 * n_bytes / seconds <= most_bits * codec.bitrate
