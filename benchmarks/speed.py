@@ -75,12 +75,14 @@ def peak_rss() -> int:
 
 def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
     from vpcodec import Codec
+    from vpcodec.tokenfile import read_tokens
 
     codec = Codec.from_pretrained(spec["model"], backend=spec["backend"], threads=spec["threads"])
 
     def encode() -> io.BytesIO:
         file = io.BytesIO()
         codec.encode_file(spec["wav"], file)
+        file.seek(0)
         return file
 
     def decode() -> io.BytesIO:
@@ -90,7 +92,22 @@ def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
 
     encoding, coded = timed(encode, spec["runs"])
     decoding, _ = timed(decode, spec["runs"])
-    return {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
+    found = {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
+    if codec.coder is None:
+        return found
+    tokens, header = read_tokens(coded, coder=codec.coder)
+    packing, file = timed(lambda: written(tokens, header, codec.coder), spec["runs"])
+    reading, _ = timed(lambda: read_tokens(io.BytesIO(file), coder=codec.coder), spec["runs"])
+    return found | {"pack": packing, "unpack": reading}
+
+
+def written(tokens: np.ndarray, header: Any, coder: Any) -> bytes:
+    """A token file."""
+    from vpcodec.tokenfile import write_tokens
+
+    file = io.BytesIO()
+    write_tokens(file, tokens, header, coder=coder)
+    return file.getvalue()
 
 
 def build_peer(name: str) -> tuple[int, Callable[[Any], Any], Callable[[Any], Any]]:
@@ -272,6 +289,11 @@ def row(name: str, backend: str, threads: int, seconds: float, found: dict) -> d
         "encode_seconds": [round(x, 5) for x in found["encode"]],
         "decode_seconds": [round(x, 5) for x in found["decode"]],
         "peak_rss_mb": found["peak_rss"] / 1e6,
+        **{
+            f"{side}_times": seconds / statistics.median(found[side])
+            for side in ("pack", "unpack")
+            if side in found
+        },
     }
 
 
@@ -392,6 +414,13 @@ def show(found: dict[str, Any]) -> None:
             both = macs["encode"], macs["decode"], macs["encode"] + macs["decode"]
             table.add_row(name, *(f"{x / 1e9:.3f}" for x in both))
         console.print(table)
+    for r in found["rows"]:
+        if "unpack_times" in r:
+            console.print(
+                f"Of it, writing and reading {r['codec']}'s tokens, entropy coding included: "
+                f"{r['pack_times']:.0f}x and {r['unpack_times']:.0f}x real time"
+            )
+            break
     cold = found["cold_start_seconds"]
     console.print(
         f"Cold start, `vpcodec encode` of a {COLD_SECONDS} s clip: {cold['median']:.2f} s "
