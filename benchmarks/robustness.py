@@ -22,7 +22,7 @@ from vpcodec.audio import find_audio, load, resample, save
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 RATE = 16_000
-METRICS = ("pesq_wb", "stoi", "estoi", "mel_distance", "dnsmos_p808", "bitrate")
+METRICS = ("pesq_wb", "stoi", "estoi", "mel_distance", "dnsmos_p808")
 # of audio_misc, what no recipe here trains with
 NOISES = ("env_esc10_009*", "env_esc10_010*", "env_smstools_*")
 MUSIC = ("music_librosa_fishin*", "music_smstools_[o-z]*")
