@@ -708,7 +708,6 @@ def test_info_of_tokens(a_tok: Path) -> None:
         "nominal_bitrate": pytest.approx(codec.bitrate, abs=0.1),
         "real_bitrate": pytest.approx(8 * size * 22_050 / frames, abs=0.1),
         "bytes": size,
-        "bits_per_token": facts["bits_per_token"],
         "damaged_blocks": [],
         "checksums": "ok",
     }

@@ -32,6 +32,7 @@ LOW = 1 << 16  # of the rANS state, which stays below 2^32 and moves 16 bits at 
 EXACT = 1 << 24  # integers below it are exact in float32
 ONE = 128  # what an input is that is there
 AVERAGE_BITS = 14  # of the running averages
+AVERAGE_SHIFT = AVERAGE_BITS - ONE.bit_length() + 1  # from running averages to inputs
 HIDDEN_SHIFT = 11  # from sums to hidden units
 HIDDEN_MAX = 127
 LOGIT_SHIFT = 5  # from sums to places in the table of exponentials
@@ -81,7 +82,7 @@ class TokenCoder:
         self.offsets = np.cumsum(self.levels) - self.levels
         self.codebook_size = int(np.prod(self.levels))
         self.radix = np.cumprod(self.levels) // self.levels
-        self.depth, self.hidden, self.width = output.shape
+        self.depth, self.hidden, _ = output.shape
         self.inputs = lags * (self.size + 1) + len(averages) * self.size + 1
         self._check(past, current, output, bias, exponentials, order)
         self.order = None if order is None else order.astype(np.int64)
@@ -128,7 +129,10 @@ class TokenCoder:
             raise EntropyError("order is not a permutation of the codebook")
         # Of each group of one-hot digits one row counts; averages add up to one row at most.
         wide = np.abs(past.astype(np.int64))
-        flags = lambda rows: np.maximum.reduceat(rows, self.offsets).sum(0)  # noqa: E731
+
+        def flags(rows: np.ndarray) -> np.ndarray:
+            return np.maximum.reduceat(rows, self.offsets).sum(0)
+
         reach = wide[-1] + flags(np.abs(current.astype(np.int64)))
         step = self.size + 1
         for lag in range(self.lags):
@@ -171,8 +175,6 @@ class TokenCoder:
         words = np.frombuffer(payload, "<u2").tolist()
         lanes, lengths = self._lanes(np.zeros((channels, n_frames), np.int64))
         state, place = words[0] << 16 | words[1], 2
-        words += [0] * 4  # more than a symbol can ask for behind the end
-        end = len(words) - 4
         mask = (1 << PRECISION) - 1
         context = _Context(self, len(lanes))
         shortest = int(lengths.min())
@@ -192,7 +194,7 @@ class TokenCoder:
                     start = row[digit]
                     state = (row[digit + 1] - start) * (state >> PRECISION) + slot - start
                     if state < LOW:
-                        if place == end:
+                        if place == len(words):
                             raise EntropyError("the payload ends too early")
                         state = state << 16 | words[place]
                         place += 1
@@ -202,7 +204,7 @@ class TokenCoder:
                     self._add(sums, k, digits[:, k])
             lanes[keep, step] = digits @ self.radix
             context.push(digits)
-        if state != LOW or place != end:
+        if state != LOW or place != len(words):
             raise EntropyError("the payload does not end where it should")
         tokens = lanes.reshape(channels, -1)[:, :n_frames].T
         return tokens if self.order is None else self._inverse[tokens]
@@ -302,14 +304,12 @@ class _Context:
         newest[:] = 0
         newest[self._rows, digits + coder.offsets] = ONE
         newest[:, -1] = ONE
-        seen = newest[:, :-1].astype(np.int32) << (AVERAGE_BITS - ONE.bit_length() + 1)
+        seen = newest[:, :-1].astype(np.int32) << AVERAGE_SHIFT
         for i, shift in enumerate(coder.averages):
             average = self.averages[i]
             average += (seen - average) >> shift
             place = end + i * coder.size
-            self.inputs[:, place : place + coder.size] = average >> (
-                AVERAGE_BITS - ONE.bit_length() + 1
-            )
+            self.inputs[:, place : place + coder.size] = average >> AVERAGE_SHIFT
 
 
 def _push(starts: list[int], widths: list[int]) -> bytes:

@@ -123,16 +123,6 @@ class Coder(Protocol):
         """Payload -> int64 (n_frames, channels); ValueError if it is damaged."""
 
 
-def _unpack(
-    coding: int, payload: bytes, n_frames: int, header: TokenHeader, coder: Coder | None
-) -> np.ndarray:
-    if coding == RAW:
-        return _unpack_raw(payload, n_frames, header)
-    if coder is None:
-        raise NoCoderError(f"entropy coded: needs the tables of the model {header.model!r}")
-    return coder.unpack(payload, n_frames, header.channels)
-
-
 def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
     head = struct.pack("<IH", coding | len(payload) << 8, n_frames)
     return zlib.crc32(payload, zlib.crc32(head))
@@ -679,10 +669,14 @@ class TokenReader:
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
         if coding == ENTROPY and self.coder is None:
             self.coder = _bundled_coder(header)
+            if self.coder is None:
+                reason = f"needs the tables of the model {header.model!r}"
+                raise NoCoderError(f"entropy coded: {reason}")
         try:
-            tokens = _unpack(coding, payload, n_frames, header, self.coder).T
-        except NoCoderError:
-            raise
+            if coding == RAW:
+                tokens = _unpack_raw(payload, n_frames, header)
+            else:
+                tokens = self.coder.unpack(payload, n_frames, header.channels)
         except ValueError as error:
             raise TokenFileError(f"{place}: {error}") from None
         start = number * header.block_frames
@@ -691,7 +685,7 @@ class TokenReader:
         self._index += _leb128(_BLOCK.size + length)
         self._skip(_BLOCK.size + length)
         self.payload_bytes += length
-        return TokenBlock(number, start, tokens, n_frames)
+        return TokenBlock(number, start, tokens.T, n_frames)
 
     def _read_trailer(self) -> _Trailer:
         word = _CRC.unpack_from(self._ahead)[0]

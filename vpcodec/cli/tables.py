@@ -30,15 +30,9 @@ def tables(
     from ..training.entropy import TableError, add_tables
 
     progress = common.Progress("tables", 2)
-
-    def report(name: str, done: int, total: int) -> None:
-        if name == "fitting" and done <= 20:
-            progress.finish("encoding")
-        progress.report(name, done, total)
-
     try:
         bits = add_tables(
-            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=report
+            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=progress.report
         )
     except TableError as error:
         raise common.UsageError(str(error)) from None

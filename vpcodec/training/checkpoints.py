@@ -19,8 +19,6 @@ from ..files import atomic_output
 
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
-
-
 AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")  # depend on it
 
 
@@ -153,7 +151,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         ) from None
     own = model.state_dict()
     around = [name for name in own if name.startswith(AROUND_QUANTIZER)]
-    left = [n for n in around if n not in found or _shape(found[n]) != _shape(own[n])]
+    left = [n for n in around if n not in found or found[n].shape != own[n].shape]
     found = {n: v for n, v in found.items() if n in own or not n.startswith(AROUND_QUANTIZER)}
     found |= {name: own[name] for name in left}
     try:
@@ -162,7 +160,3 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         reason = brief(error)
         raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None
     return left
-
-
-def _shape(value: torch.Tensor) -> tuple[int, ...]:
-    return tuple(value.shape)

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save
-from safetensors.torch import load_file
 from torch import nn
 
 from ..audio import find_audio, load
+from ..backends.torch import load_model
 from ..codec import Codec
 from ..config import AudioModelConfig, GridConfig, ModelConfig
 from ..entropy import (
     AVERAGE_BITS,
+    AVERAGE_SHIFT,
     FORMAT,
     HIDDEN_MAX,
     HIDDEN_SHIFT,
@@ -29,8 +30,7 @@ from ..entropy import (
     parse_tables,
 )
 from ..files import atomic_output
-from ..hub import WEIGHTS, ModelFolder, read_folder, write_folder_config
-from ..models import build_model
+from ..hub import ModelFolder, read_folder, write_folder_config
 
 PAST_BITS = 8  # fraction of the weights from inputs to hidden units
 PAST_MAX = (1 << 11) - 1
@@ -191,7 +191,7 @@ class _Network(nn.Module):
                 value += (seen - value) >> shift
                 state[i, alive] = value
                 columns = slice(i * self.size, (i + 1) * self.size)
-                averages[at, columns] = (value >> (AVERAGE_BITS - ONE.bit_length() + 1)).half()
+                averages[at, columns] = (value >> AVERAGE_SHIFT).half()
         return rows, averages / ONE
 
     def loss(
@@ -301,6 +301,8 @@ def add_tables(
             report("encoding", i + 1, len(paths))
         if seconds >= 3600 * hours:
             break
+    if report:
+        report("encoding", 1, 1)
     codes = None
     if not isinstance(model.config.quantizer, GridConfig):
         codes = _codebook(model)
@@ -317,7 +319,5 @@ def add_tables(
 
 def _codebook(model: ModelFolder) -> np.ndarray:
     """Codes of a model, float32 (K, D)."""
-    network = build_model(model.config)
-    network.load_state_dict(load_file(model.file(WEIGHTS)))
     tokens = torch.arange(model.config.codebook_size)
-    return network.quantizer.tokens_to_latents(tokens).detach().float().numpy()
+    return load_model(model).quantizer.tokens_to_latents(tokens).detach().float().numpy()

@@ -36,8 +36,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if recipe.train.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("train.device: there is no GPU that torch can use")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    keep_freed_memory()
     cpu = recipe.train.device == "cpu" or not torch.cuda.is_available()
+    if cpu:
+        keep_freed_memory()
     if not cpu and local > torch.cuda.device_count():
         raise TrainingError(f"{local} processes for {torch.cuda.device_count()} GPUs")
     group: dict[str, Any] = {"timeout": LONGEST_WAIT}

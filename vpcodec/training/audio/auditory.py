@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..adversarial import joint_means
+
 QUIET = 1e-8  # mean square of a crop that has nothing to hear
 
 
@@ -122,7 +124,8 @@ class IntelligibilityLoss(nn.Module):
         floor = self.FLOOR * x.mean(2, keepdim=True) + QUIET
         x, y = ((z + floor).sqrt().unfold(2, self.SEGMENT, self.SEGMENT // 3) for z in (x, y))
         correlation = (_normalised(x) * _normalised(y)).sum((1, 3)) / self.SEGMENT
-        return ((1 - correlation) * weights).sum() / weights.sum().clamp(min=QUIET)
+        (level,) = joint_means([weights])
+        return ((1 - correlation) * weights).mean() / level.clamp(min=QUIET)
 
     def _power(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T) -> power of bands (B, 15, frames)."""
