@@ -23,6 +23,7 @@ from vpcodec.models.layers import (  # noqa: E402
     State,
     SynthesisFilterbank,
     UpLayer,
+    snake,
     zero_state,
 )
 from vpcodec.models.local_attention import LocalAttention, LocalTransformer  # noqa: E402
@@ -173,7 +174,7 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize(
     "part, types",
     [
-        ("encoder", {TConv, ConvUnit, Snake, DownLayer, LocalTransformer}),
+        ("encoder", {TConv, ConvUnit, DownLayer, LocalTransformer}),
         (
             "decoder",
             {ConvUnit, Snake, UpLayer, LocalTransformer}
@@ -266,15 +267,29 @@ def test_tpooling_over_one_sample_is_the_signal():
     assert torch.equal(tpool(x, 1), x)
 
 
-@pytest.mark.parametrize("dim, shape", [(-1, (2, 7, 3)), (1, (2, 3, 7))])
-def test_snake_formula(dim, shape):
+def snake_of(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """The activation as it was published."""
+    return x + torch.sin(alpha * x).square() / alpha
+
+
+def test_snake_layer_is_the_formula_times_its_scale():
+    layer = Snake(3).requires_grad_(False)
+    layer.scale.copy_(torch.tensor([[1.0], [2.0], [6.0]]))
+    x = torch.randn(2, 3, 7)
+    expected = layer.scale * snake_of(x, layer.scale / 2)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    assert not layer(torch.zeros(1, 3, 1)).any()
+
+
+def test_snake_between_matrices_is_the_formula():
     torch.manual_seed(0)
-    snake = Snake(3, dim=dim).requires_grad_(False)
-    snake.alpha.copy_(torch.tensor([0.5, 1.0, 3.0]).view(snake.alpha.shape))
-    x = torch.randn(shape)
-    alpha = snake.alpha if dim == -1 else snake.alpha.view(1, 3, 1)
-    expected = x + torch.sin(alpha * x).square() / alpha
-    torch.testing.assert_close(snake(x), expected, rtol=1e-4, atol=1e-5)
+    alpha = torch.tensor([0.5, 1.0, 3.0])
+    before, after = torch.randn(3, 5), torch.randn(4, 3)
+    x = torch.randn(7, 5)
+    folded = after / (2 * alpha)
+    found = snake(x @ (2 * alpha[:, None] * before).T) @ folded.T + folded.sum(1)
+    expected = snake_of(x @ before.T, alpha) @ after.T
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [2, 3, 8])
@@ -283,9 +298,12 @@ def test_up_layer_starts_as_repeat_and_box(stride):
     layer = UpLayer(6, 4, stride).requires_grad_(False)
     layer.norm = nn.Identity()
     x = torch.randn(2, 6, 20)
-    repeated = layer.project(x).repeat_interleave(stride, -1)
-    expected = F.avg_pool1d(F.pad(repeated, (stride - 1, 0)), stride, 1)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    repeated = layer.project(x.mT).mT.repeat_interleave(stride, -1)
+    padded = F.pad(repeated, (stride - 1, 0))
+    torch.testing.assert_close(layer(x), F.avg_pool1d(padded, stride, 1), rtol=1e-4, atol=1e-5)
+    layer.smooth.normal_()
+    kernel = layer.smooth.T.unsqueeze(1)
+    torch.testing.assert_close(layer(x), F.conv1d(padded, kernel, groups=4), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride, taps", [(8, 8), (3, 2), (4, 1)])

@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 for package in ("yaml", "torchaudio", "safetensors", "accelerate", "tensorboard"):
     pytest.importorskip(package, reason="needs the train extra")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from vpcodec.models import build_model  # noqa: E402
 from vpcodec.models.image import Conv2d  # noqa: E402
 from vpcodec.recipe import Recipe, load_recipe, parse_recipe  # noqa: E402
@@ -370,6 +372,42 @@ def test_training_starts_from_weights_of_another_quantizer(tmp_path, debug_model
 def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
     with pytest.raises(CheckpointError, match=name):
         Trainer(short("model.attention_window=8"), tmp_path, init_from=debug_model / name)
+
+
+@pytest.mark.parametrize("quantizer", ["fsp", "vp"])
+def test_the_decoder_alone_learns_from_tokens_that_stay(
+    debug_run: Path, tmp_path: Path, kind: str, quantizer: str
+):
+    recipe = debug if quantizer == "fsp" else short
+    overrides = [] if quantizer == "fsp" else [f"model.quantizer={VP_64}"]
+    source = debug_run
+    if quantizer == "vp":
+        source = tmp_path / "source"
+        Trainer(recipe(*overrides, kind=kind), source).train()
+    groups, _ = load_checkpoint(find_checkpoint(source))
+    before = averaged_weights(groups)
+    save_file({k: v.contiguous() for k, v in before.items()}, tmp_path / "w.safetensors")
+    overrides = ["train.decoder_only=true", *overrides]
+    run = Trainer(short(*overrides, kind=kind), tmp_path, init_from=tmp_path / "w.safetensors")
+    run.train()
+    after = averaged_weights(load_checkpoint(find_checkpoint(tmp_path))[0])
+    assert set(after) == set(before)
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], before[k])}
+    assert moved == {"decoder"}
+
+
+def test_the_decoder_alone_needs_the_rest(debug_run: Path, tmp_path: Path, kind: str):
+    recipe = short("train.decoder_only=true", kind=kind)
+    with pytest.raises(TrainingError, match="decoder_only needs weights to start from"):
+        Trainer(recipe, tmp_path / "new")
+    groups, _ = load_checkpoint(find_checkpoint(debug_run))
+    save_file(averaged_weights(groups), tmp_path / "w.safetensors")
+    other = short("train.decoder_only=true", f"model.quantizer={VP_64}", kind=kind)
+    with pytest.raises(TrainingError, match="another quantizer"):
+        Trainer(other, tmp_path / "new", init_from=tmp_path / "w.safetensors")
+    Trainer(short(kind=kind), tmp_path / "whole").train()
+    with pytest.raises(CheckpointError, match="decoder_only"):
+        Trainer(recipe, tmp_path / "whole")
 
 
 def test_the_learning_rate_warms_up_and_decays_to_its_end():

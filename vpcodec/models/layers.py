@@ -88,7 +88,16 @@ class CausalConv1d(Causal):
         self.state_shape = (in_channels, (kernel_size - 1) * dilation + 1 - stride)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        return self.conv(self.with_history(x, state))
+        x = self.with_history(x, state)
+        conv = self.conv
+        if conv.groups == 1:
+            return conv(x)
+        # As a picture of one row: ONNX Runtime has fast depthwise kernels for pictures only.
+        sides = [(1, side[0]) for side in (conv.stride, conv.dilation)]
+        y = F.conv2d(
+            x.unsqueeze(2), conv.weight.unsqueeze(2), conv.bias, sides[0], 0, sides[1], conv.groups
+        )
+        return y.squeeze(2)
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, gain: float = 1) -> nn.Linear:
@@ -109,20 +118,27 @@ def init_bias(layer: nn.Module) -> None:
     nn.init.trunc_normal_(layer.bias, std=BIAS_STD)
 
 
-class Snake(nn.Module):
-    """x + sin^2(alpha x) / alpha with a learned alpha per channel, for (B, T, C) or (B, C, T).
+def snake(v: torch.Tensor) -> torch.Tensor:
+    """v - cos v: Snake between two affine maps.
 
-    Written as x + (1 - cos(2 alpha x)) / (2 alpha): the same, one product less.
+    x + sin^2(a x) / a = (v + 1 - cos v) / (2 a) with v = 2 a x: the map before has the factor 2 a,
+    the one after it 1 / (2 a) and the constant, so that a learned slope costs no pass of its own.
+    """
+    return v - torch.cos(v)
+
+
+class Snake(nn.Module):
+    """v + 1 - cos v of v = scale x, (B, C, T): Snake times 2 a where nothing affine comes before.
+
+    The learned scale, 2 a per channel, begins at 2. Zero stays zero, as histories need it.
     """
 
-    def __init__(self, channels: int, *, dim: int = -1) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        shape = (channels,) if dim == -1 else (channels, 1)
-        self.alpha = nn.Parameter(torch.ones(shape))
+        self.scale = nn.Parameter(torch.full((channels, 1), 2.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        alpha = self.alpha + 1e-6
-        return x + (1 - torch.cos(2 * alpha * x)) * (0.5 / alpha)
+        return 1 + snake(x * self.scale)
 
 
 class ChannelNorm(nn.Module):
@@ -143,13 +159,14 @@ class ConvUnit(nn.Module):
         super().__init__()
         self.depthwise = CausalConv1d(channels, channels, kernel_size, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.widen = linear(channels, channels * expansion)
-        self.snake = Snake(channels * expansion)
-        self.narrow = linear(channels * expansion, channels, gain=0.3)
+        self.widen = linear(channels, channels * expansion, gain=2)
+        self.narrow = linear(channels * expansion, channels, gain=0.15)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        y = self.norm(self.depthwise(x, state).transpose(1, 2))
-        return x + self.narrow(self.snake(self.widen(y))).transpose(1, 2)
+        y = self.depthwise(x, state).transpose(1, 2)
+        # Of rows, not of batches of them: ONNX Runtime adds a bias in the same step only there.
+        rows = self.narrow(snake(self.widen(self.norm(y).flatten(0, 1))))
+        return x + rows.view_as(y).transpose(1, 2)
 
 
 class DownLayer(nn.Module):
@@ -164,24 +181,27 @@ class DownLayer(nn.Module):
         return self.norm(self.conv(x, state))
 
 
-class UpLayer(nn.Module):
-    """Upsampling: 1x1 convolution, repeat, causal smoothing (starts as a box), channel norm."""
+class UpLayer(Causal):
+    """Upsampling: 1x1 convolution, repeat, causal smoothing (starts as a box), channel norm.
+
+    A window of `stride` sees repetitions of two frames at most, so each output is a mix of these.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.stride = stride
-        self.project = nn.Conv1d(in_channels, out_channels, 1)
-        nn.init.trunc_normal_(self.project.weight, std=1 / math.sqrt(in_channels))
-        init_bias(self.project)
-        self.smooth = CausalConv1d(out_channels, out_channels, stride, groups=out_channels)
-        nn.init.constant_(self.smooth.conv.weight, 1 / stride)
-        nn.init.zeros_(self.smooth.conv.bias)
-        self.norm = ChannelNorm(out_channels)
+        self.project = linear(in_channels, out_channels)
+        self.smooth = nn.Parameter(torch.full((stride, out_channels), 1 / stride))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.norm = nn.LayerNorm(out_channels, eps=1e-6)
+        self.state_shape = (1, out_channels)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        x = self.project(x)
-        x = x.unsqueeze(-1).expand(-1, -1, -1, self.stride).flatten(2)
-        return self.norm(self.smooth(x, state))
+        """(B, C, T) -> (B, C', T * stride)."""
+        x = self.with_history(self.project(x.transpose(1, 2)), state, dim=1).unsqueeze(2)
+        new = self.smooth.flip(0).cumsum(0)  # share of the frame of each output, (stride, C')
+        old = self.smooth.sum(0) - new
+        y = x[:, 1:] * new + x[:, :-1] * old + self.bias
+        return self.norm(y.flatten(1, 2)).transpose(1, 2)
 
 
 class DilatedUnit(nn.Module):
@@ -189,20 +209,19 @@ class DilatedUnit(nn.Module):
 
     def __init__(self, channels: int, *, kernel_size: int, dilations: Sequence[int]) -> None:
         super().__init__()
-        self.first = nn.ModuleList(Snake(channels, dim=1) for _ in dilations)
+        self.first = nn.ModuleList(Snake(channels) for _ in dilations)
         self.dilated = nn.ModuleList(
             CausalConv1d(channels, channels, kernel_size, dilation=d) for d in dilations
         )
-        self.second = nn.ModuleList(Snake(channels, dim=1) for _ in dilations)
         self.mix = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in dilations)
         for conv in self.mix:
-            nn.init.trunc_normal_(conv.weight, std=0.3 / math.sqrt(channels))
+            nn.init.trunc_normal_(conv.weight, std=0.15 / math.sqrt(channels))
             init_bias(conv)
-        self.last = Snake(channels, dim=1)
+        self.last = Snake(channels)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        for first, dilated, second, mix in zip(self.first, self.dilated, self.second, self.mix):
-            x = x + mix(second(dilated(first(x), state)))
+        for first, dilated, mix in zip(self.first, self.dilated, self.mix):
+            x = x + mix(snake(dilated(first(x), state)))
         return self.last(x)
 
 

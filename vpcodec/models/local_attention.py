@@ -39,20 +39,27 @@ class LocalAttention(Causal):
 
         scores = split(q) @ split(k).transpose(2, 3) * (dim // self.heads) ** -0.5
         absent = (exists.float().transpose(1, 2) - 1).unsqueeze(1) * NEVER
-        weights = torch.softmax(scores.float() + self._bias(steps) + absent, -1).to(v.dtype)
+        weights = torch.softmax(scores.float() + self._bias(steps, state) + absent, -1).to(v.dtype)
         return self.out((weights @ split(v)).transpose(1, 2).flatten(2))
 
-    def _bias(self, steps: int) -> torch.Tensor:
+    def _bias(self, steps: int, state: State | None) -> torch.Tensor:
         """(heads, steps, window - 1 + steps): a bias per distance, minus infinity out of sight.
 
         Key j of the extended sequence stands window - 1 + i - j tokens before query i.
         """
+        keys = self.window - 1 + steps
         row = self.distance_bias.float().flip(0).T
-        row = F.pad(row, (steps - 1, steps - 1), value=float("-inf"))  # later, and too long ago
-        i = torch.arange(steps, device=row.device)
-        j = torch.arange(self.window - 1 + steps, device=row.device)
-        index = steps - 1 - i[:, None] + j[None, :]
-        return row.index_select(1, index.flatten()).unflatten(1, index.shape)
+        row = F.pad(row, (steps - 1, steps), value=float("-inf"))  # later, and too long ago
+        if state is None:  # training, whose compiler takes minutes for the other way
+            i = torch.arange(steps, device=row.device)
+            j = torch.arange(keys, device=row.device)
+            index = steps - 1 - i[:, None] + j[None, :]
+            return row.index_select(1, index.flatten()).unflatten(1, index.shape)
+        # Copies of the row one after the other, each seen one step to the left of the one before:
+        # copies, where ONNX Runtime would look every number up.
+        copies = row.unsqueeze(1).expand(-1, steps, -1).flatten(1)
+        copies = copies[:, steps - 1 : steps - 1 + steps * (keys + steps - 1)]
+        return copies.unflatten(1, (steps, keys + steps - 1))[..., :keys]
 
 
 class TransformerLayer(nn.Module):

@@ -147,6 +147,11 @@ class TrainConfig(Strict):
     """How long, how precise, what is written."""
 
     steps: Positive = Field(1000, description="Updates of the codec.")
+    decoder_only: bool = Field(
+        False,
+        description="Encoder and quantizer stay as `--init-from` has them and tokens keep their "
+        "meaning: the decoder learns from real tokens.",
+    )
     accumulate: Positive = Field(1, description="Batches per update, their gradients averaged.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="Of weights, crops and noise."

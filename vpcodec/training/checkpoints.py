@@ -149,9 +149,21 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         raise CheckpointError(
             f"{path}: not a safetensors file that can be read ({error})"
         ) from None
-    own = model.state_dict()
-    around = [name for name in own if name.startswith(AROUND_QUANTIZER)]
-    left = [n for n in around if n not in found or found[n].shape != own[n].shape]
+    own, quantizer = model.state_dict(), model.quantizer
+
+    def fits(name: str) -> bool:
+        inside = name.removeprefix("quantizer.")
+        if name not in found:
+            return inside in quantizer.training_state
+        if inside in quantizer.tables:  # may have no rows here or there
+            rows = len(found[name])
+            return (
+                rows in (0, quantizer.tables[inside])
+                and found[name][:0].shape == own[name][:0].shape
+            )
+        return found[name].shape == own[name].shape
+
+    left = [name for name in own if name.startswith(AROUND_QUANTIZER) and not fits(name)]
     found = {n: v for n, v in found.items() if n in own or not n.startswith(AROUND_QUANTIZER)}
     found |= {name: own[name] for name in left}
     try:

@@ -34,12 +34,15 @@ def _between(start: float, end: float, done: float) -> float:
 def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for matrices of linear layers and AdamW for the rest.
 
-    Weight decay applies to matrices and kernels, not to biases, norms and Snake's alpha.
+    Parameters that need no gradient are left out.
+    Weight decay applies to matrices and kernels, not to biases, norms and Snake's scale.
     """
     matrices, kernels, vectors = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         plain = name.endswith("weight") and parameter.ndim >= 2
-        if not plain or name.startswith("quantizer."):  # biases, norms, Snake's alpha, codes
+        if not plain or name.startswith("quantizer."):  # biases, norms, Snake's scale, codes
             vectors.append(parameter)
         elif optim.name == "muon" and parameter.ndim == 2:
             matrices.append(parameter)

@@ -71,7 +71,8 @@ class Trainer:
 
     Raises:
         TrainingError, CheckpointError, DataError, EvaluationError, PerceptualError: what the recipe
-            asks for is not there.
+            asks for is not there; it trains the decoder alone, and there are no weights for the
+            rest.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, init_from: Path | None = None) -> None:
@@ -91,13 +92,24 @@ class Trainer:
         torch.manual_seed(recipe.train.seed)
         self.model = build_model(recipe.model).to(self.device).train()
         self.notes: list[str] = []  # for whoever starts the run
+        left: list[str] = []
         if init_from is not None and found is not None:
             self.notes.append(f"the run goes on: {init_from} is not used")
         elif init_from is not None:
-            if left := load_weights(self.model, init_from):
+            left = load_weights(self.model, init_from)
+            if left:
                 self.notes.append(
                     f"{init_from} has another quantizer: {', '.join(left)} begin as they were drawn"
                 )
+        self._decoder_only = recipe.train.decoder_only
+        if self._decoder_only:
+            if found is None and init_from is None:
+                raise TrainingError("train.decoder_only needs weights to start from: --init-from")
+            if left:
+                raise TrainingError(f"train.decoder_only: {init_from} has another quantizer")
+            for part in (self.model.encoder, self.model.quantizer):
+                part.requires_grad_(False)
+            self.model.quantizer.eval()
         self.average = {k: p.detach().clone() for k, p in self.model.named_parameters()}
         self.optimizers = build_optimizers(self.model, recipe.optim)
         self.discriminators: nn.Module | None = None
@@ -133,7 +145,10 @@ class Trainer:
         self._agree_on_step()
         if self.main:
             cut_metrics(folder, self.step)
-        if isinstance(self.model.quantizer, VP) and self.step < recipe.train.steps:
+        if self._decoder_only and not self.model.quantizer.fitted:
+            raise TrainingError("train.decoder_only: the weights to start from have no codebook")
+        self._needs_codebook = isinstance(self.model.quantizer, VP) and not self._decoder_only
+        if self._needs_codebook and self.step < recipe.train.steps:
             self.model.quantizer.forget_codebook()  # of other weights
         self._wrapped = self.accelerator.prepare_model(self.model)
         self._wrapped_discriminators: nn.Module | None = None
@@ -343,7 +358,7 @@ class Trainer:
     def _finish(self, selection: Selection | None, log: RunLog) -> None:
         """The codebook of a VP quantizer, the last checkpoint, the last evaluation."""
         error = None
-        if self.main and isinstance(self.model.quantizer, VP) and not self.model.quantizer.fitted:
+        if self.main and self._needs_codebook and not self.model.quantizer.fitted:
             model = self._averaged_copy()
             try:
                 self._make_codebook(model, log)
@@ -357,7 +372,7 @@ class Trainer:
             if not evaluated(self.folder, self.step):
                 self._select(selection, log)
             selection.report(self.step, self.seconds, FINAL_SECONDS)
-            if isinstance(self.model.quantizer, VP):
+            if self._needs_codebook:
                 model = copy.deepcopy(self.model).eval()
                 selection.refine(self.step, model, lambda: self._make_codebook(model, log))
         self.accelerator.wait_for_everyone()
@@ -390,6 +405,7 @@ class Trainer:
                 "seconds": self.seconds,
                 "precision": self.precision,
                 "optimizer": self.recipe.optim.name,
+                "decoder_only": self._decoder_only,
                 "config": self.recipe.model.model_dump(mode="json"),
                 "data": self.data.fingerprint,
                 "batch": self._batch(),
@@ -408,6 +424,8 @@ class Trainer:
                 raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
             if state["optimizer"] != self.recipe.optim.name:
                 raise CheckpointError(f"{self.folder}: holds a run of another optimiser")
+            if state.get("decoder_only", False) != self._decoder_only:
+                raise CheckpointError(f"{self.folder}: holds a run with another train.decoder_only")
             self.model.load_state_dict(groups["model"])
             self.average = {k: groups["average"][k].to(self.device) for k in self.average}
             self.balancer.load_state_dict(groups["balancer"])
@@ -623,7 +641,7 @@ class Trainer:
     def _calibrate(self, log: RunLog) -> None:
         """Let a VP quantizer set its eta when it is time to: in one process, for all."""
         config = self.recipe.model.quantizer
-        if not isinstance(config, VPConfig) or not config.calibrate_every:
+        if not isinstance(config, VPConfig) or not config.calibrate_every or self._decoder_only:
             return
         if self.step % config.calibrate_every:
             return
