@@ -378,12 +378,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
 def test_the_decoder_alone_learns_from_tokens_that_stay(
     debug_run: Path, tmp_path: Path, kind: str, quantizer: str
 ):
-    recipe = debug if quantizer == "fsp" else short
     overrides = [] if quantizer == "fsp" else [f"model.quantizer={VP_64}"]
     source = debug_run
     if quantizer == "vp":
         source = tmp_path / "source"
-        Trainer(recipe(*overrides, kind=kind), source).train()
+        Trainer(short(*overrides, kind=kind), source).train()
     groups, _ = load_checkpoint(find_checkpoint(source))
     before = averaged_weights(groups)
     save_file({k: v.contiguous() for k, v in before.items()}, tmp_path / "w.safetensors")

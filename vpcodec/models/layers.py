@@ -93,9 +93,13 @@ class CausalConv1d(Causal):
         if conv.groups == 1:
             return conv(x)
         # As a picture of one row: ONNX Runtime has fast depthwise kernels for pictures only.
-        sides = [(1, side[0]) for side in (conv.stride, conv.dilation)]
         y = F.conv2d(
-            x.unsqueeze(2), conv.weight.unsqueeze(2), conv.bias, sides[0], 0, sides[1], conv.groups
+            x.unsqueeze(2),
+            conv.weight.unsqueeze(2),
+            conv.bias,
+            stride=(1, *conv.stride),
+            dilation=(1, *conv.dilation),
+            groups=conv.groups,
         )
         return y.squeeze(2)
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from ..config import SQCodecConfig
 from ..quantizers import FSQ
-from .layers import State
+from .layers import State, snake
 
 ENCODER_POOLS = (1, 5, 11, 21, 45)  # windows of TPooling in the first block; 1 is the wave itself
 ENHANCE_POOLS = (1, 3, 5, 9)
@@ -266,7 +266,7 @@ class ConvUnit(nn.Module):
         y = x.unsqueeze(1).permute(0, 3, 1, 2)
         y = F.conv2d(y, self.kernel, self.bias, padding=(0, TAPS // 2), groups=self.channels)
         v = self.widen(self.norm(y.permute(0, 2, 3, 1).squeeze(1)))
-        return x + self.narrow(v - torch.cos(v))
+        return x + self.narrow(snake(v))
 
 
 class FirstBlock(nn.Module):
@@ -341,11 +341,11 @@ class LastBlock(nn.Module):
             x = _keep(x, inside)
             v = x * self.first_scale[i]
             pad = TAPS // 2 * dilation
-            v = F.pad(v - torch.cos(v), (pad, pad), value=-1.0)  # what a folded Snake makes of 0
+            v = F.pad(snake(v), (pad, pad), value=-1.0)  # what a folded Snake makes of 0
             v = F.conv1d(v, self.dilated[i], self.dilated_bias[i], dilation=dilation)
-            x = x + F.conv1d(v - torch.cos(v), self.mix[i], self.mix_bias[i])
+            x = x + F.conv1d(snake(v), self.mix[i], self.mix_bias[i])
         v = x * self.last_scale
-        taps = _keep(self.synthesis @ (v - torch.cos(v)) + self.synthesis_taps, inside)
+        taps = _keep(self.synthesis @ snake(v) + self.synthesis_taps, inside)
         taps = F.pad(taps, (TAPS // 2, TAPS // 2))
         y = sum(taps[:, k, k : k + 1 - TAPS or None] for k in range(TAPS))
         return torch.tanh(y + self.synthesis_bias)

@@ -155,13 +155,11 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         inside = name.removeprefix("quantizer.")
         if name not in found:
             return inside in quantizer.training_state
+        shape = found[name].shape
         if inside in quantizer.tables:  # may have no rows here or there
-            rows = len(found[name])
-            return (
-                rows in (0, quantizer.tables[inside])
-                and found[name][:0].shape == own[name][:0].shape
-            )
-        return found[name].shape == own[name].shape
+            rows = ((0,), (quantizer.tables[inside],))
+            return shape[:1] in rows and shape[1:] == own[name].shape[1:]
+        return shape == own[name].shape
 
     left = [name for name in own if name.startswith(AROUND_QUANTIZER) and not fits(name)]
     found = {n: v for n, v in found.items() if n in own or not n.startswith(AROUND_QUANTIZER)}

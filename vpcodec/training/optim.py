@@ -34,8 +34,8 @@ def _between(start: float, end: float, done: float) -> float:
 def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for matrices of linear layers and AdamW for the rest.
 
-    Parameters that need no gradient are left out.
-    Weight decay applies to matrices and kernels, not to biases, norms and Snake's scale.
+    Parameters that need no gradient are left out. Weight decay applies to matrices and kernels, not
+    to biases, norms and Snake's scale.
     """
     matrices, kernels, vectors = [], [], []
     for name, parameter in model.named_parameters():

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import ConfigError, VPConfig, parse_model
+from ..config import ConfigError, parse_model
 from ..files import atomic_output
 from ..models import Autoencoder, build_model
 from ..quantizers import VP, NotFiniteError
@@ -107,6 +107,8 @@ class Trainer:
                 raise TrainingError("train.decoder_only needs weights to start from: --init-from")
             if left:
                 raise TrainingError(f"train.decoder_only: {init_from} has another quantizer")
+            if found is None and not self.model.quantizer.fitted:
+                raise TrainingError(f"train.decoder_only: {init_from} has no codebook")
             for part in (self.model.encoder, self.model.quantizer):
                 part.requires_grad_(False)
             self.model.quantizer.eval()
@@ -145,8 +147,6 @@ class Trainer:
         self._agree_on_step()
         if self.main:
             cut_metrics(folder, self.step)
-        if self._decoder_only and not self.model.quantizer.fitted:
-            raise TrainingError("train.decoder_only: the weights to start from have no codebook")
         self._needs_codebook = isinstance(self.model.quantizer, VP) and not self._decoder_only
         if self._needs_codebook and self.step < recipe.train.steps:
             self.model.quantizer.forget_codebook()  # of other weights
@@ -641,7 +641,7 @@ class Trainer:
     def _calibrate(self, log: RunLog) -> None:
         """Let a VP quantizer set its eta when it is time to: in one process, for all."""
         config = self.recipe.model.quantizer
-        if not isinstance(config, VPConfig) or not config.calibrate_every or self._decoder_only:
+        if not self._needs_codebook or not config.calibrate_every:
             return
         if self.step % config.calibrate_every:
             return
