@@ -446,6 +446,35 @@ def test_mixtures_stay_in_range(tmp_path):
     assert np.abs(loud.batch(0)).max() == 1
 
 
+def test_a_telephone_leaves_its_band_and_a_little_noise(tmp_path):
+    write(tmp_path / "a.wav", 0.3 * noise(2.0))
+    options = {"flip_polarity": False, "gain_db": (0.0, 0.0), "batch_size": 200}
+    direct = crops(tmp_path, **options).batch(0)
+    mixed = crops(tmp_path, telephone_rate=0.3, **options).batch(0)
+    changed = np.abs(mixed - direct).max(1) > 1e-3
+    assert changed.mean() == pytest.approx(0.3, abs=0.1)
+    np.testing.assert_array_equal(mixed[~changed], direct[~changed])
+    hertz = np.fft.rfftfreq(direct.shape[1], 1 / RATE)
+
+    def power(x: np.ndarray, low: float, high: float) -> float:
+        inside = (hertz > low) & (hertz < high)
+        return float(np.square(np.abs(np.fft.rfft(x[changed]))[:, inside]).mean())
+
+    whole = power(direct, 500, 3000)
+    assert power(mixed, 500, 3000) == pytest.approx(whole, rel=0.02)
+    assert 10 * np.log10(power(mixed - direct, 500, 3000) / whole) == pytest.approx(-38, abs=2)
+    assert 10 * np.log10(power(mixed, 20, 80) / whole) < -30
+    assert 10 * np.log10(power(mixed, 4100, 8000) / whole) < -60
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_a_telephone_leaves_silence_and_full_scale_finite(tmp_path, level):
+    write(tmp_path / "a.wav", level * np.sign(noise(1.0)))
+    batch = crops(tmp_path, telephone_rate=1.0).batch(0)
+    assert np.isfinite(batch).all() and np.abs(batch).max() <= 1
+    assert batch.any() == bool(level)
+
+
 # Fingerprint
 
 

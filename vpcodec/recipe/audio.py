@@ -101,6 +101,9 @@ class DataConfig(Data):
     noise_snr_db: Range = Field(
         (5.0, 30.0), description="Random ratio of signal to noise, uniform in dB."
     )
+    telephone_rate: Share = Field(
+        0.0, description="Share of the crops that come over a telephone: 8 kHz, 8 bits of mu-law."
+    )
     cache_mb: NotNegative = Field(
         2048,
         description="Memory for decoded files of up to a minute, all workers together; files "

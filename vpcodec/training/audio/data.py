@@ -1,4 +1,4 @@
-"""Training audio: crops of recordings with random gain, polarity and noise."""
+"""Training audio: crops of recordings with random gain, polarity, noise and telephone lines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from .corpora import AUDIO_FILES, SHORT_SECONDS, AudioFiles, length, length_or_z
 
 LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
 SILENCE = 1e-8  # mean power, -80 dB; no ratio to noise is made of less
+TELEPHONE_LOW_HZ = (200.0, 400.0)  # where the band of a telephone begins
+TELEPHONE_HIGH_HZ = (3200.0, 3600.0)  # and ends
+TELEPHONE_EDGE_HZ = 200.0  # how wide its edges are
+TELEPHONE_RATE = 8000
+MU = 255  # of the companding of ITU-T G.711
 
 
 class AudioCrops(Crops):
@@ -94,6 +99,8 @@ class AudioCrops(Crops):
         crop = np.pad(cut, (0, self.length - len(cut)))
         if self._noise and rng.random() < self.config.noise_rate:
             crop = self._add_noise(crop, rng)
+        if self.config.telephone_rate and rng.random() < self.config.telephone_rate:
+            crop = telephone(crop, self.sample_rate, rng)
         crop = crop * (-gain if negative and self.config.flip_polarity else gain)
         return (crop / max(np.abs(crop).max(), 1.0)).astype(np.float32)
 
@@ -137,6 +144,22 @@ class AudioCrops(Crops):
         """Another part of a long file may be sound, and whether it is drawn must not depend on
         which part was read first."""
         return bool(files.whole[number]) or not length_or_zero(files.path(number))
+
+
+def telephone(samples: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """What a telephone line leaves of (T,) samples: a band, in 8 bits of mu-law; full scale is 1.
+
+    The edges of the band differ from line to line. Nothing is left above 4 kHz.
+    """
+    n, narrow = len(samples), round(len(samples) * TELEPHONE_RATE / sample_rate)
+    hertz = np.fft.rfftfreq(n, 1 / sample_rate)
+    low, high = rng.uniform(*TELEPHONE_LOW_HZ), rng.uniform(*TELEPHONE_HIGH_HZ)
+    band = (np.minimum(hertz - low, high - hertz) / TELEPHONE_EDGE_HZ + 0.5).clip(0, 1)
+    heard = np.fft.irfft(np.fft.rfft(samples) * band, narrow) * (narrow / n)
+    law = np.sign(heard) * np.log1p(MU * np.abs(heard).clip(max=1)) / np.log1p(MU)
+    law = np.round(law * 127) / 127
+    heard = np.sign(law) * np.expm1(np.abs(law) * np.log1p(MU)) / MU
+    return np.fft.irfft(np.fft.rfft(heard), n) * (n / narrow)
 
 
 def _voice(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
