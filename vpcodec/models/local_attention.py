@@ -54,7 +54,10 @@ class LocalAttention(Causal):
             i = torch.arange(steps, device=row.device)
             j = torch.arange(keys, device=row.device)
             index = steps - 1 - i[:, None] + j[None, :]
-            return row.index_select(1, index.flatten()).unflatten(1, index.shape)
+            bias = row.index_select(1, index.flatten()).unflatten(1, index.shape)
+            if torch.compiler.is_compiling():  # with the softmax it makes code that writes too far
+                torch._dynamo.graph_break()
+            return bias
         # Copies of the row one after the other, each seen one step to the left of the one before:
         # copies, where ONNX Runtime would look every number up.
         copies = row.unsqueeze(1).expand(-1, steps, -1).flatten(1)
