@@ -269,7 +269,7 @@ def sound(stereo: np.ndarray, tmp_path: Path) -> Path:
 @pytest.fixture
 def long_tok(codec: Codec, speech: np.ndarray, tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A token file of six blocks, the last one shorter, and the decoded audio, 16 kHz."""
-    samples = np.tile(speech, 8)[:, : 5 * FILE_BLOCK * codec.hop_length + 10_001]
+    samples = np.tile(speech, 16)[:, : 5 * FILE_BLOCK * codec.hop_length + 10_001]
     save(tmp_path / "long.wav", samples, 16_000)
     codec.encode_file(tmp_path / "long.wav", tmp_path / "long.tok")
     codec.decode_file(tmp_path / "long.tok", tmp_path / "whole.wav")

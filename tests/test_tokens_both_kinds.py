@@ -47,7 +47,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "audio":
         speech = request.getfixturevalue("speech")[:, :72_000]
         samples = np.concatenate(
-            [np.tile(speech, 3)[:, :200_001], np.tile(-speech, 3)[:, :200_001]]
+            [np.tile(speech, 6)[:, :400_001], np.tile(-speech, 6)[:, :400_001]]
         )
         save(tmp_path / "in.wav", samples, 16_000)
         return Case(
@@ -56,9 +56,9 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
             signal=load(tmp_path / "in.wav")[0],
             suffix=".wav",
             read=lambda source: load(source)[0],
-            as_in_file=lambda samples: np.rint(samples[:, :200_001] * 2**15) / 2**15,
-            n_frames=2_084,
-            total=200_001,
+            as_in_file=lambda samples: np.rint(samples[:, :400_001] * 2**15) / 2**15,
+            n_frames=4_167,
+            total=400_001,
             error=AudioError,
         )
     pixels = request.getfixturevalue("picture")(300, 260, 4)

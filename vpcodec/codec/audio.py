@@ -27,7 +27,7 @@ from .streams import (
     check_samples,
 )
 
-FILE_BLOCK, PIPE_BLOCK = 1024, 512  # frames per block of a token file
+FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 
 
 class AudioCodec(Codec, kind="audio"):
