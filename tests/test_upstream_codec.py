@@ -228,7 +228,7 @@ def test_there_is_a_token_for_each_hop_and_none_for_padding(codec, tokens, extra
 
 
 def test_damaged_blocks_become_silence(codec, tmp_path):
-    samples = clip(codec, 6.0)  # of more than one block
+    samples = clip(codec, 12.0)  # of more than one block
     source, coded, back = (tmp_path / name for name in ("a.wav", "a.tok", "b.wav"))
     save_audio(source, samples, codec.sample_rate)
     codec.encode_file(source, coded)
