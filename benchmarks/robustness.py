@@ -18,6 +18,7 @@ import numpy as np
 
 from vpcodec import score
 from vpcodec.audio import find_audio, load, resample, save
+from vpcodec.training.audio.data import mu_law
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -69,10 +70,7 @@ def conditions(args: argparse.Namespace) -> dict[str, tuple[list[Path], Change]]
         spectrum = np.fft.rfft(narrow)
         hertz = np.fft.rfftfreq(len(narrow), 1 / 8000)
         narrow = np.fft.irfft(spectrum * ((hertz > 300) & (hertz < 3400)), len(narrow))
-        law = np.sign(narrow) * np.log1p(255 * np.minimum(np.abs(narrow), 1)) / np.log(256)
-        law = np.round(law * 127) / 127
-        narrow = np.sign(law) * np.expm1(np.abs(law) * np.log(256)) / 255
-        return resample(narrow[None].astype(np.float32), 8000, RATE)[0]
+        return resample(mu_law(narrow)[None].astype(np.float32), 8000, RATE)[0]
 
     def quiet(x: np.ndarray, number: int) -> np.ndarray:
         return x * 10 ** (-30 / 20)

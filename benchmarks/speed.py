@@ -302,11 +302,10 @@ def cold_start(model: str, clip: Path, folder: Path, runs: int) -> list[float]:
     script = Path(sys.executable).with_name("vpcodec")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "vpcodec"]
     command += ["encode", str(clip), str(folder / "cold.tok"), "--model", model]
-
-    writes = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def run() -> None:
-        done = subprocess.run(command, env=writes, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"vpcodec encode failed: {done.stderr.strip()}")
 

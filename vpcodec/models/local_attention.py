@@ -55,7 +55,8 @@ class LocalAttention(Causal):
             j = torch.arange(keys, device=row.device)
             index = steps - 1 - i[:, None] + j[None, :]
             bias = row.index_select(1, index.flatten()).unflatten(1, index.shape)
-            if torch.compiler.is_compiling():  # with the softmax it makes code that writes too far
+            if torch.compiler.is_compiling():
+                # Fused with the softmax, torch 2.11 makes code that writes out of bounds.
                 torch._dynamo.graph_break()
             return bias
         # Copies of the row one after the other, each seen one step to the left of the one before:

@@ -147,7 +147,7 @@ class AudioCrops(Crops):
 
 
 def telephone(samples: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """What a telephone line leaves of (T,) samples: a band, in 8 bits of mu-law; full scale is 1.
+    """What a telephone line leaves of (T,) samples, full scale 1: a band in mu-law; float64 (T,).
 
     The edges of the band differ from line to line. Nothing is left above 4 kHz.
     """
@@ -155,11 +155,15 @@ def telephone(samples: np.ndarray, sample_rate: int, rng: np.random.Generator) -
     hertz = np.fft.rfftfreq(n, 1 / sample_rate)
     low, high = rng.uniform(*TELEPHONE_LOW_HZ), rng.uniform(*TELEPHONE_HIGH_HZ)
     band = (np.minimum(hertz - low, high - hertz) / TELEPHONE_EDGE_HZ + 0.5).clip(0, 1)
-    heard = np.fft.irfft(np.fft.rfft(samples) * band, narrow) * (narrow / n)
-    law = np.sign(heard) * np.log1p(MU * np.abs(heard).clip(max=1)) / np.log1p(MU)
-    law = np.round(law * 127) / 127
-    heard = np.sign(law) * np.expm1(np.abs(law) * np.log1p(MU)) / MU
+    heard = mu_law(np.fft.irfft(np.fft.rfft(samples) * band, narrow) * (narrow / n))
     return np.fft.irfft(np.fft.rfft(heard), n) * (n / narrow)
+
+
+def mu_law(samples: np.ndarray) -> np.ndarray:
+    """Samples, full scale 1, rounded to 8 bits of mu-law; silence stays silence."""
+    law = np.sign(samples) * np.log1p(MU * np.abs(samples).clip(max=1)) / np.log1p(MU)
+    law = np.round(law * 127) / 127
+    return np.sign(law) * np.expm1(np.abs(law) * np.log1p(MU)) / MU
 
 
 def _voice(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
