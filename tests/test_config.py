@@ -45,6 +45,8 @@ def test_a_model_needs_a_mapping_with_a_name(data):
         ("encoder_depths", [1, 2, 2, 2]),
         ("decoder_dims", [256]),
         ("decoder_depths", []),
+        ("encoder_expansions", [4, 4]),
+        ("decoder_expansions", []),
         ("enhance_dilations", [1, 2]),
         ("tconv_taps", 7),
         ("attention_heads", 5),

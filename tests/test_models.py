@@ -201,6 +201,24 @@ def test_depths_and_layers_follow_the_configuration(speech_3k):
     assert count(speech_3k.decoder, LocalAttention) == config.decoder_layers
 
 
+def test_hidden_widths_follow_the_configuration():
+    config = AudioConfig(
+        name="m",
+        expansion=2,
+        decoder_expansions=(3, 1, 4),
+        encoder_feedforward_dim=40,
+        attention_heads=4,
+    )
+    model = AudioAutoencoder(config)
+    widths = [
+        [unit.narrow.in_features for stage in part.stages for unit in stage]
+        for part in (model.encoder, model.decoder)
+    ]
+    assert widths == [[64, 192, 192, 384, 384], [768, 768, 128, 192]]
+    layers = (*model.encoder.transformer.layers, *model.decoder.transformer.layers)
+    assert [layer.narrow.in_features for layer in layers] == [40, 512, 512]
+
+
 WINDOW = 5
 
 
@@ -265,6 +283,17 @@ def test_tpooling_is_average_of_maximum_of_magnitude(window):
 def test_tpooling_over_one_sample_is_the_signal():
     x = torch.randn(2, 3, 20)
     assert torch.equal(tpool(x, 1), x)
+
+
+def test_tconv_reads_the_tpooling_of_each_window():
+    torch.manual_seed(0)
+    windows = (45, 1, 5, 11, 5)
+    block = TConv(windows, 8, 6, stride=4, taps=12).requires_grad_(False)
+    x = torch.randn(2, 1, 80)
+    past = F.pad(x, (12 - 4, 0))  # what the convolution looks back at
+    branches = [tpool(F.pad(past, (2 * (w - 1), 0)), w) for w in windows]
+    expected = block.norm(block.mix(F.gelu(block.conv(torch.cat(branches, 1))).mT)).mT
+    torch.testing.assert_close(block(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def snake_of(x: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

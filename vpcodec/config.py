@@ -26,6 +26,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # what a token file can hold
 MAX_TABLE = 2**20  # codes of a table: more take too long to make and to search
+PARTS = ("encoder", "decoder")
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}
 TEXTUAL = ("str", "Literal", "Config", "Corpus")  # types, or parts of their names, that take text
@@ -413,6 +414,12 @@ class AudioConfig(AudioModelConfig):
     )
     kernel_size: Positive = Field(7, description="Taps of the depthwise convolutions.")
     expansion: Positive = Field(4, description="Hidden width of a ConvUnit over its width.")
+    encoder_expansions: tuple[Positive, ...] | None = Field(
+        None, description="The same for each encoder stage; none: `expansion` for all."
+    )
+    decoder_expansions: tuple[Positive, ...] | None = Field(
+        None, description="The same for each decoder stage; none: `expansion` for all."
+    )
     tconv_kernels: tuple[Positive, ...] = Field(
         (1, 5, 11, 21, 45),
         min_length=1,
@@ -424,6 +431,12 @@ class AudioConfig(AudioModelConfig):
     attention_heads: Positive = Field(4, description="Attention heads.")
     encoder_layers: int = Field(1, ge=0, description="Transformer layers before the quantizer.")
     decoder_layers: int = Field(2, ge=0, description="Transformer layers after the quantizer.")
+    encoder_feedforward_dim: Positive | None = Field(
+        None, description="Hidden width of the encoder's Transformer layers; none: 8/3 of theirs."
+    )
+    decoder_feedforward_dim: Positive | None = Field(
+        None, description="Hidden width of the decoder's Transformer layers; none: 8/3 of theirs."
+    )
     enhance_kernels: tuple[Positive, ...] = Field(
         (1, 3, 5, 9), min_length=1, description="TPooling windows of the enhance blocks."
     )
@@ -441,8 +454,10 @@ class AudioConfig(AudioModelConfig):
     @model_validator(mode="after")
     def _consistent(self) -> AudioConfig:
         n = len(self.strides)
-        for name in ("encoder_dims", "encoder_depths", "decoder_dims", "decoder_depths"):
-            if len(getattr(self, name)) != n:
+        per_stride = [f"{a}_{b}" for b in ("dims", "depths", "expansions") for a in PARTS]
+        for name in per_stride:
+            value = getattr(self, name)
+            if value is not None and len(value) != n:
                 raise ValueError(f"{name} needs {n} entries, one per stride")
         if len(self.enhance_dilations) != len(self.enhance_kernels):
             raise ValueError("enhance_dilations needs one entry per enhance kernel")

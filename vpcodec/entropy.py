@@ -35,6 +35,7 @@ AVERAGE_BITS = 14  # of the running averages
 AVERAGE_SHIFT = AVERAGE_BITS - ONE.bit_length() + 1  # from running averages to inputs
 HIDDEN_SHIFT = 11  # from sums to hidden units
 HIDDEN_MAX = 127
+ROWS = 512  # frames that the network sees at once where all are known
 LOGIT_SHIFT = 5  # from sums to places in the table of exponentials
 
 
@@ -238,20 +239,27 @@ class TokenCoder:
         """(G, T, D) digits -> where each one's interval starts, and its width; both (G, T, D)."""
         lanes, steps, depth = digits.shape
         context = _Context(self, lanes)
-        inputs = np.empty((steps, lanes, self.inputs), np.float32)
-        for step in range(steps):
-            inputs[step] = context.inputs
-            context.push(digits[:, step])
-        sums = inputs.reshape(-1, self.inputs) @ self.past
         flat = digits.transpose(1, 0, 2).reshape(-1, depth)
         starts, widths = np.empty_like(flat), np.empty_like(flat)
-        rows = np.arange(len(flat))
-        for k in range(depth):
-            cumulative = self._cumulative(sums, k)
-            starts[:, k] = cumulative[rows, flat[:, k]]
-            widths[:, k] = cumulative[rows, flat[:, k] + 1] - starts[:, k]
-            if k + 1 < depth:
-                self._add(sums, k, flat[:, k])
+        # Few rows at a time, in memory that stays: new pages would take as long as the sums.
+        group = max(1, ROWS // lanes)
+        inputs = np.empty((group, lanes, self.inputs), np.float32)
+        buffer = np.empty((group * lanes, depth * self.hidden), np.float32)
+        for first in range(0, steps, group):
+            last = min(first + group, steps)
+            for step in range(first, last):
+                inputs[step - first] = context.inputs
+                context.push(digits[:, step])
+            here = slice(first * lanes, last * lanes)
+            known, rows = flat[here], np.arange((last - first) * lanes)
+            sums = buffer[: len(rows)]
+            np.matmul(inputs[: last - first].reshape(len(rows), -1), self.past, out=sums)
+            for k in range(depth):
+                cumulative = self._cumulative(sums, k)
+                starts[here, k] = cumulative[rows, known[:, k]]
+                widths[here, k] = cumulative[rows, known[:, k] + 1] - starts[here, k]
+                if k + 1 < depth:
+                    self._add(sums, k, known[:, k])
         shape = (steps, lanes, depth)
         return tuple(x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
 

@@ -113,7 +113,7 @@ def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
     """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights."""
     needless = {"description": True, "license": True, "silence": True}
     needless["quantizer"] = config.quantizer.training_only
-    facts = config.model_dump(mode="json", exclude=needless)
+    facts = config.model_dump(mode="json", exclude=needless, exclude_none=True)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(weights)
     return digest.digest()[:16]

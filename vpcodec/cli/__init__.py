@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from . import convert, decode, encode, export, info, models, score, tables, train
+from . import convert, decode, encode, export, info, models, prune, score, tables, train
 
 app = typer.Typer(
     name="vpcodec",
@@ -29,6 +29,7 @@ models_app.callback()(models.models)
 models_app.command("push")(models.push)
 models_app.command("convert")(convert.convert)
 models_app.command("tables")(tables.tables)
+models_app.command("prune")(prune.prune)
 app.add_typer(models_app, name="models")
 
 

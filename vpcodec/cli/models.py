@@ -13,7 +13,7 @@ from . import options
 
 
 def models(context: typer.Context, as_json: bool = options.JSON) -> None:
-    """List the models, bundled and published; or push or convert one.
+    """List the models, bundled and published; or do something with one.
 
     * marks what is taken for its kind without --model.
     """

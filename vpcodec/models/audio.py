@@ -42,8 +42,9 @@ class Encoder(nn.Module):
         )
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
-        for i, (dim, depth) in enumerate(zip(dims, config.encoder_depths)):
-            self.stages.append(_units(dim, depth, config))
+        expansions = config.encoder_expansions or [config.expansion] * len(dims)
+        for i, dim in enumerate(dims):
+            self.stages.append(_units(dim, config.encoder_depths[i], expansions[i], config))
             if i + 1 < len(dims):
                 self.downs.append(DownLayer(dim, dims[i + 1], strides[i + 1]))
         self.transformer = LocalTransformer(
@@ -51,6 +52,7 @@ class Encoder(nn.Module):
             layers=config.encoder_layers,
             heads=config.attention_heads,
             window=config.attention_window,
+            feedforward_dim=config.encoder_feedforward_dim,
         )
         self.norm = nn.LayerNorm(dims[-1])
         self.project = linear(dims[-1], config.quantizer.dim, gain=latent_std)
@@ -81,13 +83,15 @@ class Decoder(nn.Module):
             layers=config.decoder_layers,
             heads=config.attention_heads,
             window=config.attention_window,
+            feedforward_dim=config.decoder_feedforward_dim,
         )
         self.first = CausalConv1d(width, dims[0], 3)
         self.stages = nn.ModuleList()
         self.enhances = nn.ModuleList()
         self.ups = nn.ModuleList()
-        for i, (dim, depth) in enumerate(zip(dims, config.decoder_depths)):
-            self.stages.append(_units(dim, depth, config))
+        expansions = config.decoder_expansions or [config.expansion] * len(dims)
+        for i, dim in enumerate(dims):
+            self.stages.append(_units(dim, config.decoder_depths[i], expansions[i], config))
             self.enhances.append(
                 EnhanceBlock(
                     dim,
@@ -166,8 +170,7 @@ class AudioAutoencoder(nn.Module):
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
 
 
-def _units(dim: int, depth: int, config: AudioConfig) -> nn.ModuleList:
+def _units(dim: int, depth: int, expansion: int, config: AudioConfig) -> nn.ModuleList:
     return nn.ModuleList(
-        ConvUnit(dim, kernel_size=config.kernel_size, expansion=config.expansion)
-        for _ in range(depth)
+        ConvUnit(dim, kernel_size=config.kernel_size, expansion=expansion) for _ in range(depth)
     )

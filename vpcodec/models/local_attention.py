@@ -69,9 +69,11 @@ class LocalAttention(Causal):
 class TransformerLayer(nn.Module):
     """Pre-norm local attention and GEGLU feed-forward, both residual; (B, T, D)."""
 
-    def __init__(self, dim: int, *, heads: int, window: int) -> None:
+    def __init__(
+        self, dim: int, *, heads: int, window: int, feedforward_dim: int | None = None
+    ) -> None:
         super().__init__()
-        hidden = (8 * dim // 3 + 31) // 32 * 32
+        hidden = feedforward_dim or (8 * dim // 3 + 31) // 32 * 32
         self.attention_norm = nn.LayerNorm(dim)
         self.attention = LocalAttention(dim, heads=heads, window=window)
         self.feed_forward_norm = nn.LayerNorm(dim)
@@ -87,10 +89,19 @@ class TransformerLayer(nn.Module):
 class LocalTransformer(nn.Module):
     """A stack of `TransformerLayer`; (B, D, T) like the convolutions around it."""
 
-    def __init__(self, dim: int, *, layers: int, heads: int, window: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        layers: int,
+        heads: int,
+        window: int,
+        feedforward_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            TransformerLayer(dim, heads=heads, window=window) for _ in range(layers)
+            TransformerLayer(dim, heads=heads, window=window, feedforward_dim=feedforward_dim)
+            for _ in range(layers)
         )
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:

@@ -12,6 +12,19 @@ from torch import nn
 from .layers import Causal, State, init_bias, linear
 
 
+def sliding_max(x: torch.Tensor, window: int, *, covered: int = 1) -> torch.Tensor:
+    """Maxima of (..., T) over `window` steps, of x that is maxima over `covered` steps already.
+
+    Returns:
+        (..., T - (window - covered)).
+    """
+    while covered < window:
+        shift = min(covered, window - covered)
+        x = torch.maximum(x[..., shift:], x[..., :-shift])
+        covered += shift
+    return x
+
+
 def tpool(x: torch.Tensor, window: int) -> torch.Tensor:
     """TPooling (L3AC, section 3): AvgPool_K(MaxPool_K(|x|)), looking back only.
 
@@ -59,9 +72,21 @@ class TConv(Causal):
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, 1, T) samples, T a multiple of the stride -> (B, C, T / stride)."""
         x = self.with_history(x, state)
-        branches = [tpool(x[..., self._lookback - 2 * (w - 1) :], w) for w in self.windows]
-        y = F.gelu(self.conv(torch.cat(branches, 1))).transpose(1, 2)
+        y = F.gelu(self.conv(torch.cat(self._branches(x), 1))).transpose(1, 2)
         return self.norm(self.mix(y)).transpose(1, 2)
+
+    def _branches(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """`tpool` for each window, whose maxima go on from those of the next smaller one."""
+        pooled, maxima, covered = {}, x.abs(), 1
+        for window in sorted(set(self.windows)):
+            maxima, covered = sliding_max(maxima, window, covered=covered), window
+            needless = self._lookback - 2 * (window - 1)
+            pooled[window] = (
+                x[..., needless:]
+                if window == 1
+                else F.avg_pool1d(maxima[..., needless:], window, 1)
+            )
+        return [pooled[window] for window in self.windows]
 
 
 class EnhanceBlock(Causal):
