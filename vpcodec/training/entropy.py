@@ -56,7 +56,8 @@ def fit_tables(
     lane: int = 64,
     steps: int = 3000,
     batch: int = 2048,
-    lr: float = 6e-3,
+    lr: float = 1.6e-2,
+    weight_decay: float = 0.06,
     seed: int = 0,
     report: Callable[[int, int, float], None] | None = None,
 ) -> bytes:
@@ -68,7 +69,7 @@ def fit_tables(
         codes: float (K, D) codebook, for quantizers that have one: its codes are put in the order
             of the leaves of a k-d tree, so that a path through it is what is coded.
         hidden: units per digit. lags, averages, lane: see `TokenCoder`.
-        steps, batch, lr, seed: of the training, with Adam.
+        steps, batch, lr, weight_decay, seed: of the training, with AdamW.
         report: called with steps done, in all, and bits per token so far.
 
     Raises:
@@ -88,7 +89,7 @@ def fit_tables(
     )
     network = _Network(levels, hidden=hidden, lags=lags, averages=averages)
     inputs = network.prepare(digits, position)
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     bits = 0.0
     for step in range(steps):
