@@ -258,11 +258,14 @@ def _check_channels(x: np.ndarray, channels: int) -> None:
 def _run(
     codec: AudioCodec, method: str, x: np.ndarray, column: int, state: Any, empty: np.ndarray
 ) -> tuple[np.ndarray, Any]:
-    """Run x (C, N * column) through a stateful graph, few frames at a time."""
+    """Run x (C, N * column) through a stateful graph, few frames at a time, in equal parts: a part
+    of one frame would take as long as twenty in a longer one."""
     graph = getattr(codec.backend, method)
-    step = column * max(1, codec.chunk_frames // len(x))
+    frames = x.shape[1] // column
+    runs = max(1, round(frames * len(x) / codec.chunk_frames)) if frames else 0
+    step = column * -(-frames // max(1, runs))
     parts = [empty]
-    for start in range(0, x.shape[1], step):
+    for start in range(0, x.shape[1], max(1, step)):
         part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
         parts.append(part)
     return np.concatenate(parts, 1), state
