@@ -28,6 +28,7 @@ from .streams import (
 )
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
+READ_SECONDS = 4.0  # of a file, read at once
 
 
 class AudioCodec(Codec, kind="audio"):
@@ -125,14 +126,15 @@ class AudioCodec(Codec, kind="audio"):
                 n_samples=reader.n_samples,
                 hop_length=self.hop_length,
                 codebook_size=self.codebook_size,
-                block_frames=_block_frames(reader),
+                block_frames=FILE_BLOCK if _is_file(reader) else PIPE_BLOCK,
             )
             resampler = Resampler(reader.sample_rate, self.sample_rate, reader.channels)
             stream = self.encoder_stream(reader.channels)
             output = open_target(target, stack)
             writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
-            for block in reader.blocks(max(1, round(CHUNK_SECONDS * reader.sample_rate))):
+            seconds = READ_SECONDS if _is_file(reader) else CHUNK_SECONDS
+            for block in reader.blocks(max(1, round(seconds * reader.sample_rate))):
                 n_samples += block.shape[1]
                 writer.write(stream.push(resampler.process(block)))
                 if report:
@@ -245,10 +247,9 @@ class AudioCodec(Codec, kind="audio"):
         return max(1, round(CHUNK_SECONDS * self.frame_rate))
 
 
-def _block_frames(reader: AudioReader) -> int:
-    """Long blocks for files; short ones for pipes, whose blocks wait to be full, and for many
-    channels."""
-    return FILE_BLOCK if reader.n_samples is not None and reader.channels <= 8 else PIPE_BLOCK
+def _is_file(reader: AudioReader) -> bool:
+    """Whether long pieces are fine: no pipe, which waits for them to be full, and few channels."""
+    return reader.n_samples is not None and reader.channels <= 8
 
 
 @dataclass(frozen=True)

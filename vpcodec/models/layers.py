@@ -122,6 +122,17 @@ def init_bias(layer: nn.Module) -> None:
     nn.init.trunc_normal_(layer.bias, std=BIAS_STD)
 
 
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU with the exact error function.
+
+    In a graph it is spelt as ONNX Runtime recognises it and has a kernel for, not as torch's
+    exporter spells F.gelu.
+    """
+    if torch.compiler.is_exporting():
+        return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
+    return F.gelu(x)
+
+
 def snake(v: torch.Tensor) -> torch.Tensor:
     """v - cos v: Snake between two affine maps.
 

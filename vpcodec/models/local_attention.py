@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import Causal, State, linear
+from .layers import Causal, State, gelu, linear
 
 NEVER = 1e30  # taken from the score of what does not exist
 
@@ -83,7 +83,7 @@ class TransformerLayer(nn.Module):
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), state)
         value, gate = self.gate(self.feed_forward_norm(x)).chunk(2, -1)
-        return x + self.narrow(value * F.gelu(gate))
+        return x + self.narrow(value * gelu(gate))
 
 
 class LocalTransformer(nn.Module):

@@ -24,7 +24,7 @@ from torch import nn
 
 from ..config import SQCodecConfig
 from ..quantizers import FSQ
-from .layers import State, snake
+from .layers import State, gelu, snake
 
 ENCODER_POOLS = (1, 5, 11, 21, 45)  # windows of TPooling in the first block; 1 is the wave itself
 ENHANCE_POOLS = (1, 3, 5, 9)
@@ -282,7 +282,7 @@ class FirstBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.stack([_trend_pool(x, window) for window in ENCODER_POOLS], -1)
-        hidden = F.gelu(self.spread(_neighbours(pooled, TAPS)))
+        hidden = gelu(self.spread(_neighbours(pooled, TAPS)))
         return self.merge(hidden) + x.unsqueeze(-1) * self.wave
 
 
@@ -414,7 +414,7 @@ class TransformerLayer(nn.Module):
     def forward(self, x, bias, places, blocks: int, state: State | None) -> torch.Tensor:
         x = x + self.out(self._attend(self.attention_norm(x), bias, places, blocks, state))
         value, gate = self.widen(self.feed_forward_norm(x)).chunk(2, -1)
-        return x + self.narrow(value * F.gelu(gate))
+        return x + self.narrow(value * gelu(gate))
 
     def _attend(self, x, bias, places, blocks: int, state: State | None) -> torch.Tensor:
         batch, steps, _ = x.shape

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import Causal, State, init_bias, linear
+from .layers import Causal, State, gelu, init_bias, linear
 
 
 def sliding_max(x: torch.Tensor, window: int, *, covered: int = 1) -> torch.Tensor:
@@ -72,7 +72,7 @@ class TConv(Causal):
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, 1, T) samples, T a multiple of the stride -> (B, C, T / stride)."""
         x = self.with_history(x, state)
-        y = F.gelu(self.conv(torch.cat(self._branches(x), 1))).transpose(1, 2)
+        y = gelu(self.conv(torch.cat(self._branches(x), 1))).transpose(1, 2)
         return self.norm(self.mix(y)).transpose(1, 2)
 
     def _branches(self, x: torch.Tensor) -> list[torch.Tensor]:
