@@ -110,7 +110,10 @@ class ModelFolder:
 
 
 def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
-    """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights."""
+    """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights.
+
+    Fields that are not set do not count, so that new ones leave the models of before as they were.
+    """
     needless = {"description": True, "license": True, "silence": True}
     needless["quantizer"] = config.quantizer.training_only
     facts = config.model_dump(mode="json", exclude=needless, exclude_none=True)

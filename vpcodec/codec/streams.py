@@ -260,12 +260,14 @@ def _run(
 ) -> tuple[np.ndarray, Any]:
     """Run x (C, N * column) through a stateful graph, few frames at a time, in equal parts: a part
     of one frame would take as long as twenty in a longer one."""
-    graph = getattr(codec.backend, method)
     frames = x.shape[1] // column
-    runs = max(1, round(frames * len(x) / codec.chunk_frames)) if frames else 0
-    step = column * -(-frames // max(1, runs))
+    if not frames:
+        return empty, state
+    graph = getattr(codec.backend, method)
+    runs = max(1, round(frames * len(x) / codec.chunk_frames))
+    step = column * -(-frames // runs)
     parts = [empty]
-    for start in range(0, x.shape[1], max(1, step)):
+    for start in range(0, x.shape[1], step):
         part, state = graph(np.ascontiguousarray(x[:, start : start + step]), state)
         parts.append(part)
     return np.concatenate(parts, 1), state

@@ -147,6 +147,8 @@ def _second_moments(
     model: AudioAutoencoder, layers: dict[str, nn.Linear], batches: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """E[h h^T] of what goes into each layer, followed by 1: float64 (H + 1, H + 1)."""
+    if not layers:  # nothing to judge, as where only depths shrink
+        return {}
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
     rows = dict.fromkeys(layers, 0)
 
