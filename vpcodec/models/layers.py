@@ -125,10 +125,10 @@ def init_bias(layer: nn.Module) -> None:
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU with the exact error function.
 
-    In a graph it is spelt as ONNX Runtime recognises it and has a kernel for, not as torch's
-    exporter spells F.gelu.
+    In an ONNX graph it is spelt as ONNX Runtime recognises it and has a kernel for, not as torch's
+    exporter spells F.gelu; compiled training keeps torch's own.
     """
-    if torch.compiler.is_exporting():
+    if torch.onnx.is_in_onnx_export():
         return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
     return F.gelu(x)
 
