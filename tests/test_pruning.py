@@ -112,14 +112,19 @@ def test_expansions_of_one_part_alone(wide, samples):
         ({"expansion": 5}, "larger"),
         ({"encoder_layers": 2}, "larger"),
         ({"attention_window": 17}, "larger"),
+        ({"expansion": 1, "attention_window": 17}, "larger"),
         ({"decoder_dims": (16, 12, 6)}, "decoder_dims differs"),
         ({"enhance_dilations": (1, 1, 1, 1)}, "enhance_dilations differs"),
         ({"quantizer": {"type": "fsq", "levels": [5, 5, 5]}}, "quantizer differs"),
     ],
 )
-def test_what_cannot_become_smaller_is_refused(change, reason, wide, samples):
+def test_what_cannot_become_smaller_is_refused_before_data_is_read(change, reason, wide):
+    def batches():
+        raise AssertionError("data was read")
+        yield
+
     with pytest.raises(PruningError, match=reason):
-        prune(wide, AudioConfig(**TINY | change), [samples])
+        prune(wide, AudioConfig(**TINY | change), batches())
 
 
 def test_a_codebook_comes_along(samples):

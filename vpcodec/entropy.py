@@ -89,13 +89,17 @@ class TokenCoder:
         self.order = None if order is None else order.astype(np.int64)
         # Scaled by powers of two, which is exact, so that the shifts are done.
         self.past = past.astype(np.float32) * 2.0**-HIDDEN_SHIFT
-        self.current = current.astype(np.float32) * (ONE * 2.0**-HIDDEN_SHIFT)
+        known = current.astype(np.float32) * (ONE * 2.0**-HIDDEN_SHIFT)
+        self.current = [  # per digit, for the units of those after it
+            np.ascontiguousarray(known[first : first + n, (k + 1) * self.hidden :])
+            for k, (first, n) in enumerate(zip(self.offsets, levels))
+        ]
         scaled = output.astype(np.float32) * 2.0**-LOGIT_SHIFT, bias * 2.0**-LOGIT_SHIFT
-        self.output = [np.ascontiguousarray(scaled[0][k, :, :n]) for k, n in enumerate(levels)]
-        self.bias = [scaled[1][k, :n].astype(np.float32) for k, n in enumerate(levels)]
+        self.output = [np.ascontiguousarray(scaled[0][k, :, :n].T) for k, n in enumerate(levels)]
+        self.bias = [scaled[1][k, :n, None].astype(np.float32) for k, n in enumerate(levels)]
         self.exponentials = exponentials.astype(np.int64)
         self._spread = [(1 << PRECISION) - n for n in levels]
-        self._least = [np.arange(n + 1) for n in levels]
+        self._least = [np.arange(1, n + 1)[:, None] for n in levels]
 
     def _check(
         self,
@@ -187,7 +191,7 @@ class TokenCoder:
             sums = context.sums()
             digits = np.empty((len(keep), self.depth), np.int64)
             for k in range(self.depth):
-                rows = self._cumulative(sums, k).tolist()
+                rows = self._cumulative(sums, k).T.tolist()
                 found = []
                 for row in rows:
                     slot = state & mask
@@ -256,8 +260,8 @@ class TokenCoder:
             np.matmul(inputs[: last - first].reshape(len(rows), -1), self.past, out=sums)
             for k in range(depth):
                 cumulative = self._cumulative(sums, k)
-                starts[here, k] = cumulative[rows, known[:, k]]
-                widths[here, k] = cumulative[rows, known[:, k] + 1] - starts[here, k]
+                starts[here, k] = cumulative[known[:, k], rows]
+                widths[here, k] = cumulative[known[:, k] + 1, rows] - starts[here, k]
                 if k + 1 < depth:
                     self._add(sums, k, known[:, k])
         shape = (steps, lanes, depth)
@@ -265,23 +269,23 @@ class TokenCoder:
 
     def _add(self, sums: np.ndarray, k: int, digits: np.ndarray) -> None:
         """Let the digits after number k know it."""
-        first = (k + 1) * self.hidden
-        sums[:, first:] += self.current[self.offsets[k] + digits, first:]
+        later = sums[:, (k + 1) * self.hidden :]
+        np.add(later, self.current[k].take(digits, 0), out=later)
 
     def _cumulative(self, sums: np.ndarray, k: int) -> np.ndarray:
-        """(N, D * H) sums -> (N, levels[k] + 1) from 0 to 2^PRECISION, int64, strictly rising."""
-        units = np.floor(sums[:, k * self.hidden : (k + 1) * self.hidden])
-        np.maximum(units, 0, out=units)
-        np.minimum(units, HIDDEN_MAX, out=units)
-        logits = units @ self.output[k]
+        """(N, D * H) sums -> (levels[k] + 1, N) from 0 to 2^PRECISION, int64, strictly rising."""
+        units = np.clip(sums[:, k * self.hidden : (k + 1) * self.hidden], 0, HIDDEN_MAX)
+        np.floor(units, out=units)
+        logits = self.output[k] @ units.T
         logits += self.bias[k]
-        below = (logits.max(1, keepdims=True) - logits).astype(np.int64)
-        cumulative = np.zeros((len(sums), self.levels[k] + 1), np.int64)
-        np.cumsum(self.exponentials.take(below, mode="clip"), 1, out=cumulative[:, 1:])
-        total = cumulative[:, -1:].copy()
-        cumulative *= self._spread[k]
-        cumulative //= total
-        cumulative += self._least[k]
+        below = (np.maximum.reduce(logits, 0) - logits).astype(np.int64)
+        cumulative = np.zeros((len(logits) + 1, len(sums)), np.int64)
+        rising = cumulative[1:]
+        np.add.accumulate(self.exponentials.take(below, mode="clip"), 0, out=rising)
+        total = rising[-1].copy()
+        rising *= self._spread[k]
+        rising //= total
+        rising += self._least[k]
         return cumulative
 
 

@@ -91,8 +91,7 @@ class AudioCodec(Codec, kind="audio"):
         if n_samples is not None and not 0 <= n_samples <= length:
             raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
         stream = self.decoder_stream(len(tokens))
-        samples = np.concatenate([stream.push(tokens), stream.flush()], 1)
-        return samples[:, :n_samples]
+        return stream.flush(tokens)[:, :n_samples]
 
     def encode_file(
         self,
@@ -200,6 +199,9 @@ class AudioCodec(Codec, kind="audio"):
                 for start in range(0, n_samples, step):
                     put(np.zeros((header.channels, min(step, n_samples - start)), np.float32))
 
+            def length() -> int:
+                return resampled_length(tokens.n_samples, header.original_rate, self.sample_rate)
+
             for block in tokens:
                 if block.tokens is None:
                     put(stream.flush())
@@ -209,9 +211,13 @@ class AudioCodec(Codec, kind="audio"):
                     continue
                 put_silence(silent)
                 silent = 0
-                put(stream.push(block.tokens))
+                known = tokens.n_samples is not None
+                if known and block.start_frame + block.n_frames == tokens.n_frames:
+                    put(stream.flush(block.tokens)[:, : length() - done])
+                else:
+                    put(stream.push(block.tokens))
             n_samples = tokens.n_samples
-            end = resampled_length(n_samples, header.original_rate, self.sample_rate)
+            end = length()
             put_silence(min(silent, end - done))
             put(stream.flush()[:, : end - done])
             writer.write(resampler.flush(resampled_length(n_samples, header.original_rate, rate)))

@@ -82,9 +82,19 @@ class DecoderStream:
         self._late -= late
         return samples[:, late:]
 
-    def flush(self) -> np.ndarray:
-        """The samples still held back, (C, n): the last token is repeated. Starts anew."""
-        samples = self.push(np.repeat(self._last, self._codec.config.decoder_delay, 1))
+    def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
+        """The samples of the last tokens, if any, and those held back, (C, n). Starts anew.
+
+        The last token is repeated; a graph runs once less than with `push` before.
+        """
+        parts = []
+        if tokens is not None:
+            parts.append(self._codec._check_tokens(tokens, "(C, N)"))
+            _check_channels(parts[0], self._channels)
+            if parts[0].shape[1]:
+                self._last = parts[0][:, -1:]
+        parts.append(np.repeat(self._last, self._codec.config.decoder_delay, 1))
+        samples = self.push(np.concatenate(parts, 1))
         self._reset()
         return samples
 
@@ -191,8 +201,9 @@ class WindowedDecoderStream:
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
 
-    def flush(self) -> np.ndarray:
-        """The samples still held back, (C, n). Starts anew."""
+    def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
+        """The samples of the last tokens, if any, and those held back, (C, n). Starts anew."""
+        parts = [] if tokens is None else [self.push(tokens)]
         n = self._rest.shape[1]
         samples = np.zeros((self._channels, 0), np.float32)
         if n:  # windows are of whole blocks, so the rest began with a block
@@ -200,7 +211,7 @@ class WindowedDecoderStream:
             fill = np.tile(self._silence[n % block :] if n % block else [], (self._channels, 1))
             samples = self._run(np.concatenate([self._rest, fill.astype(np.int64)], 1))
         self._reset()
-        return samples[:, : n * self._codec.hop_length]
+        return np.concatenate([*parts, samples[:, : n * self._codec.hop_length]], 1)
 
     def _run(self, tokens: np.ndarray) -> np.ndarray:
         samples = self._windows.run(tokens)[:, self._past :]

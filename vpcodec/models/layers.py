@@ -7,7 +7,7 @@ as it does at the beginning of a stream: offline and streaming are the same func
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class Causal(nn.Module):
         if state is None:
             return F.pad(x, (n, 0) if dim == -1 else (0, 0, n, 0))
         x = torch.cat([state.past[self.state_name], x], dim)
-        state.next[self.state_name] = x.narrow(dim, x.shape[dim] - n, n)
+        state.next[self.state_name] = x[..., -n:] if dim == -1 else x[:, -n:]
         return x
 
 
@@ -89,19 +89,22 @@ class CausalConv1d(Causal):
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         x = self.with_history(x, state)
-        conv = self.conv
-        if conv.groups == 1:
-            return conv(x)
-        # As a picture of one row: ONNX Runtime has fast depthwise kernels for pictures only.
-        y = F.conv2d(
-            x.unsqueeze(2),
-            conv.weight.unsqueeze(2),
-            conv.bias,
-            stride=(1, *conv.stride),
-            dilation=(1, *conv.dilation),
-            groups=conv.groups,
-        )
-        return y.squeeze(2)
+        return convolve_row(self.conv, x.unsqueeze(2)).squeeze(2)
+
+
+def convolve_row(conv: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution without padding of a picture of one row, (B, C, 1, T) -> (B, C', 1, T').
+
+    ONNX Runtime has its fast kernels, depthwise and dense, for pictures only.
+    """
+    return F.conv2d(
+        x,
+        conv.weight.unsqueeze(2),
+        conv.bias,
+        stride=(1, *conv.stride),
+        dilation=(1, *conv.dilation),
+        groups=conv.groups,
+    )
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, gain: float = 1) -> nn.Linear:
@@ -111,6 +114,14 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, gain: floa
     if bias:
         init_bias(layer)
     return layer
+
+
+def rowwise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A function of each frame, (B, T, C) -> (B, T, C').
+
+    It gets rows, not batches of them: ONNX Runtime adds a bias in the same step only there.
+    """
+    return function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def init_bias(layer: nn.Module) -> None:
@@ -178,10 +189,9 @@ class ConvUnit(nn.Module):
         self.narrow = linear(channels * expansion, channels, gain=0.15)
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        y = self.depthwise(x, state).transpose(1, 2)
-        # Of rows, not of batches of them: ONNX Runtime adds a bias in the same step only there.
-        rows = self.narrow(snake(self.widen(self.norm(y).flatten(0, 1))))
-        return x + rows.view_as(y).transpose(1, 2)
+        y = self.norm(self.depthwise(x, state).transpose(1, 2))
+        y = rowwise(lambda rows: self.narrow(snake(self.widen(rows))), y)
+        return x + y.transpose(1, 2)
 
 
 class DownLayer(nn.Module):
@@ -212,10 +222,11 @@ class UpLayer(Causal):
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, C, T) -> (B, C', T * stride)."""
-        x = self.with_history(self.project(x.transpose(1, 2)), state, dim=1).unsqueeze(2)
+        x = self.with_history(rowwise(self.project, x.transpose(1, 2)), state, dim=1)
         new = self.smooth.flip(0).cumsum(0)  # share of the frame of each output, (stride, C')
-        old = self.smooth.sum(0) - new
-        y = x[:, 1:] * new + x[:, :-1] * old + self.bias
+        last = x[:, :-1]
+        change = (x[:, 1:] - last).unsqueeze(2)
+        y = (last * self.smooth.sum(0) + self.bias).unsqueeze(2) + change * new
         return self.norm(y.flatten(1, 2)).transpose(1, 2)
 
 

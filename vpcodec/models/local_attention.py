@@ -31,7 +31,7 @@ class LocalAttention(Causal):
         """(B, T, D) -> (B, T, D)."""
         batch, steps, dim = x.shape
         q, kv = self.qkv(x).split([dim, 2 * dim], -1)
-        kv = self.with_history(torch.cat([kv, torch.ones_like(kv[..., :1])], -1), state, dim=1)
+        kv = self.with_history(F.pad(kv, (0, 1), value=1.0), state, dim=1)
         k, v, exists = kv.split([dim, dim, 1], -1)
 
         def split(y: torch.Tensor) -> torch.Tensor:
@@ -47,13 +47,13 @@ class LocalAttention(Causal):
 
         Key j of the extended sequence stands window - 1 + i - j tokens before query i.
         """
+        # From a key on: the distances window - 1 to 0, and what is out of sight, twice.
+        row = F.pad(self.distance_bias.float().flip(0).T, (0, steps), value=float("-inf"))
         keys = self.window - 1 + steps
-        row = self.distance_bias.float().flip(0).T
-        row = F.pad(row, (steps - 1, steps), value=float("-inf"))  # later, and too long ago
         if state is None:  # training, whose compiler takes minutes for the other way
             i = torch.arange(steps, device=row.device)
             j = torch.arange(keys, device=row.device)
-            index = steps - 1 - i[:, None] + j[None, :]
+            index = (j[None, :] - i[:, None]) % (keys + 1)
             bias = row.index_select(1, index.flatten()).unflatten(1, index.shape)
             if torch.compiler.is_compiling():
                 # Fused with the softmax, torch 2.11 makes code that writes out of bounds.
@@ -62,8 +62,7 @@ class LocalAttention(Causal):
         # Copies of the row one after the other, each seen one step to the left of the one before:
         # copies, where ONNX Runtime would look every number up.
         copies = row.unsqueeze(1).expand(-1, steps, -1).flatten(1)
-        copies = copies[:, steps - 1 : steps - 1 + steps * (keys + steps - 1)]
-        return copies.unflatten(1, (steps, keys + steps - 1))[..., :keys]
+        return copies[:, : steps * keys].unflatten(1, (steps, keys))
 
 
 class TransformerLayer(nn.Module):

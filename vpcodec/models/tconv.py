@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layers import Causal, State, gelu, init_bias, linear
+from .layers import Causal, State, convolve_row, gelu, init_bias, linear, rowwise
 
 
 def sliding_max(x: torch.Tensor, window: int, *, covered: int = 1) -> torch.Tensor:
@@ -29,17 +29,17 @@ def tpool(x: torch.Tensor, window: int) -> torch.Tensor:
     """TPooling (L3AC, section 3): AvgPool_K(MaxPool_K(|x|)), looking back only.
 
     Args:
-        x: (B, C, T); the first 2 (K - 1) steps are history.
+        x: (B, C, T) or, as a picture of one row, (B, C, 1, T); the first 2 (K - 1) steps are
+            history.
         window: K; 1 is the identity (the signed signal).
 
     Returns:
-        (B, C, T - 2 (K - 1)), an envelope at the time scale K.
+        T - 2 (K - 1) steps, an envelope at the time scale K.
     """
     if window == 1:
         return x
     # max_pool2d, because torch.export takes the length that max_pool1d sees for a constant
-    envelope = F.max_pool2d(x.abs().unsqueeze(2), (1, window), 1).squeeze(2)
-    return F.avg_pool1d(envelope, window, 1)
+    return F.avg_pool2d(F.max_pool2d(x.abs(), (1, window), 1), (1, window), 1)
 
 
 class TConv(Causal):
@@ -72,8 +72,9 @@ class TConv(Causal):
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, 1, T) samples, T a multiple of the stride -> (B, C, T / stride)."""
         x = self.with_history(x, state)
-        y = gelu(self.conv(torch.cat(self._branches(x), 1))).transpose(1, 2)
-        return self.norm(self.mix(y)).transpose(1, 2)
+        y = convolve_row(self.conv, torch.cat(self._branches(x), 1).unsqueeze(2)).squeeze(2)
+        y = rowwise(self.mix, gelu(y).transpose(1, 2))
+        return self.norm(y).transpose(1, 2)
 
     def _branches(self, x: torch.Tensor) -> list[torch.Tensor]:
         """`tpool` for each window, whose maxima go on from those of the next smaller one."""
@@ -120,12 +121,12 @@ class EnhanceBlock(Causal):
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         history = self.state_shape[1]
-        branches = self.with_history(self.project(x), state).split(self.branch_channels, 1)
+        branches = self.with_history(self.project(x), state).unsqueeze(2)
         y = [
-            conv(tpool(branch[..., history - lookback :], window))
+            convolve_row(conv, tpool(branch[..., history - lookback :], window))
             for branch, conv, window, lookback in zip(
-                branches, self.convs, self.windows, self._lookbacks
+                branches.split(self.branch_channels, 1), self.convs, self.windows, self._lookbacks
             )
         ]
-        y = self.gate(self.norm(torch.cat(y, 1).transpose(1, 2))).transpose(1, 2)
-        return x + x * y
+        y = self.norm(torch.cat(y, 1).squeeze(2).transpose(1, 2))
+        return x + x * rowwise(self.gate, y).transpose(1, 2)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .base import Quantized, check_share, moment_loss, uniform_like
-from .grid import GridQuantizer, digits_to_tokens
+from .grid import GridQuantizer
 
 # Variance of the pre-activation a for which g(a) is (nearly) uniform on [0, 1].
 TARGET_VARIANCE = {
@@ -67,7 +67,6 @@ class FSP(GridQuantizer):
         self.quantize_rate = quantize_rate
         self.rejection = rejection
         self.eta = eta
-        self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """(..., D) pre-activations a -> perturbed (training) or quantized (eval) latents."""
@@ -89,7 +88,7 @@ class FSP(GridQuantizer):
             else:
                 out, stats = centroids, {}
             loss = moment_loss(a, TARGET_VARIANCE[self.activation], shared=self.training)
-            return Quantized(self._scale(out), digits_to_tokens(digits, self.levels), loss, stats)
+            return Quantized(self._scale(out), self._tokens(digits), loss, stats)
 
     def _squash(self, a: torch.Tensor) -> torch.Tensor:
         if self.activation == "tanh":

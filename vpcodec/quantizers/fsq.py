@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .base import Quantized, check_share, uniform_like
-from .grid import GridQuantizer, digits_to_tokens
+from .grid import GridQuantizer
 
 
 class FSQ(GridQuantizer):
@@ -31,7 +31,7 @@ class FSQ(GridQuantizer):
         super().__init__(levels)
         check_share(noise_rate=noise_rate)
         self.noise_rate = noise_rate
-        self.register_buffer("_steps", torch.tensor(self.levels) - 1, persistent=False)
+        self.register_buffer("_steps", self._levels - 1, persistent=False)
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """(..., D) pre-activations a -> noisy (training) or rounded (eval) latents."""
@@ -43,8 +43,7 @@ class FSQ(GridQuantizer):
                 moved = z.detach() + (uniform_like(z) - 0.5) / self._steps
                 noisy = uniform_like(z) < self.noise_rate
                 out = z + (torch.where(noisy, moved, out) - z.detach())
-            tokens = digits_to_tokens(digits, self.levels)
-            return Quantized(self._scale(out), tokens, z.new_zeros(()))
+            return Quantized(self._scale(out), self._tokens(digits), z.new_zeros(()))
 
     def _squash(self, a: torch.Tensor) -> torch.Tensor:
         return (torch.tanh(a) + 1) / 2

@@ -29,21 +29,27 @@ class GridQuantizer(Quantizer):
         self.levels = check_levels(levels)
         self.dim = len(self.levels)
         self.codebook_size = math.prod(self.levels)
+        places = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        self.register_buffer("_levels", torch.tensor(self.levels), persistent=False)
+        self.register_buffer("_places", torch.tensor(places), persistent=False)
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) pre-activations -> (...) int64 tokens."""
         with torch.autocast(latents.device.type, enabled=False):
             digits = self._digits(self._squash(self.check_latents(latents)))
-            return digits_to_tokens(digits, self.levels)
+            return self._tokens(digits)
 
     def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """(...) integer tokens -> (..., D) float32 scaled points."""
-        return self._scale(self._points(tokens_to_digits(self.check_tokens(tokens), self.levels)))
+        tokens = self.check_tokens(tokens).unsqueeze(-1)
+        # No token is negative; rounding down, not to zero, would be seven nodes of an ONNX graph.
+        digits = torch.div(tokens, self._places, rounding_mode="trunc") % self._levels
+        return self._scale(self._points(digits))
 
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., D) scaled points -> (...) int64 tokens, exactly."""
         digits = self._digits(self.check_latents(latents) / math.sqrt(12) + 0.5)
-        return digits_to_tokens(digits, self.levels)
+        return self._tokens(digits)
 
     @abstractmethod
     def _squash(self, a: torch.Tensor) -> torch.Tensor:
@@ -57,22 +63,9 @@ class GridQuantizer(Quantizer):
     def _points(self, digits: torch.Tensor) -> torch.Tensor:
         """(..., D) int64 digits -> (..., D) float32 points within [0, 1]."""
 
+    def _tokens(self, digits: torch.Tensor) -> torch.Tensor:
+        """(..., D) int64 digits -> (...) int64 tokens."""
+        return (digits * self._places).sum(-1)
+
     def _scale(self, z: torch.Tensor) -> torch.Tensor:
         return (z - 0.5) * math.sqrt(12)
-
-
-def digits_to_tokens(digits: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """(..., D) int64 digits -> (...) int64 tokens, sum_i digit_i * prod(levels[:i])."""
-    tokens = digits[..., -1]
-    for i in range(len(levels) - 2, -1, -1):
-        tokens = tokens * levels[i] + digits[..., i]
-    return tokens
-
-
-def tokens_to_digits(tokens: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """(...) int64 tokens -> (..., D) int64 digits."""
-    digits = []
-    for level in levels:
-        digits.append(tokens % level)
-        tokens = tokens // level
-    return torch.stack(digits, -1)

@@ -118,21 +118,24 @@ def prune(
         and type(wide.get(name)) is type(layer)
         and layer.narrow.in_features < wide[name].narrow.in_features
     ]
-    moments = _second_moments(model, {name: wide[name].narrow for name in names}, batches)
     weights = model.state_dict()
-    for name in names:
-        keep = narrow[name].narrow.in_features
-        weights |= {f"{name}.{k}": v for k, v in _thin(wide[name], moments[name], keep).items()}
     for name, layer in narrow.items():
         at = f"{name}.distance_bias"
         if isinstance(layer, LocalAttention) and at in weights:
             weights[at] = weights[at][: layer.window]
+    thinned = {f"{name}.{part}" for name in names for part in ("widen", "gate", "narrow")}
     for name, value in smaller.state_dict().items():
         if name.startswith("quantizer."):  # whose tables may be empty here
+            continue
+        if name.rpartition(".")[0] in thinned:  # below
             continue
         if name not in weights or weights[name].shape != value.shape:
             there = tuple(weights[name].shape) if name in weights else "absent"
             raise PruningError(f"{name}: larger than in the model, {tuple(value.shape)}, {there}")
+    moments = _second_moments(model, {name: wide[name].narrow for name in names}, batches)
+    for name in names:
+        keep = narrow[name].narrow.in_features
+        weights |= {f"{name}.{k}": v for k, v in _thin(wide[name], moments[name], keep).items()}
     smaller.load_state_dict({k: v for k, v in weights.items() if k in smaller.state_dict()})
     return smaller
 

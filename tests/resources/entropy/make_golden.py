@@ -15,24 +15,13 @@ from safetensors.numpy import save
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from test_entropy import make_coder  # noqa: E402
+from test_entropy import make_tables  # noqa: E402
 
-from vpcodec.entropy import ONE, parse_tables  # noqa: E402
+from vpcodec.entropy import parse_tables  # noqa: E402
 
-coder = make_coder((3, 4, 2), seed=7, order=True, lane=6)
-depth, width = len(coder.levels), int(coder.levels.max())
-output = np.zeros((depth, coder.hidden, width), np.int16)
-bias = np.zeros((depth, width), np.int32)
-for k, n in enumerate(coder.levels):
-    output[k, :, :n], bias[k, :n] = coder.output[k], coder.bias[k]
-arrays = {
-    "past": coder.past.astype(np.int16),
-    "current": (coder.current / ONE).astype(np.int16),
-    "output": output,
-    "bias": bias,
-    "exponentials": coder.exponentials.astype(np.int32),
-    "order": coder.order.astype(np.int32),
-}
+tables = make_tables((3, 4, 2), seed=7, order=True, lane=6)
+names = ("past", "current", "output", "bias", "exponentials", "order")
+arrays = {name: tables[name] for name in names}
 facts = {"format": "1", "levels": "[3, 4, 2]", "averages": "[2, 4]", "lags": "2", "lane": "6"}
 data = save(arrays, metadata=facts)
 (HERE / "tables.safetensors").write_bytes(data)

@@ -41,6 +41,11 @@ class LoudnessLoss(nn.Module):
     LEVEL = 1e7  # power to which a crop is scaled, in the units of the threshold
     EXPONENT = 0.23  # of Zwicker's law
     MASKED = 0.25  # of the softer loudness
+    # The others are PESQ's, too: of the ratio of powers that makes a disturbance asymmetric, with
+    # what is added to both, below which nothing was added and above which it counts no more, and
+    # what both disturbances weigh.
+    FLOOR, ASYMMETRY, LEAST, MOST = 50.0, 1.2, 3.0, 12.0
+    SYMMETRIC, ASYMMETRIC = 0.1, 0.0309
 
     def __init__(self, sample_rate: int, bands: int = 42) -> None:
         super().__init__()
@@ -65,10 +70,10 @@ class LoudnessLoss(nn.Module):
         difference = loud_y - loud_x
         masked = self.MASKED * torch.minimum(loud_x, loud_y).detach()
         disturbance = F.relu(difference.abs() - masked)
-        ratio = ((y.detach() + 50) / (x + 50)) ** 1.2
-        added = torch.where(ratio < 3, 0.0, ratio.clamp(max=12)) * disturbance
+        ratio = ((y.detach() + self.FLOOR) / (x + self.FLOOR)) ** self.ASYMMETRY
+        added = torch.where(ratio < self.LEAST, 0.0, ratio.clamp(max=self.MOST)) * disturbance
         symmetric = (disturbance.square().mean(-1) + 1e-6).sqrt()
-        frames = 0.1 * symmetric + 0.0309 * added.mean(-1)
+        frames = self.SYMMETRIC * symmetric + self.ASYMMETRIC * added.mean(-1)
         return 10 * frames.mean()
 
     def _bands(self, x: torch.Tensor) -> torch.Tensor:
