@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -135,6 +136,27 @@ def test_the_command_makes_files_shorter(model, recordings, tmp_path, monkeypatc
     for name in ("raw", "coded"):  # files from before the tables are read as ever
         run("decode", f"{name}.tok", f"{name}.wav", "-m", "model")
     assert Path("raw.wav").read_bytes() == Path("coded.wav").read_bytes()
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_new_tables_that_are_cut_short_leave_a_model_that_codes(
+    done, model, recordings, tmp_path, monkeypatch
+):
+    add_tables(model, recordings, hidden=8, steps=5)
+    real, left = os.replace, iter(range(done))
+
+    def replace(source, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace)
+        add_tables(model, recordings, hidden=8, steps=5, seed=1)
+    assert (TABLES in read_folder(model).files) == (done == 0)
+    codec = Codec.from_pretrained(model)
+    codec.encode_file(recordings / "a.wav", tmp_path / "a.tok")
+    codec.decode_file(tmp_path / "a.tok", tmp_path / "a.wav")
 
 
 def test_another_models_tables_are_told(model, recordings, tmp_path):

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from .config import ConfigError, ModelConfig, parse_model
 from .entropy import TABLES, EntropyError, TokenCoder, load_coder
+from .files import atomic_output
 
 DEFAULT_MODEL = "speech-3k"
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
@@ -202,7 +203,8 @@ def write_folder_config(
         data["source"] = source
     data["fingerprint"] = mark.hex()
     data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
-    (path / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
+    with atomic_output(path / CONFIG) as file:
+        file.write((json.dumps(data, indent=2) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -311,10 +311,16 @@ def add_tables(
     tables = fit_tables(
         sequences, model.config, codes=codes, hidden=hidden, steps=steps, seed=seed, report=done
     )
+    others = [name for name in model.files if name != TABLES]
+
+    def write_config(files: list[str]) -> None:
+        write_folder_config(folder, model.config, model.fingerprint, files, source=model.source)
+
     with atomic_output(folder / TABLES) as file:
         file.write(tables)
-    names = [*(name for name in model.files if name != TABLES), TABLES]
-    write_folder_config(folder, model.config, model.fingerprint, names, source=model.source)
+        file.flush()
+        write_config(others)  # stopped before the end, this leaves a model without tables
+    write_config([*others, TABLES])
     return code_length(parse_tables(tables), sequences[:100])
 
 
