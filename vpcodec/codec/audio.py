@@ -28,7 +28,7 @@ from .streams import (
 )
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
-READ_SECONDS = 4.0  # of a file, read at once
+FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
 
 
 class AudioCodec(Codec, kind="audio"):
@@ -132,7 +132,7 @@ class AudioCodec(Codec, kind="audio"):
             output = open_target(target, stack)
             writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
-            seconds = READ_SECONDS if _is_file(reader) else CHUNK_SECONDS
+            seconds = FILE_SECONDS if _is_file(reader) else PIPE_SECONDS
             for block in reader.blocks(max(1, round(seconds * reader.sample_rate))):
                 n_samples += block.shape[1]
                 writer.write(stream.push(resampler.process(block)))

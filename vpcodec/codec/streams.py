@@ -16,7 +16,7 @@ from ..hub import ModelError
 if TYPE_CHECKING:
     from .audio import AudioCodec
 
-CHUNK_SECONDS = 0.5  # audio that goes through the graphs at once; bounds memory
+CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
 ENCODE_SECONDS = 1.0  # about the length of a window of SQCodec's encoder
 DECODE_SECONDS = 15.0  # and of its decoder, at least, which normalises over it
 MAX_WINDOW = 8_400  # tokens, which bounds the memory of the models of high rates
