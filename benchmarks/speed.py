@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "tests" / "resources" / "speech.wav"
 RATE = 16_000  # of the clips; also that of L3AC
 WARM_UP = 2
+LEAST_SECONDS = 10.0  # that a codec is timed, so that a slow moment of the machine does not decide
 COLD_SECONDS = 5
 L3AC_MODEL = "3kbps"
 PACKAGES = {  # of the peers, and what they are installed as
@@ -46,12 +47,14 @@ RATIOS = (("encode", "encode_times"), ("decode", "decode_times"))
 # In the children
 
 
-def timed(function: Callable[[], Any], runs: int) -> tuple[list[float], Any]:
-    """Seconds of each run after the warm-up, and the last result."""
+def timed(
+    function: Callable[[], Any], runs: int, least_seconds: float = 0.0
+) -> tuple[list[float], Any]:
+    """Seconds of each run after the warm-up, and the last result: `runs`, or more of short ones."""
     for _ in range(WARM_UP):
         result = function()
     seconds = []
-    for _ in range(runs):
+    while len(seconds) < runs or sum(seconds) < least_seconds:
         began = time.perf_counter()
         result = function()
         seconds.append(time.perf_counter() - began)
@@ -90,14 +93,16 @@ def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
         codec.decode_file(io.BytesIO(coded.getvalue()), file)
         return file
 
-    encoding, coded = timed(encode, spec["runs"])
-    decoding, _ = timed(decode, spec["runs"])
+    encoding, coded = timed(encode, spec["runs"], LEAST_SECONDS)
+    decoding, _ = timed(decode, spec["runs"], LEAST_SECONDS)
     found = {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
     if codec.coder is None:
         return found
     tokens, header = read_tokens(coded, coder=codec.coder)
-    packing, file = timed(lambda: written(tokens, header, codec.coder), spec["runs"])
-    reading, _ = timed(lambda: read_tokens(io.BytesIO(file), coder=codec.coder), spec["runs"])
+    packing, file = timed(lambda: written(tokens, header, codec.coder), spec["runs"], LEAST_SECONDS)
+    reading, _ = timed(
+        lambda: read_tokens(io.BytesIO(file), coder=codec.coder), spec["runs"], LEAST_SECONDS
+    )
     return found | {"pack": packing, "unpack": reading}
 
 
@@ -188,8 +193,8 @@ def measure_peer(spec: dict[str, Any]) -> dict[str, Any]:
     rate, encode, decode = build_peer(spec["peer"])
     samples = resample(torch.from_numpy(np.load(spec["clip"])), RATE, rate)
     with torch.inference_mode():
-        encoding, codes = timed(lambda: encode(samples), spec["runs"])
-        decoding, decoded = timed(lambda: decode(codes), spec["runs"])
+        encoding, codes = timed(lambda: encode(samples), spec["runs"], LEAST_SECONDS)
+        decoding, decoded = timed(lambda: decode(codes), spec["runs"], LEAST_SECONDS)
     assert decoded.shape[-1] >= 0.99 * samples.shape[-1]
     return {"encode": encoding, "decode": decoding, "peak_rss": peak_rss()}
 
@@ -393,7 +398,7 @@ def show(found: dict[str, Any]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=100)
     console.print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
     with_peer = "encode_ratio" in found["rows"][0]
-    title = f"{found['clip_seconds']:g} s clip, median of {found['runs']} runs"
+    title = f"{found['clip_seconds']:g} s clip, median of at least {found['runs']} runs"
     table = Table(title=f"Times faster than real time: {title}", title_justify="left")
     table.add_column("codec")
     table.add_column("backend")
@@ -436,7 +441,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--file", type=Path, default=SPEECH, help="audio to repeat or cut")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
-    parser.add_argument("--runs", type=int, default=7, help="timed runs, after two to warm up")
+    parser.add_argument(
+        "--runs", type=int, default=7, help="timed runs at least, after two to warm up"
+    )
     parser.add_argument("--cold-runs", type=int, default=5)
     parser.add_argument(
         "--peers", nargs="*", choices=PACKAGES, default=list(PACKAGES), help="other codecs"
