@@ -87,14 +87,13 @@ class DecoderStream:
 
         The last token is repeated; a graph runs once less than with `push` before.
         """
-        parts = []
-        if tokens is not None:
-            parts.append(self._codec._check_tokens(tokens, "(C, N)"))
-            _check_channels(parts[0], self._channels)
-            if parts[0].shape[1]:
-                self._last = parts[0][:, -1:]
-        parts.append(np.repeat(self._last, self._codec.config.decoder_delay, 1))
-        samples = self.push(np.concatenate(parts, 1))
+        if tokens is None:
+            tokens = self._last[:, :0]
+        tokens = self._codec._check_tokens(tokens, "(C, N)")
+        _check_channels(tokens, self._channels)
+        last = tokens[:, -1:] if tokens.shape[1] else self._last
+        held = np.repeat(last, self._codec.config.decoder_delay, 1)
+        samples = self.push(np.concatenate([tokens, held], 1))
         self._reset()
         return samples
 
