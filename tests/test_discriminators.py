@@ -7,7 +7,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from vpcodec.recipe.audio import DiscriminatorConfig  # noqa: E402
-from vpcodec.training.adversarial import discriminator_loss, generator_losses  # noqa: E402
+from vpcodec.training.adversarial import (  # noqa: E402
+    discriminator_loss,
+    generator_losses,
+    gradient_penalty,
+)
 from vpcodec.training.audio.discriminators import Discriminators  # noqa: E402
 from vpcodec.training.balancer import Balancer  # noqa: E402
 
@@ -33,7 +37,9 @@ def flat(outputs: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return [tensor for member in outputs for tensor in member]
 
 
-@pytest.mark.parametrize("size, low, high", [("small", 1e6, 3e6), ("full", 30e6, 60e6)])
+@pytest.mark.parametrize(
+    "size, low, high", [("frame", 1e6, 3e6), ("small", 1e6, 3e6), ("full", 30e6, 60e6)]
+)
 def test_sizes_are_as_documented(size, low, high):
     with torch.device("meta"):
         model = build(size)
@@ -198,3 +204,85 @@ def test_nothing_of_an_adversarial_step_is_read_by_the_host():
         discriminator_loss(model(real), model(fake.detach())).backward()
     assert fake.grad.shape == (2, 2000)
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+FRAME = {"size": "frame", "periods": (2, 3), "fft_sizes": (256, 512)}
+
+
+def test_discriminators_at_frame_rate_give_hidden_activations_and_then_logits():
+    outputs = build(**FRAME)(noise(2, 2000))
+    assert len(outputs) == 4
+    for items, member in zip((2, 2, 4, 6), outputs, strict=True):
+        assert all(len(tensor) == items and tensor.shape[1] > 1 for tensor in member[:-1])
+        assert member[-1].shape[:2] == (items, 1)
+        assert member[-1].shape[2] > 10  # a logit per frame, not one per clip
+
+
+def test_all_the_spectrum_and_all_the_wave_are_looked_at_at_frame_rate():
+    model = build(**FRAME).requires_grad_(False)
+    x = noise(1, 4800)
+    time = torch.arange(4800) / RATE
+    clicks = [torch.nn.functional.one_hot(torch.tensor(at), 4800) for at in (300, 2401, 4400)]
+    tones = [torch.sin(2 * torch.pi * hz * time) for hz in (70, 1700, 4000, 7900)]
+    for change in clicks + tones:
+        for member, before in zip(model(x + change), model(x), strict=True):
+            assert (member[-1] - before[-1]).abs().max() > 0.01
+
+
+def test_the_losses_reach_every_parameter_at_frame_rate():
+    model = build(**FRAME)
+    real, fake = noise(1, 3000), noise(1, 3000, seed=1).requires_grad_()
+    discriminator_loss(model(real), model(fake), "relativistic").backward(
+        inputs=list(model.parameters())
+    )
+    for name, parameter in model.named_parameters():
+        if not name.endswith("last.bias"):  # a difference of logits has none
+            assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+    for loss in generator_losses(model(real), model(fake), "relativistic").values():
+        (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
+        assert torch.isfinite(gradient).all() and (gradient.abs() > 0).float().mean() > 0.99
+
+
+def test_a_random_part_of_the_discriminators_takes_part_in_a_step():
+    model = build(**FRAME, per_step=2)
+    x, seen = noise(1, 2000), set()
+    every = [member[-1] for member in build(**FRAME)(x)]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model.draw()
+        logits = [member[-1] for member in model(x)]
+        which = tuple(i for i, y in enumerate(every) if any(torch.equal(y, z) for z in logits))
+        assert len(logits) == len(which) == 2
+        seen.add(which)
+    assert {i for pair in seen for i in pair} == {0, 1, 2, 3} and len(seen) > 3
+
+
+@pytest.mark.parametrize("size", ["frame", "small"])
+def test_the_gradient_penalty_is_the_squared_norm_of_the_gradient(size):
+    model = build(size, periods=(3,), fft_sizes=())
+    rows = noise(1, 300).requires_grad_()
+    outputs = model(rows)
+    torch.manual_seed(0)
+    found = torch.stack([gradient_penalty(model, rows, outputs) for _ in range(200)]).mean()
+    squares = []
+    level = rows.sub(rows.mean()).square().mean().add(0.01**2).sqrt().detach()
+    for logit in outputs[0][-1].flatten():
+        (gradient,) = torch.autograd.grad(logit, rows, retain_graph=True)
+        squares.append((gradient * level).square().sum())
+    expected = torch.stack(squares).mean()  # of the input as it is scaled to
+    assert found.item() == pytest.approx(expected.item(), rel=0.3)
+
+
+def test_the_gradient_penalty_flattens_the_logits():
+    torch.manual_seed(0)
+    model = build(**FRAME)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x = noise(4, 2000)
+    steepness = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        penalty = gradient_penalty(model, x, model(x))
+        penalty.backward()
+        optimizer.step()
+        steepness.append(penalty.item())
+    assert steepness[-1] < 0.3 * steepness[0]

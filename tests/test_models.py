@@ -16,9 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from vpcodec.config import AudioConfig  # noqa: E402
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.models.layers import (  # noqa: E402
+    NOISE_FRAMES,
     ConvUnit,
     DilatedUnit,
     DownLayer,
+    FrameCounter,
+    NoiseInjection,
     Snake,
     State,
     SynthesisFilterbank,
@@ -319,6 +322,62 @@ def test_snake_between_matrices_is_the_formula():
     found = snake(x @ (2 * alpha[:, None] * before).T) @ folded.T + folded.sum(1)
     expected = snake_of(x @ before.T, alpha) @ after.T
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def noise_layer() -> NoiseInjection:
+    torch.manual_seed(0)
+    layer = NoiseInjection(6, channels=4, rate=3, seed=0).requires_grad_(False)
+    layer.out.weight.normal_()
+    return layer
+
+
+def test_noise_of_a_trained_model_is_its_table_at_the_number_of_the_frame():
+    layer, x = noise_layer(), torch.randn(2, 6, 9)
+    frames = torch.tensor([[0, 1, 2], [NOISE_FRAMES - 1, 0, 1]])
+    noise = (layer.table.float() / 32)[frames].reshape(2, 9, 4)
+    expected = x + (layer.out(noise * layer.gate(x.mT))).mT
+    torch.testing.assert_close(layer(x, frames), expected)
+    assert not torch.equal(layer(x, frames), layer(x, frames.flip(0)))
+
+
+def test_noise_in_training_is_drawn_anew_and_its_table_is_like_it():
+    layer, x = noise_layer(), torch.randn(1, 6, 3 * NOISE_FRAMES)
+    drawn = [layer(x, None) - x for _ in range(2)]
+    read = layer(x, torch.arange(NOISE_FRAMES)[None]) - x
+    assert not torch.allclose(*drawn)
+    for y in (*drawn, read):
+        torch.testing.assert_close(y.std(), read.std(), rtol=0.15, atol=0)
+    table = layer.table.float() / 32
+    assert abs(table.mean()) < 0.02 and abs(table.std() - 1) < 0.02 and table.abs().max() < 4
+
+
+def test_the_table_does_not_depend_on_random_numbers_drawn_before():
+    tables = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        tables.append(NoiseInjection(6, channels=4, rate=3, seed=0).table)
+    assert torch.equal(*tables)
+    assert not torch.equal(tables[0], NoiseInjection(6, channels=4, rate=3, seed=1).table)
+
+
+def test_frames_are_counted_through_the_pieces_of_a_stream():
+    counter = FrameCounter()
+    counter.state_name = "frames"
+    state, found = {"frames": torch.zeros(1, 1, 1)}, []
+    pieces = [1, NOISE_FRAMES - 3, 4, 2 * NOISE_FRAMES, 7]
+    for piece in pieces:
+        step = State(state)
+        found.append(counter(torch.zeros(1, piece, 5), step))
+        state = step.next
+    whole = counter(torch.zeros(1, sum(pieces), 5))
+    assert torch.equal(torch.cat(found, 1), whole)
+    assert torch.equal(whole[0], torch.arange(sum(pieces)) % NOISE_FRAMES)
+
+
+def test_a_model_without_noise_has_no_trace_of_it(speech_3k):
+    assert speech_3k.config.noise_channels is None
+    names = [*speech_3k.state_dict(), *speech_3k.decoder_state]
+    assert not [name for name in names if "noise" in name or "frames" in name]
 
 
 @pytest.mark.parametrize("stride", [2, 3, 8])

@@ -447,6 +447,11 @@ class AudioConfig(AudioModelConfig):
     synthesis_taps: Positive = Field(
         8, description="Window of the synthesis filterbank, in frames of the last stage."
     )
+    noise_channels: Positive | None = Field(
+        None,
+        description="Channels of the noise that the decoder gates into its stages above the frame "
+        "rate; none: no noise.",
+    )
     decoder_delay: int = Field(
         2, ge=1, description="Frames that the decoder waits for before it speaks (look-ahead)."
     )

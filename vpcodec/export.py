@@ -111,12 +111,16 @@ def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dic
 
 
 def _stored_state(model: Autoencoder) -> dict[str, torch.Tensor]:
-    """What a model folder keeps: float16, but codes in full, or close ones would become one."""
+    """What a model folder keeps: float16, but codes in full, or close ones would become one, and
+    whole numbers as they are."""
     needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
     state = {k: v.detach().cpu() for k, v in model.state_dict().items() if k not in needless}
-    return {
-        k: (v if k.startswith("quantizer.") else v.half()).contiguous() for k, v in state.items()
-    }
+    return {name: _narrow(name, tensor).contiguous() for name, tensor in state.items()}
+
+
+def _narrow(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    exact = name.startswith("quantizer.") or not tensor.is_floating_point()
+    return tensor if exact else tensor.half()
 
 
 def _verify(folder: Path) -> None:

@@ -25,7 +25,7 @@ OPSET = 18
 SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
 TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
 MIN_SHARED = 4096  # smaller constants stay in the graph
-STORED = {"F16": np.float16, "F32": np.float32}  # types of safetensors
+STORED = {"F16": np.float16, "F32": np.float32, "I8": np.int8}  # types of safetensors
 MAX_COMPUTED = 1 << 18  # numbers of a constant that is no weight itself
 EXAMPLE_STEPS = 3  # of states of any length, to trace with
 
@@ -126,19 +126,19 @@ def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
     nodes = []
     for tensor in list(graph.graph.initializer):
         values = numpy_helper.to_array(tensor)
-        if values.size < MIN_SHARED or values.dtype != np.float32:
+        if values.size < MIN_SHARED or values.dtype not in (np.float32, np.int8):
             continue
         for flat, shape, start in stored:
-            if flat.size != values.size:
+            if flat.size != values.size or (flat.dtype == np.int8) != (values.dtype == np.int8):
                 continue
-            saved = flat.reshape(shape).astype(np.float32)
+            saved = flat.reshape(shape).astype(values.dtype)
             transposed = values.ndim == 2 and np.array_equal(saved.T, values)
             if not transposed and not np.array_equal(saved.reshape(values.shape), values):
                 continue
             narrow = flat.dtype == np.float16
             shared = graph.graph.initializer.add(
                 name=f"{tensor.name}.stored",
-                data_type=TensorProto.FLOAT16 if narrow else TensorProto.FLOAT,
+                data_type=helper.np_dtype_to_tensor_dtype(flat.dtype),
                 data_location=TensorProto.EXTERNAL,
                 dims=shape if transposed else values.shape,
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from itertools import accumulate
+
 import torch
 from torch import nn
 
@@ -12,6 +15,8 @@ from .layers import (
     ConvUnit,
     DilatedUnit,
     DownLayer,
+    FrameCounter,
+    NoiseInjection,
     State,
     SynthesisFilterbank,
     UpLayer,
@@ -110,9 +115,24 @@ class Decoder(nn.Module):
         self.synthesis = SynthesisFilterbank(
             config.last_dim, strides[-1], taps=config.synthesis_taps
         )
+        self.noise = nn.ModuleList()
+        if config.noise_channels:
+            self.frames = FrameCounter()
+            rates = list(accumulate(strides[:-1], operator.mul))
+            places = [*zip(dims[1:], rates), (config.last_dim, rates[-1] if rates else 1)]
+            for i, (dim, rate) in enumerate(places):
+                self.noise.append(
+                    NoiseInjection(
+                        dim,
+                        channels=config.noise_channels,
+                        rate=rate,
+                        seed=i,
+                    )
+                )
 
     def forward(self, latents: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, N, D) latents -> (B, N * hop) samples in [-1, 1], `decoder_delay` frames late."""
+        frames = self.frames(latents, state) if self.noise and not self.training else None
         x = self.transformer(self.project(latents).transpose(1, 2), state)
         x = self.first(x, state)
         for i, (stage, enhance) in enumerate(zip(self.stages, self.enhances)):
@@ -121,7 +141,12 @@ class Decoder(nn.Module):
             x = enhance(x, state)
             if i < len(self.ups):
                 x = self.ups[i](x, state)
-        x = self.last(self.narrow(x), state)
+                if self.noise:
+                    x = self.noise[i](x, frames)
+        x = self.narrow(x)
+        if self.noise:
+            x = self.noise[-1](x, frames)
+        x = self.last(x, state)
         return torch.tanh(self.synthesis(x, state).float())
 
 
@@ -143,13 +168,14 @@ class AudioAutoencoder(nn.Module):
         self.encoder_state = {k: v for k, v in shapes.items() if k.startswith("encoder.")}
         self.decoder_state = {k: v for k, v in shapes.items() if k.startswith("decoder.")}
 
-    def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """One training pass: (B, T) samples -> ((B, T - delay) samples, Quantized).
+    def forward(self, samples: torch.Tensor, draws: int = 1) -> tuple[torch.Tensor, Quantized]:
+        """One training pass: (B, T) samples -> ((draws * B, T - delay) samples, Quantized).
 
-        The output is aligned with `samples[:, : T - delay]`; T is a multiple of the hop.
+        The output is aligned with `samples[:, : T - delay]`; T is a multiple of the hop. There are
+        `draws` outputs of all crops, one batch after the other, each with noise of its own.
         """
         quantized = self.quantizer(self.encoder(samples))
-        out = self.decoder(quantized.latents)
+        out = self.decoder(quantized.latents.repeat(draws, 1, 1))
         return out[:, self.delay :], quantized
 
     def target(self, samples: torch.Tensor) -> torch.Tensor:

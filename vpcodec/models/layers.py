@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 BIAS_STD = 0.02  # before training
+NOISE_STD = 0.02  # of what noise adds, before training
+NOISE_FRAMES = 499  # after which the noise of a trained model begins again; a prime number
 
 
 class State:
@@ -265,3 +267,65 @@ class SynthesisFilterbank(nn.Module):
 
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         return self.conv(x, state).transpose(1, 2).flatten(1)
+
+
+class FrameCounter(Causal):
+    """The number of each frame since the beginning of a stream, modulo NOISE_FRAMES.
+
+    The count is a state of its own, so that whatever is read from a table by frame number is the
+    same whether a stream runs at once, in pieces, or from the middle on.
+    """
+
+    state_shape = (1, 1)
+
+    def forward(self, frames: torch.Tensor, state: State | None = None) -> torch.Tensor:
+        """(B, N, ...) frames -> (B, N) int64 numbers in [0, NOISE_FRAMES)."""
+        batch, steps = frames.shape[:2]
+        new = torch.arange(steps, device=frames.device)
+        if state is None:
+            return (new % NOISE_FRAMES).expand(batch, steps)
+        past = state.past[self.state_name]
+        numbers = past[:, :, 0].to(torch.int64) + new
+        state.next[self.state_name] = torch.remainder(past + steps, NOISE_FRAMES)
+        return numbers % NOISE_FRAMES
+
+
+class NoiseInjection(nn.Module):
+    """Gated noise, x + W_out (n * (W_gate x)): what is random given the tokens.
+
+    In training n is drawn anew, n ~ N(0, 1). In eval mode it is read from a table of the model, by
+    frame number, so that the same tokens give the same samples everywhere.
+
+    Args:
+        dim: channels of x.
+        channels: of the noise.
+        rate: steps of x per frame.
+        seed: of the table.
+    """
+
+    table: torch.Tensor
+
+    SCALE = 32.0  # of the int8 table: 1 is a standard deviation of 1 / 32; 4 are its largest
+
+    def __init__(self, dim: int, *, channels: int, rate: int, seed: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.rate = rate
+        self.gate = linear(dim, channels)
+        self.out = nn.Linear(channels, dim, bias=False)
+        nn.init.trunc_normal_(self.out.weight, std=NOISE_STD / math.sqrt(channels))
+        generator = torch.Generator().manual_seed(seed)
+        normal = torch.randn(NOISE_FRAMES, rate * channels, generator=generator)
+        table = (normal * self.SCALE).round().clamp(-127, 127).to(torch.int8)
+        self.register_buffer("table", table)
+
+    def forward(self, x: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
+        """(B, C, T) and, in eval mode, the (B, T / rate) numbers of its frames -> (B, C, T)."""
+        rows = x.transpose(1, 2)
+        if frames is None:
+            noise = torch.randn(*rows.shape[:2], self.channels, device=x.device)
+        else:
+            noise = self.table.index_select(0, frames.flatten()).to(torch.float32) / self.SCALE
+            noise = noise.view(*rows.shape[:2], self.channels)
+        y = rowwise(self.out, noise * rowwise(self.gate, rows))
+        return x + y.transpose(1, 2)

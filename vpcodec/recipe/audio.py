@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
-from ..config import AudioConfig, NotNegative, Share, Strict, by_type
+from ..config import AudioConfig, NotNegative, Positive, Share, Strict, by_type
 from .base import (
     Data,
     Discriminator,
@@ -133,6 +133,16 @@ class LossConfig(Losses):
     intelligibility: float = Field(
         0.0, ge=0, description="Correlation of band envelopes over 384 ms, after ESTOI."
     )
+    energy: bool = Field(
+        False,
+        description="Spectral energy distance: `wave`, `stft` and `mel` of two outputs with noise "
+        "of their own, less half of what these differ by; needs `model.noise_channels`.",
+    )
+    joint: bool = Field(
+        False,
+        description="Log magnitudes of `stft` and `mel` differ by the root mean square over the "
+        "bins of a frame, not by the mean: with `energy`, bins are matched jointly.",
+    )
     perceptual: float = Field(
         0.0, ge=0, description="Distance of the features of a frozen speech encoder; 0: not loaded."
     )
@@ -166,6 +176,16 @@ class LossConfig(Losses):
 class DiscriminatorConfig(Discriminator):
     """Multi-period and multi-resolution STFT discriminators, trained against the codec."""
 
+    size: Literal["none", "frame", "small", "full"] = Field(
+        "none",
+        description="frame: few activations, most of them at frame rate: the cheapest on CPUs; "
+        "small: about the size of the codec; full: as GAN vocoders have; none: no adversarial "
+        "training.",
+    )
+    per_step: Positive | None = Field(
+        None,
+        description="Discriminators that take part in a step, drawn anew each time; none: all.",
+    )
     periods: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (2, 3, 5, 7, 11), description="Periods of the multi-period discriminator."
     )
@@ -177,6 +197,8 @@ class DiscriminatorConfig(Discriminator):
     def _consistent(self) -> DiscriminatorConfig:
         if self.size != "none" and not (self.periods or self.fft_sizes):
             raise ValueError("a discriminator needs periods or fft_sizes")
+        if self.size == "frame" and any(size % 32 for size in self.fft_sizes):
+            raise ValueError("fft_sizes must be multiples of 32 with size frame")
         return self
 
 
@@ -209,6 +231,8 @@ class AudioRecipe(Recipe):
         crop -= self.model.decoder_delay * self.model.hop_length
         if crop <= max(self.loss.fft_sizes) // 2:
             raise ValueError("data.crop_seconds is too short for the largest of loss.fft_sizes")
+        if self.loss.energy and not self.model.noise_channels:
+            raise ValueError("loss.energy needs model.noise_channels")
         seconds = self.data.crop_seconds
         if self.loss.perceptual and seconds > WHISPER_SECONDS:
             raise ValueError(
@@ -217,7 +241,8 @@ class AudioRecipe(Recipe):
         if not self.adversarial:
             return self
         discriminator = self.discriminator
-        if crop <= max(discriminator.fft_sizes, default=0) // 2:
+        largest = max(discriminator.fft_sizes, default=0)
+        if crop < (largest if discriminator.size == "frame" else largest // 2 + 1):
             raise ValueError(
                 "data.crop_seconds is too short for the largest of discriminator.fft_sizes"
             )

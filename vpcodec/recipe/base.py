@@ -68,7 +68,10 @@ class Losses(Strict):
         1.0, ge=0, description="The quantizer's own loss (moments of latents)."
     )
     adversarial: float = Field(
-        0.1, ge=0, description="LSGAN: mean of (1 - D)^2; only where there is a discriminator."
+        0.1,
+        ge=0,
+        description="What the discriminators say, see `discriminator.loss`; only where there is a "
+        "discriminator.",
     )
     feature: float = Field(
         0.5,
@@ -96,6 +99,20 @@ class Discriminator(Strict):
     )
     start_step: NotNegative = Field(
         0, description="Steps of the codec alone before adversarial training begins."
+    )
+    loss: Literal["lsgan", "relativistic"] = Field(
+        "lsgan",
+        description="lsgan: squared distance of the logits from 1 (real) and 0 (decoded); "
+        "relativistic: softplus of the difference between the logits of decoded and real.",
+    )
+    warmup_steps: NotNegative = Field(
+        0, description="Steps from `start_step` on in which the discriminators alone are updated."
+    )
+    penalty: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a gradient penalty, which keeps the discriminators from running "
+        "away from the codec; taken at every fourth of their updates, four times as strong.",
     )
     every: Positive = Field(1, description="Update the discriminators at each n-th step.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate; its schedule is the codec's.")
@@ -128,6 +145,9 @@ class OptimConfig(Strict):
     warmup_steps: NotNegative = Field(200, description="Of the cosine and constant schedules.")
     peak_at: float = Field(
         0.4, gt=0, lt=1, description="Share of the steps before the peak of onecycle."
+    )
+    encoder_lr: float = Field(
+        1.0, gt=0, le=10, description="Learning rate of the encoder over that of the rest."
     )
     betas: Betas = Field((0.9, 0.98), description="Of AdamW.")
     weight_decay: float = Field(

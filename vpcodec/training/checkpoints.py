@@ -20,6 +20,7 @@ from ..files import atomic_output
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
 AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")  # depend on it
+NOISE = "decoder.noise."  # that a model may be given later
 
 
 class CheckpointError(ValueError):
@@ -134,7 +135,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
-    """Load a model.safetensors, of the same architecture but for the quantizer.
+    """Load a model.safetensors, of the same architecture but for quantizer and noise.
+
+    The noise of the decoder begins as it was drawn where the file has none.
 
     Returns:
         Names of the weights that were left as they were, because the quantizers differ: some of its
@@ -164,6 +167,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
     left = [name for name in own if name.startswith(AROUND_QUANTIZER) and not fits(name)]
     found = {n: v for n, v in found.items() if n in own or not n.startswith(AROUND_QUANTIZER)}
     found |= {name: own[name] for name in left}
+    found = {n: v for n, v in own.items() if n.startswith(NOISE)} | found
     try:
         model.load_state_dict(found)
     except RuntimeError as error:

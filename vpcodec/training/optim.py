@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -35,30 +37,44 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
     """AdamW for everything, or Muon for matrices of linear layers and AdamW for the rest.
 
     Parameters that need no gradient are left out. Weight decay applies to matrices and kernels, not
-    to biases, norms and Snake's scale.
+    to biases, norms and Snake's scale. Each group says in `scale` what its learning rate is over
+    that of the step.
     """
-    matrices, kernels, vectors = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        plain = name.endswith("weight") and parameter.ndim >= 2
-        if not plain or name.startswith("quantizer."):  # biases, norms, Snake's scale, codes
-            vectors.append(parameter)
-        elif optim.name == "muon" and parameter.ndim == 2:
-            matrices.append(parameter)
-        else:
-            kernels.append(parameter)
-    decay = optim.weight_decay
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    parts = {"encoder.": optim.encoder_lr} if optim.encoder_lr != 1 else {}
+    adamw: list[dict[str, Any]] = []
+    muon: list[dict[str, Any]] = []
+    for part in (None, *parts):
+        matrices, kernels, vectors = [], [], []
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if part != next((p for p in parts if name.startswith(p)), None):
+                continue
+            plain = name.endswith("weight") and parameter.ndim >= 2
+            if not plain or name.startswith("quantizer."):  # biases, norms, Snake's scale, codes
+                vectors.append(parameter)
+            elif optim.name == "muon" and parameter.ndim == 2:
+                matrices.append(parameter)
+            else:
+                kernels.append(parameter)
+        scale, decay = parts.get(part, 1.0), optim.weight_decay
+        adamw.append({"params": kernels, "weight_decay": decay, "scale": scale})
+        adamw.append({"params": vectors, "weight_decay": 0.0, "scale": scale})
+        if matrices:
+            muon.append({"params": matrices, "weight_decay": decay, "scale": scale})
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=_on_gpu(model))
+        torch.optim.AdamW(adamw, lr=optim.lr, betas=optim.betas, fused=_on_gpu(model))
     ]
-    if matrices:
-        muon = torch.optim.Muon(
-            matrices, lr=optim.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=optim.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Of the next update; each group's `scale`, where it has one, is a factor of it."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
 
 
 def build_discriminator_optimizer(

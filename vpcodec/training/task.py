@@ -20,6 +20,7 @@ class Task(ABC):
     Attributes:
         terms: names of the loss terms that are functions of the output.
         shown: the one that stands in progress lines.
+        forward_options: of the model's forward pass in training, beside the batch.
         speed: what is counted per second: its name in metrics.jsonl, numbers of a batch that make
             one of it, its unit in progress lines.
     """
@@ -27,6 +28,7 @@ class Task(ABC):
     terms: tuple[str, ...]
     shown: str
     speed: tuple[str, float, str]
+    forward_options: tuple[Any, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe: Any = recipe

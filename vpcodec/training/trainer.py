@@ -23,7 +23,12 @@ from ..models import Autoencoder, build_model
 from ..quantizers import VP, NotFiniteError
 from ..recipe import AudioRecipe, Recipe
 from ..usage import LARGEST, CodebookUsage
-from .adversarial import discriminator_loss, generator_losses
+from .adversarial import (
+    discriminator_loss,
+    generator_losses,
+    gradient_penalty,
+    winning_chance,
+)
 from .balancer import Balancer
 from .checkpoints import (
     CheckpointError,
@@ -47,7 +52,12 @@ from .hardware import (
     make_accelerator,
 )
 from .log import Clock, RunLog, cut_metrics, write_readme
-from .optim import build_discriminator_optimizer, build_optimizers, learning_rate
+from .optim import (
+    build_discriminator_optimizer,
+    build_optimizers,
+    learning_rate,
+    set_learning_rate,
+)
 from .selection import Selection, evaluated
 from .task import Task
 
@@ -55,6 +65,7 @@ LATENTS_PER_CODE = 64  # that a codebook is made of after training
 STOP_SECONDS = 5.0  # that a run which is stopped waits for evaluations under way
 FINAL_SECONDS = 1800.0  # that one which has ended does
 LISTENING_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
+PENALTY_EVERY = 4  # of the discriminators' updates
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -173,32 +184,41 @@ class Trainer:
             TrainingError: the gradient is not finite (on a GPU this is noticed when it is logged).
         """
         rate, config = self.learning_rate(self.step), self.recipe.discriminator
-        _set_rate(self.optimizers, rate)
-        adversarial = self.discriminators is not None and self.step >= config.start_step
-        turn = adversarial and (self.step - config.start_step) % config.every == 0
+        set_learning_rate(self.optimizers, rate)
+        since = self.step - config.start_step
+        adversarial = self.discriminators is not None and since >= 0
+        warm_up = adversarial and since < config.warmup_steps
+        turn = adversarial and since % config.every == 0
         rows, pairs = [], []
         for i, batch in enumerate(batches):
             with self._last(i, len(batches), self._wrapped):
                 self._seed(self.step * len(batches) + i)
+                if adversarial:
+                    self.discriminators.draw()
                 try:
-                    row, target, output = self._codec_pass(batch, adversarial, 1 / len(batches))
+                    row, target, output = self._codec_pass(
+                        batch, adversarial, 1 / len(batches), learn=not warm_up
+                    )
                 except NotFiniteError:
                     raise self._not_finite(self.step) from None
             rows.append(row)
-            pairs.append((target, output.detach()))
+            pairs.append((target, output[: len(target)].detach()))
         terms = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-        terms["grad_norm"] = self._update(
-            self.optimizers, self.model, self.recipe.optim.grad_clip, self.scalers[0]
-        )
+        if not warm_up:
+            terms["grad_norm"] = self._update(
+                self.optimizers, self.model, self.recipe.optim.grad_clip, self.scalers[0]
+            )
         if turn:
-            _set_rate([self.discriminator_optimizer], config.lr * rate / self.recipe.optim.lr)
+            discriminator_rate = config.lr * rate / self.recipe.optim.lr
+            set_learning_rate([self.discriminator_optimizer], discriminator_rate)
             terms |= self._discriminator_update(pairs)
         self.step += 1
-        self._update_average()
+        if not warm_up:
+            self._update_average()
         return terms
 
     def _codec_pass(
-        self, batch: torch.Tensor, adversarial: bool, share: float
+        self, batch: torch.Tensor, adversarial: bool, share: float, *, learn: bool
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
         """Forward and backward of a batch: the terms, the target and the output.
 
@@ -206,22 +226,26 @@ class Trainer:
             batch: (B, T) samples or (B, 3, H, W) images.
             adversarial: whether the discriminators have their say.
             share: factor of the gradient.
+            learn: no: forward alone, while the discriminators warm up.
         """
-        with self._autocast():
-            output, quantized = self._wrapped(batch)
-        target = self.model.target(batch)
-        terms = self.loss(target, output)
-        if adversarial:
+        with torch.set_grad_enabled(learn):
+            with self._autocast():
+                output, quantized = self._wrapped(batch, *self.task.forward_options)
+            target = self.model.target(batch)
+            terms = self.loss(target, output)
+        if adversarial and learn:
             self.discriminators.requires_grad_(False)
             with self._autocast():
                 with torch.no_grad():
                     real = self.discriminators(target)
-                fake = self.discriminators(output)
-            terms |= generator_losses(real, fake)
+                fake = self.discriminators(output[: len(target)])
+            terms |= generator_losses(real, fake, self.recipe.discriminator.loss)
         weights, scaler = self.task.weights, self.scalers[0]
         total = sum(weights[name] * value for name, value in terms.items())
         own = self.recipe.loss.quantizer * quantized.loss
-        if self.recipe.loss.balancer:
+        if not learn:
+            pass
+        elif self.recipe.loss.balancer:
             gradient = self.balancer.gradient(terms, output, scaler.scale(output.new_ones(())))
             roots, gradients = [output], [gradient * share]
             if own.requires_grad:
@@ -239,26 +263,35 @@ class Trainer:
     ) -> dict[str, torch.Tensor]:
         """One update of the discriminators on batches of targets and outputs."""
         self.discriminators.requires_grad_(True)
-        losses = []
+        config = self.recipe.discriminator
+        updates = (self.step - config.start_step) // config.every
+        penalised = config.penalty > 0 and updates % PENALTY_EVERY == 0
+        losses, chances, penalties = [], [], []
         for i, (target, output) in enumerate(pairs):
             with self._last(i, len(pairs), self._wrapped_discriminators):
+                data = torch.cat([target, output])
                 with self._autocast():
-                    both = self._wrapped_discriminators(torch.cat([target, output]))
+                    both = self._wrapped_discriminators(data)
                 halves = [[layer.chunk(2) for layer in layers] for layers in both]
                 real, fake = ([[half[i] for half in layers] for layers in halves] for i in (0, 1))
-                loss = discriminator_loss(real, fake)
+                loss = discriminator_loss(real, fake, config.loss)
+                losses.append(loss.detach())
+                chances.append(winning_chance(real, fake))
+                if penalised:
+                    with self._autocast():
+                        penalty = gradient_penalty(self.discriminators, data, both)
+                    penalties.append(penalty.detach())
+                    loss = loss + PENALTY_EVERY * config.penalty * penalty
                 self.scalers[1].scale(loss / len(pairs)).backward()
-            losses.append(loss.detach())
         norm = self._update(
             [self.discriminator_optimizer],
             self.discriminators,
             self.recipe.discriminator.grad_clip,
             self.scalers[1],
         )
-        return {
-            "discriminator": sum(losses) / len(losses),
-            "discriminator_grad_norm": norm,
-        }
+        terms = {"discriminator": losses, "winning_chance": chances, "penalty": penalties}
+        means = {name: sum(values) / len(values) for name, values in terms.items() if values}
+        return means | {"discriminator_grad_norm": norm}
 
     def _update(
         self,
@@ -676,12 +709,6 @@ class Trainer:
             data = torch.cat(latents)
             result = model.quantizer.fit(data, seed=self.recipe.train.seed)
         log.message(f"codebook of {len(data):,} latents: mean squared error {result.error:.4f}")
-
-
-def _set_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
 
 
 def _parameters(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,9 +12,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from ...recipe.audio import DiscriminatorConfig
+from ..adversarial import with_noise
 
 SLOPE = 0.1  # of LeakyReLU
 FLOOR = 0.01  # RMS below which a clip stays quiet: -40 dB
+MAGNITUDE_FLOOR = 1e-3  # of spectra of clips whose RMS is 1
+FRAME_WIDTH = 192  # channels of the discriminators at frame rate
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,41 @@ class Discriminators(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        sizes = SIZES[config.size]
-        self.members = nn.ModuleList(
-            [_Period(period, sizes) for period in config.periods]
-            + [_Spectrum(fft_size, sizes) for fft_size in config.fft_sizes]
-        )
+        if config.size == "frame":
+            members: list[nn.Module] = [
+                *(_FrameSpectrum(fft_size) for fft_size in config.fft_sizes),
+                *(_FramePeriod(period) for period in config.periods),
+            ]
+        else:
+            sizes = SIZES[config.size]
+            members = [
+                *(_Period(period, sizes) for period in config.periods),
+                *(_Spectrum(fft_size, sizes) for fft_size in config.fft_sizes),
+            ]
+        self.members = nn.ModuleList(members)
+        self.per_step = config.per_step
+        self.chosen = list(range(len(members)))
 
-    def forward(self, samples: torch.Tensor) -> list[list[torch.Tensor]]:
+    def draw(self) -> None:
+        """Choose at random which members answer the coming calls, where not all of them do."""
+        order = torch.randperm(len(self.members))[: self.per_step]
+        self.chosen = sorted(order.tolist())
+
+    def forward(self, samples: torch.Tensor, noise: float = 0.0) -> list[list[torch.Tensor]]:
         """(B, T) -> per discriminator its hidden activations (B, C, ...), then logits (B, 1, ...).
 
-        T: any number above half of the largest FFT size. Spectra are taken in float32; the
-        convolutions run under the caller's autocast.
+        The discriminators at frame rate that fold the wave have B * period items instead of B.
+
+        T: any number above half of the largest FFT size, at frame rate all of it. `noise`: its
+        standard deviation, added to what the first convolution of each member sees. Spectra are
+        taken in float32; the convolutions run under the caller's autocast.
         """
         with torch.autocast(samples.device.type, enabled=False):
             samples = samples.float()
             samples = samples - samples.mean(-1, keepdim=True)
             power = samples.square().mean(-1, keepdim=True)
             samples = samples * (power + FLOOR**2).rsqrt()
-        return [member(samples) for member in self.members]
+        return [self.members[i](samples, noise) for i in self.chosen]
 
 
 class _Period(nn.Module):
@@ -77,9 +98,10 @@ class _Period(nn.Module):
         )
         self.last = _conv(channels[-1], 1, (3, 1), gain=0.1)
 
-    def forward(self, samples: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, samples: torch.Tensor, noise: float) -> list[torch.Tensor]:
         rows = F.pad(samples, (0, -samples.shape[-1] % self.period))
-        *hidden, x = _run(self.hidden, rows.unflatten(-1, (-1, self.period)).unsqueeze(1))
+        rows = rows.unflatten(-1, (-1, self.period)).unsqueeze(1)
+        *hidden, x = _run(self.hidden, with_noise(rows, noise))
         return [*hidden, x, self.last(x)]
 
 
@@ -110,13 +132,13 @@ class _Spectrum(nn.Module):
         )
         self.last = _conv(channels[-1], 1, (3, 3), gain=0.1)
 
-    def forward(self, samples: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, samples: torch.Tensor, noise: float) -> list[torch.Tensor]:
         with torch.autocast(samples.device.type, enabled=False):
             spectrum = torch.stft(
                 samples, self.fft_size, self.fft_size // 4, window=self.window, return_complex=True
             )
             spectrum = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # (B, 2, frames, bins)
-        bands = spectrum.tensor_split(self.edges, dim=-1)
+        bands = with_noise(spectrum, noise).tensor_split(self.edges, dim=-1)
         hidden = [_run(convs, band) for convs, band in zip(self.bands, bands)]
         x = torch.cat([band[-1] for band in hidden], -1)
         return [*(layer for band in hidden for layer in band), self.last(x)]
@@ -132,17 +154,87 @@ def _conv(
 ) -> nn.Module:
     """Weight-normed convolution, padded to keep the size; `gain` is that before training."""
     padding = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation)
+    return _normed(nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation), gain)
+
+
+def _conv1d(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, gain: float = 1.0
+) -> nn.Module:
+    """The same over time alone."""
+    padding = dilation * (kernel // 2)
+    return _normed(nn.Conv1d(inputs, outputs, kernel, stride, padding, dilation), gain)
+
+
+def _normed(conv: nn.Conv1d | nn.Conv2d, gain: float) -> nn.Module:
     with torch.no_grad():
         nn.init.kaiming_normal_(conv.weight, SLOPE).mul_(gain)
         conv.bias.zero_()
     return weight_norm(conv)
 
 
-def _run(convs: nn.ModuleList, x: torch.Tensor) -> list[torch.Tensor]:
+def _run(convs: Iterable[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
     """Activations after each convolution."""
     activations = []
     for conv in convs:
         x = F.leaky_relu(conv(x), SLOPE, inplace=True)
         activations.append(x)
     return activations
+
+
+class _FrameSpectrum(nn.Module):
+    """Looks at an STFT frame by frame: two convolutions over frequency, then only over time.
+
+    Few activations, all dense, so that it is cheap on a CPU. Its input is the log magnitude and the
+    real and imaginary part over magnitude^0.7.
+    """
+
+    def __init__(self, fft_size: int) -> None:
+        super().__init__()
+        self.fft_size = fft_size
+        window = torch.hann_window(fft_size)
+        self.register_buffer("window", window / window.norm(), persistent=False)
+        self.hidden = nn.ModuleList(
+            [
+                _conv(3, 16, (3, 9), stride=(1, 4)),
+                _conv(16, 32, (3, 9), stride=(1, 4)),
+            ]
+        )
+        self.mix = _conv1d(32 * fft_size // 32, FRAME_WIDTH, 1)
+        self.frames = nn.ModuleList(
+            _conv1d(FRAME_WIDTH, FRAME_WIDTH, 3, dilation=d) for d in (1, 1, 2)
+        )
+        self.last = _conv1d(FRAME_WIDTH, 1, 3, gain=0.1)
+
+    def forward(self, samples: torch.Tensor, noise: float) -> list[torch.Tensor]:
+        with torch.autocast(samples.device.type, enabled=False):
+            size = self.fft_size
+            spectrum = torch.stft(
+                samples, size, size // 4, window=self.window, center=False, return_complex=True
+            )
+            spectrum = torch.view_as_real(spectrum[:, 1:]).permute(0, 3, 2, 1)  # no offset
+            power = spectrum.square().sum(1, keepdim=True) + MAGNITUDE_FLOOR**2
+            parts = torch.cat([0.5 * power.log10(), spectrum * power**-0.35], 1)
+        hidden = _run(self.hidden, with_noise(parts, noise))
+        x = hidden[-1].permute(0, 1, 3, 2).flatten(1, 2)
+        rest = _run([self.mix, *self.frames], x)
+        return [*hidden, *rest, self.last(rest[-1])]
+
+
+class _FramePeriod(nn.Module):
+    """Looks at every n-th sample, each of the n sequences by itself."""
+
+    def __init__(self, period: int) -> None:
+        super().__init__()
+        self.period = period
+        channels = (1, 16, 48, 128, FRAME_WIDTH)
+        self.hidden = nn.ModuleList(
+            _conv1d(c, d, 5, stride=3 if i < len(channels) - 2 else 1)
+            for i, (c, d) in enumerate(pairwise(channels))
+        )
+        self.last = _conv1d(FRAME_WIDTH, 1, 3, gain=0.1)
+
+    def forward(self, samples: torch.Tensor, noise: float) -> list[torch.Tensor]:
+        rows = F.pad(samples, (0, -samples.shape[-1] % self.period))
+        rows = rows.unflatten(-1, (-1, self.period)).transpose(1, 2).flatten(0, 1)
+        hidden = _run(self.hidden, with_noise(rows.unsqueeze(1), noise))
+        return [*hidden, self.last(hidden[-1])]

@@ -11,6 +11,7 @@ from ..adversarial import joint_means
 from .auditory import IntelligibilityLoss, LoudnessLoss
 
 FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
+JOINT_FLOOR = 1e-6  # of mean squares of differences of log10, whose root has no slope at 0
 
 
 class ReconstructionLoss(nn.Module):
@@ -33,6 +34,7 @@ class ReconstructionLoss(nn.Module):
 
         self.sizes = config.fft_sizes
         self.bands = config.mel_bands
+        self.joint = config.joint
         for size, bands in zip(self.sizes, self.bands):
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
             if bands:
@@ -54,36 +56,63 @@ class ReconstructionLoss(nn.Module):
 
     def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, T) target and output -> {"wave", "stft", "mel"} and, where they have a weight,
-        {"loudness", "intelligibility", "perceptual"}: scalars, float32, unweighted."""
-        terms = self._spectral(target, output)
+        {"loudness", "intelligibility", "perceptual"}: scalars, float32, unweighted.
+
+        With an output of two draws, (2 B, T), the first three are energy distances (Gritsenko et
+        al. 2020, eq. 5): d(x, y) / 2 + d(x, y') / 2 - d(y, y') / 2, whose smallest expectation is
+        that of the distribution of x given the tokens, not of its median.
+        """
+        draws = len(output) // len(target)
+        targets = target.repeat(draws, 1)
+        terms = self._spectral(targets, output, target)
+        if draws == 2:
+            # Each draw is pushed away from the other, which is held still: the gradient of
+            # d(y, y') / 2 where d is symmetric, and it reaches both sides once.
+            other = output.detach().roll(len(target), 0)
+            for name, value in self._spectral(other, output, target).items():
+                terms[name] = terms[name] - value + 0.5 * value.detach()
         with torch.autocast(target.device.type, enabled=False):
             for name, loss in self.hearing.items():
-                terms[name] = loss(target.float(), output.float())
+                terms[name] = loss(targets.float(), output.float())
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(target, output)
+            terms["perceptual"] = self.perceptual(targets, output)
         return terms
 
-    def _spectral(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _spectral(
+        self, target: torch.Tensor, output: torch.Tensor, reference: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Distances of target and output relative to the level of the reference."""
         with torch.autocast(target.device.type, enabled=False):
-            target, output = target.float(), output.float()
+            target, output, reference = target.float(), output.float(), reference.float()
             with torch.no_grad():
                 spectra = [self._magnitude(target, size) for size in self.sizes]
-            level, *levels = joint_means([target, *spectra])
+                of_reference = (
+                    spectra
+                    if reference is target
+                    else [self._magnitude(reference, size) for size in self.sizes]
+                )
+            level, *levels = joint_means([reference, *of_reference])
             wave = F.l1_loss(output, target) / level.clamp(min=FLOOR)
             stft, mel = [], []
             for size, bands, x, level in zip(self.sizes, self.bands, spectra, levels):
                 y = self._magnitude(output, size)
                 relative = F.l1_loss(y, x) / level.clamp(min=FLOOR / 10)
-                stft.append(relative + F.l1_loss(_log(y), _log(x)))
+                stft.append(relative + self._log_distance(y, x))
                 if bands:
                     bank = getattr(self, f"mel_{size}")
-                    mel.append(F.l1_loss(_log(y @ bank), _log(x @ bank)))
+                    mel.append(self._log_distance(y @ bank, x @ bank))
             zero = wave.new_zeros(())
             return {
                 "wave": wave,
                 "stft": torch.stack(stft).mean(),
                 "mel": torch.stack(mel).mean() if mel else zero,
             }
+
+    def _log_distance(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Of (B, frames, bins) magnitudes on a log10 scale."""
+        if not self.joint:
+            return F.l1_loss(_log(y), _log(x))
+        return ((_log(y) - _log(x)).square().mean(-1) + JOINT_FLOOR).sqrt().mean()
 
     def _magnitude(self, x: torch.Tensor, size: int) -> torch.Tensor:
         """(B, T) -> (B, frames, bins); a full-scale sine has magnitude 1."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...quantizers.base import processes
 from ...recipe import AudioRecipe
+from ..hardware import TrainingError
 from ..log import RunLog
 from ..task import Task
 from .data import AudioCrops
@@ -24,12 +26,16 @@ class AudioTask(Task):
     def __init__(self, recipe: AudioRecipe) -> None:
         super().__init__(recipe)
         self.rate = recipe.model.sample_rate
+        if recipe.loss.energy:
+            self.forward_options = (2,)  # outputs per crop
         self.speed = ("audio_seconds_per_second", self.rate, "s/s")
 
     def losses(self) -> nn.Module:
         return ReconstructionLoss(self.recipe.loss, self.rate)
 
     def discriminators(self) -> nn.Module:
+        if self.recipe.discriminator.per_step and processes() > 1:
+            raise TrainingError("discriminator.per_step works in one process alone")
         return Discriminators(self.recipe.discriminator)
 
     def crops(self, *, process: int, processes: int, workers: int) -> AudioCrops:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from ...recipe.image import DiscriminatorConfig
+from ..adversarial import with_noise
 
 CHANNELS = {"small": 32, "full": 64}  # of the first convolution; they double up to 8 times as many
 SLOPE = 0.2  # of LeakyReLU
@@ -34,12 +35,16 @@ class Discriminators(nn.Module):
         self.hidden.append(_conv(widths[-2], widths[-1], 3))
         self.last = _conv(widths[-1], 1, 3, gain=0.1)
 
-    def forward(self, images: torch.Tensor) -> list[list[torch.Tensor]]:
+    def draw(self) -> None:
+        """There is one alone, which answers all calls."""
+
+    def forward(self, images: torch.Tensor, noise: float = 0.0) -> list[list[torch.Tensor]]:
         """(B, 3, H, W) in [-1, 1] -> [[hidden activations (B, C, h, w), ..., logits (B, 1, h, w)]].
 
-        The convolutions run under the caller's autocast.
+        The convolutions run under the caller's autocast. `noise`: its standard deviation, added to
+        the images.
         """
-        x, layers = images, []
+        x, layers = with_noise(images, noise), []
         for conv in self.hidden:
             x = F.leaky_relu(conv(x), SLOPE, inplace=True)
             layers.append(x)
