@@ -209,8 +209,8 @@ def test_weights_are_stored_once(wide_model):
                 facts = {entry.key: entry.value for entry in tensor.external_data}
                 assert facts["location"] == "model.safetensors"
                 assert int(facts["offset"]) + int(facts["length"]) <= size
-                whole = ".table" in tensor.name  # of noise
-                narrow = onnx.TensorProto.INT8 if whole else onnx.TensorProto.FLOAT16
+                noise = ".table" in tensor.name
+                narrow = onnx.TensorProto.INT8 if noise else onnx.TensorProto.FLOAT16
                 assert tensor.data_type == narrow
                 shared += int(facts["length"])
             else:
@@ -218,7 +218,9 @@ def test_weights_are_stored_once(wide_model):
     large = [p.numel() for p in build().parameters() if p.numel() >= 4096]
     assert large == []  # the debug model itself shares nothing
     wide = build("model.encoder_dims=[8,16,48]", "model.decoder_dims=[48,16,8]")
-    assert shared == sum(2 * p.numel() for p in wide.parameters() if p.numel() >= 4096) > 0
+    weights = sum(2 * p.numel() for p in wide.parameters() if p.numel() >= 4096)
+    tables = sum(b.numel() for b in wide.buffers() if b.dtype == torch.int8)
+    assert shared == weights + tables and weights > 0 and tables > 0
 
 
 @pytest.mark.parametrize("name", GRAPHS)
