@@ -34,7 +34,7 @@ def compare(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
 
 def read(paths: Iterable[Path], limit: int | None = None) -> list[np.ndarray]:
     """The first `limit` RGB images, (H, W, 3) uint8 each; no transparent and no grey ones."""
-    from vpcodec.image import load_image
+    from vpcodec.media.image import load_image
 
     images = (load_image(path) for path in paths)
     return list(islice((image for image in images if image.shape[2] == 3), limit))
@@ -130,7 +130,7 @@ def main() -> None:
     if not args.images.is_dir():
         raise SystemExit(f"{args.images}: no such folder")
     from vpcodec.hub import ModelError
-    from vpcodec.image import ImageError, find_images
+    from vpcodec.media.image import ImageError, find_images
 
     rows = []
     try:

@@ -181,7 +181,7 @@ def write_photo(path: str) -> None:
 
     Squares of noise are added up from coarse to fine; a part of it is common to the colours.
     """
-    from vpcodec.image import save_image
+    from vpcodec.media.image import save_image
 
     height, width = IMAGE_SIZE
     rng = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def write_photo(path: str) -> None:
 
 def image_run(args: argparse.Namespace) -> dict[str, Any]:
     """Peak memory and seconds of both commands on a photo, JPEG in and PNG out."""
-    from vpcodec.image import load_image
+    from vpcodec.media.image import load_image
 
     with tempfile.TemporaryDirectory() as folder:
         photo, tokens, back = (str(Path(folder) / name) for name in ("a.jpg", "a.tok", "b.png"))

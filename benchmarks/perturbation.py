@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from vpcodec.audio import find_audio, load, resample
+from vpcodec.media.audio import find_audio, load, resample
 from vpcodec.quantizers import VP
 from vpcodec.quantizers.knn import kth_distances
 from vpcodec.quantizers.vp import Walk

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from vpcodec.audio import find_audio, load, resample
 from vpcodec.config import AudioConfig
 from vpcodec.hub import WEIGHTS, open_model
-from vpcodec.image import find_images, load_image
+from vpcodec.media.audio import find_audio, load, resample
+from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.workers import Workers
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ

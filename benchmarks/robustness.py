@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vpcodec import score
-from vpcodec.audio import find_audio, load, resample, save
+from vpcodec.media.audio import find_audio, load, resample, save
 from vpcodec.training.audio.data import mu_law
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -49,7 +49,7 @@ def repeated(folder: Path, target: Path, times: int) -> None:
 
 def each_metric(path: Path) -> dict[str, float]:
     """Measure -> CPU seconds for one clip against itself, the second time that it is called."""
-    from vpcodec.audio import load
+    from vpcodec.media.audio import load
     from vpcodec.metrics.registry import Clip, choose
 
     samples, rate = load(path)

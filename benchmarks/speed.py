@@ -319,7 +319,7 @@ def cold_start(model: str, clip: Path, folder: Path, runs: int) -> list[float]:
 
 def make_clip(path: Path, seconds: float) -> np.ndarray:
     """(1, T) float32 of that length at RATE: the file, repeated or cut."""
-    from vpcodec.audio import load, resample
+    from vpcodec.media.audio import load, resample
 
     samples, rate = load(path)
     samples = resample(samples[:1], rate, RATE)
@@ -343,7 +343,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace, note: Callable[[str], None]) -> dict[str, Any]:
-    from vpcodec.audio import save
+    from vpcodec.media.audio import save
 
     has_torch = find_spec("torch") is not None
     peers = args.peers if has_torch else []

@@ -37,7 +37,7 @@ BY_NAME = {published.config.name: published for published in PUBLISHED}
 
 def clip(spec: dict[str, Any], seconds: float) -> np.ndarray:
     """(T,) float32 at the rate of the model."""
-    from vpcodec.audio import resample
+    from vpcodec.media.audio import resample
 
     rate = BY_NAME[spec["model"]].config.sample_rate
     samples = resample(make_clip(SPEECH, seconds), RATE, rate)[0]

@@ -22,7 +22,7 @@ def speech_wav() -> Path:
 @pytest.fixture
 def speech() -> np.ndarray:
     """The same at 16 kHz, float32 (1, T)."""
-    from vpcodec.audio import load, resample
+    from vpcodec.media.audio import load, resample
 
     samples, rate = load(ROOT / "tests" / "resources" / "speech.wav")
     return resample(samples, rate, 16_000)

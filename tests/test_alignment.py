@@ -207,7 +207,7 @@ def test_silence_has_no_level(clean):
 def test_lags_of_a_real_codec_come_out_as_published(shared_data, codec):
     import json
 
-    from vpcodec.audio import load
+    from vpcodec.media.audio import load
 
     peers = json.loads((shared_data / "peers_dev.json").read_text())
     rows = [row for row in peers if row["codec"] == codec][:6]

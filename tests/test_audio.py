@@ -15,8 +15,8 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpcodec import audio
-from vpcodec.audio import (
+from vpcodec.media.audio import (
+    AUDIO_SUFFIXES,
     AudioError,
     AudioReader,
     AudioWriter,
@@ -28,7 +28,8 @@ from vpcodec.audio import (
     resampled_length,
     save,
 )
-from vpcodec.files import atomic_output
+from vpcodec.media.audio.wav import wav_header
+from vpcodec.media.files import atomic_output
 
 SPEECH = Path(__file__).parent / "resources" / "speech.wav"
 ORIGINALS = Path(__file__).parents[2] / "shared/data/audio_misc/originals"
@@ -555,7 +556,7 @@ def test_wav_beyond_4_gib_becomes_rf64(tmp_path, monkeypatch):
     save(path, samples, 16000, subtype="PCM_24")
     assert path.read_bytes().startswith(b"RIFF")
     plain = load(path)[0]
-    monkeypatch.setattr(audio, "_MAX_RIFF", 3000)
+    monkeypatch.setattr("vpcodec.media.audio.wav.MAX_RIFF", 3000)
     save(path, samples, 16000, subtype="PCM_24")
     assert path.read_bytes().startswith(b"RF64\xff\xff\xff\xffWAVEds64")
     assert sf.info(path).format == "RF64"
@@ -566,7 +567,7 @@ def test_wav_beyond_4_gib_becomes_rf64(tmp_path, monkeypatch):
 def test_rf64_of_5_gib(tmp_path):
     path = tmp_path / "x.wav"
     with open(path, "wb") as file:
-        file.write(audio._wav_header("PCM_16", 16000, 1, 5 << 30))
+        file.write(wav_header("PCM_16", 16000, 1, 5 << 30))
         file.truncate(80 + (5 << 30))  # sparse: takes no room
     with AudioReader(path) as reader:
         assert (reader.format, reader.n_samples) == ("RF64", 5 << 29)
@@ -854,6 +855,6 @@ def test_find_audio_without_a_folder(tmp_path, name):
 
 
 def test_every_suffix_can_be_written_and_found(tmp_path):
-    for suffix in audio.AUDIO_SUFFIXES:
+    for suffix in AUDIO_SUFFIXES:
         save(tmp_path / f"x{suffix}", noise(1, 100), 16000)
-    assert {path.suffix for path in find_audio(tmp_path)} == audio.AUDIO_SUFFIXES
+    assert {path.suffix for path in find_audio(tmp_path)} == AUDIO_SUFFIXES

@@ -10,8 +10,8 @@ import torch
 from pesq import pesq
 from pystoi import stoi
 
-from vpcodec.audio import load, resample
 from vpcodec.config import AudioConfig
+from vpcodec.media.audio import load, resample
 from vpcodec.recipe import AudioRecipe
 from vpcodec.training.audio.auditory import IntelligibilityLoss, LoudnessLoss
 from vpcodec.training.audio.losses import ReconstructionLoss

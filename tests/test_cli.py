@@ -27,7 +27,6 @@ from helpers import ENOUGH, MODULE, changed_tok, flipped, header_only, refuse, r
 
 import vpcodec
 from vpcodec import Codec
-from vpcodec.audio import AudioError, load, save
 from vpcodec.cli import common, kinds
 from vpcodec.codec import FileStats
 from vpcodec.hub import (
@@ -38,6 +37,7 @@ from vpcodec.hub import (
     open_model,
     write_folder_config,
 )
+from vpcodec.media.audio import AudioError, load, save
 from vpcodec.tokenfile import AudioHeader, read_tokens, verify, write_tokens
 
 COMMANDS = ["encode", "decode", "info", "models", "train", "export"]

@@ -19,7 +19,7 @@ from helpers import changed_tok, flipped, header_only, refuse, run, tree
 
 from vpcodec import hub
 from vpcodec.codec import ImageCodec
-from vpcodec.image import load_image, save_image
+from vpcodec.media.image import load_image, save_image
 from vpcodec.tokenfile import read_tokens, verify
 
 Make = Callable[..., np.ndarray]

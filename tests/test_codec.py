@@ -13,9 +13,9 @@ import pytest
 from helpers import Pipe, blocks, flipped
 
 from vpcodec import Codec
-from vpcodec.audio import RawFormat, load, resample, save
 from vpcodec.codec import FileStats
 from vpcodec.codec.audio import FILE_BLOCK
+from vpcodec.media.audio import RawFormat, load, resample, save
 from vpcodec.tokenfile import TokenFileError, TokenReader, read_tokens, verify
 
 LENGTHS = [0, 1, 95, 96, 97, *np.random.default_rng(0).integers(98, 9_000, 3).tolist()]

@@ -18,7 +18,7 @@ import soundfile
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from vpcodec.audio import resample  # noqa: E402
+from vpcodec.media.audio import resample  # noqa: E402
 from vpcodec.recipe.audio import DataConfig  # noqa: E402
 from vpcodec.training import crops as general  # noqa: E402
 from vpcodec.training.audio import corpora, data  # noqa: E402

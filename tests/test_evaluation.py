@@ -17,10 +17,10 @@ pytest.importorskip("torch", reason="needs the train extra")
 
 import torch  # noqa: E402
 
-from vpcodec.audio import resample  # noqa: E402
 from vpcodec.codec import Codec  # noqa: E402
 from vpcodec.config import AudioConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
+from vpcodec.media.audio import resample  # noqa: E402
 from vpcodec.metrics.workers import METRICS, Workers, measure  # noqa: E402
 from vpcodec.recipe.audio import EvalConfig  # noqa: E402
 from vpcodec.tokenfile import AudioHeader, write_tokens  # noqa: E402

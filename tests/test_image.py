@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vpcodec import image
-from vpcodec.image import (
+from vpcodec.media import image
+from vpcodec.media.image import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
     ImageError,
@@ -547,7 +547,7 @@ def test_nothing_reaches_stderr(tmp_path):
     }.items():
         (tmp_path / name).write_bytes(data)
     code = (
-        "import sys; from vpcodec.image import *\n"
+        "import sys; from vpcodec.media.image import *\n"
         "for path in sys.argv[1:]:\n"
         "    try: print(load_image(path).shape)\n"
         "    except ImageError as error: print(error)\n"
@@ -699,7 +699,7 @@ def test_every_suffix_can_be_read_and_all_but_gif_written(tmp_path):
 
 
 def test_importing_does_not_import_pillow():
-    code = "import sys, vpcodec.image; assert 'PIL' not in sys.modules"
+    code = "import sys, vpcodec.media.image; assert 'PIL' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -15,7 +15,7 @@ from helpers import blocks, flipped
 
 from vpcodec import Codec
 from vpcodec.codec import ImageCodec, ImageStats
-from vpcodec.image import ImageError, load_image, save_image
+from vpcodec.media.image import ImageError, load_image, save_image
 from vpcodec.tokenfile import (
     ImageHeader,
     TokenFileError,

@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from vpcodec.image import ImageError  # noqa: E402
+from vpcodec.media.image import ImageError  # noqa: E402
 from vpcodec.recipe.image import DataConfig  # noqa: E402
 from vpcodec.training.corpora import DataError  # noqa: E402
 from vpcodec.training.image import data  # noqa: E402

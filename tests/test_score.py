@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from helpers import ENOUGH, MODULE, run
 
-from vpcodec.audio import load, save
-from vpcodec.image import save_image
+from vpcodec.media.audio import load, save
+from vpcodec.media.image import save_image
 from vpcodec.metrics.scores import ORIGINAL, Row
 from vpcodec.metrics.scoring import Scoring, build_systems, score
 from vpcodec.metrics.systems import Coded, ScoreError, System
@@ -96,7 +96,7 @@ def test_what_a_codec_drops_at_the_end_counts(folders):
 
 
 def test_the_delay_of_a_rate_that_was_not_looked_at_is_that_of_the_others(folders, monkeypatch):
-    from vpcodec.audio import resample
+    from vpcodec.media.audio import resample
 
     monkeypatch.setattr("vpcodec.metrics.scoring.DELAY_FILES", 2)  # 0.wav and sub/3.wav
     samples, rate = load("ref/1.wav")
@@ -139,7 +139,7 @@ def test_channels_count_alone(folders, speech):
 
 
 def test_other_rates_are_brought_to_that_of_the_reference(folders):
-    from vpcodec.audio import resample
+    from vpcodec.media.audio import resample
 
     for i in range(3):
         samples, rate = load(f"ref/{i}.wav")

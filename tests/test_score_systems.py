@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpcodec.audio import AudioError, load, resample, save
 from vpcodec.hub import ModelError, open_model
-from vpcodec.image import ImageError, load_image, save_image
+from vpcodec.media.audio import AudioError, load, resample, save
+from vpcodec.media.image import ImageError, load_image, save_image
 from vpcodec.metrics import systems
 from vpcodec.metrics.alignment import find_delay, remove_delay
 from vpcodec.metrics.systems import (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vpcodec import Codec
-from vpcodec.audio import find_audio, load
 from vpcodec.hub import DEFAULT_MODELS, bundled_folders, read_folder
-from vpcodec.image import find_images, load_image
+from vpcodec.media.audio import find_audio, load
+from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.image import psnr, ssim
 
 MAX_BYTES = 12 * 2**20

@@ -7,7 +7,7 @@ import metric_references as references
 import numpy as np
 import pytest
 
-from vpcodec.audio import resample
+from vpcodec.media.audio import resample
 from vpcodec.metrics import dnsmos, f0_rmse, pesq_nb, pesq_wb, speech, stoi, voicing_error
 from vpcodec.metrics.speech import compare_pitch, pitch
 from vpcodec.metrics.workers import METRICS, measure

@@ -12,10 +12,10 @@ import pytest
 from helpers import Pipe, blocks, flipped
 
 from vpcodec import Codec
-from vpcodec.audio import AudioError, load, save
 from vpcodec.codec import AudioCodec, ImageCodec
 from vpcodec.hub import DEFAULT_MODEL, ModelError
-from vpcodec.image import ImageError, load_image, save_image
+from vpcodec.media.audio import AudioError, load, save
+from vpcodec.media.image import ImageError, load_image, save_image
 from vpcodec.tokenfile import TokenFileError, TokenReader, read_tokens, verify, write_tokens
 
 

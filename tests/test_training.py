@@ -667,7 +667,7 @@ def held_out(folder: Path, kind: str) -> list[str]:
     if kind == "audio":
         pytest.importorskip("pesq", reason="needs the score extra")
         return [f"eval.data={SPEECH.parent}", "eval.max_seconds=2"]
-    from vpcodec.image import save_image
+    from vpcodec.media.image import save_image
 
     folder.mkdir()
     for name, height, width in (("a.png", 40, 70), ("b.png", 96, 130)):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from .config import ConfigError, ModelConfig, parse_model
 from .entropy import TABLES, EntropyError, TokenCoder, load_coder
-from .files import atomic_output
+from .media.files import atomic_output
 
 DEFAULT_MODEL = "speech-3k"
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name

@@ -22,7 +22,7 @@ from typing import BinaryIO, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from .files import atomic_output
+from .media.files import atomic_output
 
 MAGIC = b"\x89TOK\r\n\x1a\n"
 VERSION = 1

@@ -50,7 +50,7 @@ def decode(
     To a pipe, audio goes as WAV and an image as PNG. A folder gives all that it holds, or with
     --model what is of the model's kind.
     """
-    from ..files import find_files
+    from ..media.files import find_files
     from ..tokenfile import TokenReader
     from . import common, kinds
 

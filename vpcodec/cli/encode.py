@@ -33,8 +33,8 @@ def encode(
 
     A folder gives all its audio and images, or with --model those of the model's kind.
     """
-    from ..audio import RawFormat
     from ..hub import DEFAULT_MODELS
+    from ..media.audio import RawFormat
     from . import common, kinds
 
     codecs = common.CodecCache(backend, device, threads, jobs)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..audio import AudioError
 from ..config import ConfigError
 from ..hub import ModelError
-from ..image import ImageError
+from ..media.audio import AudioError
+from ..media.image import ImageError
 from ..tokenfile import TokenFileError
 
 

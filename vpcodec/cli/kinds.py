@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..audio import AUDIO_SUFFIXES
-from ..files import find_files
-from ..image import IMAGE_SUFFIXES, is_image
+from ..media.audio import AUDIO_SUFFIXES
+from ..media.files import find_files
+from ..media.image import IMAGE_SUFFIXES, is_image
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader
 from .errors import UsageError
 
@@ -126,7 +126,7 @@ OUTPUTS = AUDIO.outputs | IMAGE.outputs
 
 
 def find(folder: Path) -> list[Path]:
-    """The files of all kinds in a folder; as `vpcodec.files.find_files`."""
+    """The files of all kinds in a folder; as `vpcodec.media.files.find_files`."""
     return find_files(folder, SUFFIXES)
 
 

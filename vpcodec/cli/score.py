@@ -99,7 +99,7 @@ def score(
     if not scores.rows:
         raise common.UsageError(f"all {len(scores.failed)} comparisons failed")
     if csv is not None:
-        from ..files import atomic_output
+        from ..media.files import atomic_output
 
         with atomic_output(csv) as file:
             file.write(scores.to_csv().encode(errors="replace"))
@@ -185,7 +185,7 @@ class Lines:
         self._replace([*others, *scores.rows])
 
     def _replace(self, rows: list[Any]) -> None:
-        from ..files import atomic_output
+        from ..media.files import atomic_output
 
         with atomic_output(self._file) as file:
             file.writelines(row.to_json().encode() + b"\n" for row in rows)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..config import SQCodecConfig
+from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..tokenfile import (
     MAX_LOST_TOKENS,
     AudioHeader,

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..backends import Backend, load_backend
 from ..entropy import TokenCoder
-from ..files import atomic_output
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, ModelError, ModelFolder, open_model
+from ..media.files import atomic_output
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
 from ..upstream import is_published, open_published
 

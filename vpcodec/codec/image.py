@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..image import MAX_PIXELS, image_writer, load_image
+from ..media.image import MAX_PIXELS, image_writer, load_image
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
 from .base import Codec, Report, Source, open_target
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..audio import resample
+from ..media.audio import resample
 
 MEL_BANDS = {128: 16, 256: 32, 512: 64, 1024: 80, 2048: 128}  # FFT size: mel bands
 MEL_FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence

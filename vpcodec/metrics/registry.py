@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..audio import resample
+from ..media.audio import resample
 
 
 class MetricError(ValueError):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..files import atomic_output
+from ..media.files import atomic_output
 from .scores import ORIGINAL
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..audio import AUDIO_SUFFIXES, load, resample
-from ..files import find_files
-from ..image import IMAGE_SUFFIXES, load_image
+from ..media.audio import AUDIO_SUFFIXES, load, resample
+from ..media.files import find_files
+from ..media.image import IMAGE_SUFFIXES, load_image
 from ..usage import CodebookUsage
 from .alignment import DelayFinder, find_delay, match_level, overlap, remove_delay
 from .registry import Clip, Measure, choose

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..audio import resample
+from ..media.audio import resample
 from .audio import check_signals, is_silent, missing_package
 
 PESQ_RATE = 16_000  # Hz, of wideband PESQ

@@ -24,11 +24,11 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 
-from ..audio import AUDIO_SUFFIXES, AudioError, load, resample, save
 from ..backends import BACKENDS
 from ..codec import Codec, find_model
-from ..files import find_files, naming
-from ..image import IMAGE_SUFFIXES, is_image, load_image
+from ..media.audio import AUDIO_SUFFIXES, AudioError, load, resample, save
+from ..media.files import find_files, naming
+from ..media.image import IMAGE_SUFFIXES, is_image, load_image
 from ..tokenfile import read_tokens
 
 TIMEOUT = 60.0  # s that a program may take, and as long again as the audio lasts

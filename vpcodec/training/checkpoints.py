@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from ..files import atomic_output
+from ..media.files import atomic_output
 
 FOLDER = "checkpoints"
 BEST = "best.safetensors"

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from safetensors.numpy import save
 from torch import nn
 
-from ..audio import find_audio, load
 from ..backends.torch import load_model
 from ..codec import Codec
 from ..config import AudioModelConfig, GridConfig, ModelConfig
@@ -29,8 +28,9 @@ from ..entropy import (
     TokenCoder,
     parse_tables,
 )
-from ..files import atomic_output
 from ..hub import ModelFolder, read_folder, write_folder_config
+from ..media.audio import find_audio, load
+from ..media.files import atomic_output
 
 PAST_BITS = 8  # fraction of the weights from inputs to hidden units
 PAST_MAX = (1 << 11) - 1

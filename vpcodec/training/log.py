@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import __version__
-from ..files import atomic_output
+from ..media.files import atomic_output
 from ..recipe import Recipe
 
 METRICS = "metrics.jsonl"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..config import ConfigError, parse_model
-from ..files import atomic_output
+from ..media.files import atomic_output
 from ..models import Autoencoder, build_model
 from ..quantizers import VP, NotFiniteError
 from ..recipe import AudioRecipe, Recipe

@@ -14,7 +14,6 @@ from .. import __version__
 from ..backends.onnx import OnnxBackend
 from ..backends.torch import TorchBackend
 from ..config import SQCodecConfig
-from ..files import atomic_folder
 from ..graphs import ExportError, same_signal, same_tokens, save_graph, strip, trace
 from ..hub import (
     CONFIG,
@@ -25,6 +24,7 @@ from ..hub import (
     read_folder,
     write_folder_config,
 )
+from ..media.files import atomic_folder
 from ..models import SQCodecAutoencoder, build_model
 from .catalog import Published
 from .tiling import settle, tiled

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ...audio import AUDIO_SUFFIXES, find_audio, resample
+from ...media.audio import AUDIO_SUFFIXES, find_audio, resample
 from ...recipe.audio import AudioCorpus, LibriTTSCorpus
 from ..corpora import DataError, FileKind, Files, Listing, find, list_files
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...image import IMAGE_SUFFIXES, ImageError, find_images, load_image
+from ...media.image import IMAGE_SUFFIXES, ImageError, find_images, load_image
 from ...recipe.image import DataConfig, ImageCorpus
 from ..corpora import FileKind, Files, list_files
 from ..crops import Crops

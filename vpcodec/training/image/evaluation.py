@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...image import load_image
+from ...media.image import load_image
 from ...metrics.workers import IMAGE_METRICS, Workers
 from ...models import ImageAutoencoder
 from ...tokenfile import ImageHeader

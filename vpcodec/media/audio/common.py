@@ -1,0 +1,109 @@
+"""What the parts of this room share: errors, limits, and the names of formats."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import soundfile as sf
+
+from .. import files
+
+MAX_SAMPLE_RATE = 1_000_000  # Hz
+
+MAX_CHANNELS = 255
+
+FORMATS = {  # suffix: libsndfile's format, default subtype
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".oga": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".snd": ("AU", "PCM_16"),
+    ".caf": ("CAF", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+    ".rf64": ("RF64", "PCM_16"),
+}
+
+AUDIO_SUFFIXES = frozenset(FORMATS)
+
+RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}
+
+BLOCK = 65536  # samples per channel at a time, where no caller chooses
+
+
+class AudioError(ValueError):
+    """Audio that cannot be read or written: one line that names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """Headerless PCM: interleaved little-endian samples, `encoding` s16, s24, s32 or f32."""
+
+    sample_rate: int
+    channels: int = 1
+    encoding: str = "s16"
+
+    def __post_init__(self) -> None:
+        raw_coding(self.encoding)
+        check_limits(self.sample_rate, self.channels)
+
+
+def check_limits(sample_rate: int, channels: int) -> None:
+    if not 1 <= sample_rate <= MAX_SAMPLE_RATE:
+        raise AudioError(f"a sample rate of {sample_rate} Hz is not in 1 to {MAX_SAMPLE_RATE}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"{channels} channels are not in 1 to {MAX_CHANNELS}")
+
+
+def raw_coding(encoding: str) -> str:
+    if encoding not in RAW_CODINGS:
+        raise AudioError(f"raw encoding {encoding!r} is not one of {', '.join(RAW_CODINGS)}")
+    return RAW_CODINGS[encoding]
+
+
+def check_length(n_read: int, n_promised: int, sample_rate: int) -> None:
+    if n_read < n_promised:
+        ends, promised = n_read / sample_rate, n_promised / sample_rate
+        raise AudioError(f"truncated: it ends at {ends:.2f} s of {promised:.2f} s")
+
+
+def choose_format(suffix: str, subtype: str | None, raw: str | None) -> tuple[str, str]:
+    """libsndfile's names for the format and the subtype of an output."""
+    if raw is not None:
+        return "RAW", raw_coding(raw)
+    if suffix not in FORMATS:
+        known = " ".join(FORMATS)
+        raise AudioError(f"the suffix {suffix!r} stands for no known format; choose from {known}")
+    format, default = FORMATS[suffix]
+    subtype = subtype.upper() if subtype else default
+    if not sf.check_format(format, subtype):
+        known = " ".join(sf.available_subtypes(format))
+        raise AudioError(f"{format} has no subtype {subtype}; choose from {known}")
+    return format, subtype
+
+
+def is_regular(file: BinaryIO) -> bool:
+    return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """`files.naming` for AudioErrors, of libsndfile's errors too."""
+    with files.naming(name, AudioError):
+        try:
+            yield
+        except sf.LibsndfileError as error:
+            raise AudioError(reason(error)) from error
+
+
+def reason(error: sf.LibsndfileError) -> str:
+    return error.error_string.removeprefix("Error : ").rstrip(".")

@@ -1,0 +1,71 @@
+"""Changing the sample rate, with soxr."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+
+from .common import AudioError
+
+MAX_RESAMPLING = 256  # the largest ratio between two sample rates
+
+
+class Resampler:
+    """Changes the sample rate of a stream, block by block, with no delay and no loss of length.
+
+    Blocks may have any size; the result does not depend on it. Equal rates pass through.
+    Raises AudioError for rates that are not positive or more than MAX_RESAMPLING-fold apart.
+    """
+
+    def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        low, high = sorted((from_rate, to_rate))
+        if low < 1 or high > MAX_RESAMPLING * low:
+            raise AudioError(f"cannot resample from {from_rate} Hz to {to_rate} Hz")
+        self.from_rate, self.to_rate, self.channels = from_rate, to_rate, channels
+        self._n_in = self._n_out = 0  # samples per channel
+        self._stream = None
+        if from_rate != to_rate:
+            self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32")
+
+    def process(self, samples: np.ndarray) -> np.ndarray:
+        """Take float32 samples (C, n) at `from_rate`; give what is ready at `to_rate`, (C, m)."""
+        out = self._resample(samples) if self._stream else samples
+        self._n_in += samples.shape[1]
+        self._n_out += out.shape[1]
+        return out
+
+    def flush(self, n_out: int | None = None) -> np.ndarray:
+        """Give the rest, (C, m), so that all output together is `n_out` samples per channel.
+
+        By default that is `resampled_length` of the input. Call it once, at the end. Raises
+        ValueError where more than `n_out` samples were given already.
+        """
+        if n_out is None:
+            n_out = resampled_length(self._n_in, self.from_rate, self.to_rate)
+        if n_out < self._n_out:
+            raise ValueError(f"{n_out} samples asked for, but {self._n_out} are out already")
+        rest = np.zeros((self.channels, n_out - self._n_out), dtype=np.float32)
+        if self._stream:
+            # soxr rounds its length down or up; silence after the input makes it long enough.
+            n_needed = resampled_length(n_out, self.to_rate, self.from_rate) + 1
+            silence = np.zeros((self.channels, max(1, n_needed - self._n_in)), dtype=np.float32)
+            out = self._resample(silence, last=True)[:, : rest.shape[1]]
+            rest[:, : out.shape[1]] = out
+        return rest
+
+    def _resample(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        frames = np.ascontiguousarray(samples.T, dtype=np.float32)
+        return self._stream.resample_chunk(frames, last).T
+
+
+def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:
+    """The samples that `n_samples` at `from_rate` become at `to_rate`, rounded up."""
+    return -(-n_samples * to_rate // from_rate)
+
+
+def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Resample a whole float array, (T,) or (C, T), to float32 of `resampled_length(T)`."""
+    channels = np.atleast_2d(np.asarray(samples, dtype=np.float32))
+    resampler = Resampler(from_rate, to_rate, len(channels))
+    out = np.concatenate([resampler.process(channels), resampler.flush()], axis=1)
+    return out if np.ndim(samples) == 2 else out[0]

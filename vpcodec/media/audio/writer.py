@@ -1,0 +1,162 @@
+"""Writing audio: files, all or nothing, and pipes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import soundfile as sf
+
+from ..files import atomic_output
+from .common import BLOCK, AudioError, check_limits, choose_format, is_regular, naming, reason
+from .reader import open_source
+from .sound import ForwardSoundFile
+from .wav import WIDTHS, encode, to_int, wav_header
+
+MAX_VORBIS_RATE = 200_000  # Hz; libsndfile crashes on more
+
+
+class AudioWriter:
+    """Writes audio in blocks. A context manager: leaving it by an exception leaves no file.
+
+    `target` is a path, whose suffix chooses the format, or a binary stream, which gets WAV of
+    unknown size, flushed block by block, and is left open. `subtype` is one of libsndfile's names
+    ("PCM_24"), 16 bits or the format's own by default. `raw` (s16, s24, s32 or f32) writes
+    headerless PCM instead. A file takes its name only when complete; WAV past 4 GiB becomes RF64.
+
+    Attributes:
+        n_samples: written so far, per channel.
+        clipped: how many values lay beyond [-1, 1] and were clipped (float subtypes keep them).
+
+    Raises AudioError where the target cannot be written; BrokenPipeError passes through.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str] | BinaryIO,
+        *,
+        sample_rate: int,
+        channels: int,
+        subtype: str | None = None,
+        raw: str | None = None,
+        name: str = "stdout",
+    ) -> None:
+        is_path = isinstance(target, (str, os.PathLike))
+        self.name = os.fspath(target) if is_path else name
+        self.sample_rate, self.channels = sample_rate, channels
+        self.n_samples = self.clipped = 0
+        with naming(self.name), ExitStack() as stack:
+            check_limits(sample_rate, channels)
+            suffix = Path(target).suffix.lower() if is_path else ".wav"
+            format, self.subtype = choose_format(suffix, subtype, raw)
+            self._file = stack.enter_context(atomic_output(target)) if is_path else target
+            self._sound = None
+            if format == "WAV" and self.subtype in WIDTHS:
+                stack.enter_context(self._wav(in_place=is_path and is_regular(self._file)))
+            elif format != "RAW":
+                self._sound = stack.enter_context(self._sound_file(format))
+            self._stack = stack.pop_all()
+
+    @contextmanager
+    def _wav(self, in_place: bool) -> Iterator[None]:
+        """Write the header, and once more at the end where its place can be sought."""
+        layout = self.subtype, self.sample_rate, self.channels
+        self._write_bytes(wav_header(*layout, 0 if in_place else None))
+        yield
+        if in_place:
+            n_bytes = self.n_samples * self.channels * WIDTHS[self.subtype]
+            self._file.write(bytes(n_bytes % 2))  # a chunk has an even size
+            self._file.seek(0)
+            self._file.write(wav_header(*layout, n_bytes))
+
+    @contextmanager
+    def _sound_file(self, format: str) -> Iterator[sf.SoundFile]:
+        layout = self.sample_rate, self.channels, self.subtype
+        refusal = f"{format} cannot hold {self.channels} channels at {self.sample_rate} Hz"
+        if self.subtype == "VORBIS" and self.sample_rate > MAX_VORBIS_RATE:
+            raise AudioError(refusal)
+        descriptor = self._file.fileno()
+        try:
+            sound = ForwardSoundFile(descriptor, "w", *layout, format=format, closefd=False)
+        except sf.LibsndfileError as error:
+            raise AudioError(f"{refusal} ({reason(error)})") from error
+        with sound:
+            yield sound
+        if is_regular(self._file):
+            self._check_written(format)
+
+    def _check_written(self, format: str) -> None:
+        """Read the length back: libsndfile does not tell of a disk that fills up at the end."""
+        with open(self._file.name, "rb", 0) as file, ExitStack() as stack:
+            try:
+                written = open_source(file, True, None, stack).n_samples
+            except AudioError:
+                written = -1
+        if written is not None and written < self.n_samples:
+            raise AudioError(f"{self.n_samples} samples could not be written as {format}")
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append float samples (C, n), rounded to the nearest value that the subtype can hold."""
+        samples = np.asarray(samples, dtype=np.float32)
+        if samples.ndim != 2 or len(samples) != self.channels:
+            raise ValueError(f"samples of shape {samples.shape}, not ({self.channels}, n)")
+        with naming(self.name):
+            if not np.isfinite(samples).all():
+                raise AudioError("NaN or infinity cannot be written")
+            if self.subtype not in ("FLOAT", "DOUBLE"):
+                self.clipped += int(np.count_nonzero(np.abs(samples) > 1))
+                samples = np.clip(samples, -1, 1)
+            self._write(np.ascontiguousarray(samples.T))
+        self.n_samples += samples.shape[1]
+
+    def _write(self, frames: np.ndarray) -> None:
+        if self._sound is None:
+            self._write_bytes(encode(frames, self.subtype))
+            return
+        if bits := re.fullmatch(r"(?:PCM|ALAC)_[SU]?(\d+)", self.subtype):
+            frames = to_int(frames, int(bits[1]))  # libsndfile would round some formats down
+        for start in range(0, len(frames), BLOCK):  # its Vorbis encoder crashes on millions
+            self._sound.write(frames[start : start + BLOCK])
+
+    def _write_bytes(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:  # a stream without a buffer may take a part only
+            left = left[self._file.write(left) :]
+        self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file and put it in its place."""
+        with naming(self.name):
+            self._stack.close()
+
+    def __enter__(self) -> AudioWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with naming(self.name):
+            self._stack.__exit__(kind, error, traceback)
+
+
+def save(
+    target: str | os.PathLike[str] | BinaryIO,
+    samples: np.ndarray,
+    sample_rate: int,
+    *,
+    subtype: str | None = None,
+) -> None:
+    """Write a whole float array, (T,) or (C, T). Raises AudioError."""
+    samples = np.atleast_2d(samples)
+    channels = len(samples)
+    with AudioWriter(target, sample_rate=sample_rate, channels=channels, subtype=subtype) as writer:
+        writer.write(samples)
