@@ -129,8 +129,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.images.is_dir():
         raise SystemExit(f"{args.images}: no such folder")
-    from vpcodec.hub import ModelError
     from vpcodec.media.image import ImageError, find_images
+    from vpcodec.model_folder import ModelError
 
     rows = []
     try:

@@ -26,10 +26,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vpcodec.config import AudioConfig
-from vpcodec.hub import WEIGHTS, open_model
+from vpcodec.hub import open_model
 from vpcodec.media.audio import find_audio, load, resample
 from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.workers import Workers
+from vpcodec.model_folder import WEIGHTS
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
 from vpcodec.recipe.audio import DataConfig, LossConfig

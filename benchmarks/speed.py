@@ -77,8 +77,7 @@ def peak_rss() -> int:
 
 
 def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
-    from vpcodec import Codec
-    from vpcodec.tokenfile import read_tokens
+    from vpcodec import Codec, read_tokens
 
     codec = Codec.from_pretrained(spec["model"], backend=spec["backend"], threads=spec["threads"])
 

@@ -11,8 +11,10 @@ from typing import Any, TextIO
 
 import pytest
 
+from vpcodec import read_tokens
 from vpcodec.cli import main
-from vpcodec.tokenfile import TokenReader, TokenWriter, read_tokens, write_tokens
+from vpcodec.hub import bundled_coder
+from vpcodec.tokenfile import TokenReader, TokenWriter, write_tokens
 
 MODULE = [sys.executable, "-m", "vpcodec"]
 ENOUGH = 120  # seconds after which a process hangs
@@ -87,6 +89,7 @@ def blocks(path: Path) -> list[tuple[int, int]]:
     """First and last byte + 1 of every block of a token file."""
     with open(path, "rb") as file:
         reader = TokenReader(file)
+        reader.coder = bundled_coder(reader.header)
         ends = [reader.total_bytes]
         for _ in reader:
             ends.append(reader.total_bytes)

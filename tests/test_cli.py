@@ -26,19 +26,13 @@ import typer
 from helpers import ENOUGH, MODULE, changed_tok, flipped, header_only, refuse, run, tree
 
 import vpcodec
-from vpcodec import Codec
+from vpcodec import Codec, read_tokens
 from vpcodec.cli import common, kinds
 from vpcodec.codec import FileStats
-from vpcodec.hub import (
-    DEFAULT_MODEL,
-    WEIGHTS,
-    bundled_folders,
-    fingerprint,
-    open_model,
-    write_folder_config,
-)
+from vpcodec.hub import DEFAULT_MODEL, bundled_folders, open_model
 from vpcodec.media.audio import AudioError, load, save
-from vpcodec.tokenfile import AudioHeader, read_tokens, verify, write_tokens
+from vpcodec.model_folder import WEIGHTS, fingerprint, write_folder_config
+from vpcodec.tokenfile import AudioHeader, verify, write_tokens
 
 COMMANDS = ["encode", "decode", "info", "models", "train", "export"]
 

@@ -17,10 +17,10 @@ import pytest
 import soundfile as sf
 from helpers import changed_tok, flipped, header_only, refuse, run, tree
 
-from vpcodec import hub
+from vpcodec import hub, read_tokens
 from vpcodec.codec import ImageCodec
 from vpcodec.media.image import load_image, save_image
-from vpcodec.tokenfile import read_tokens, verify
+from vpcodec.tokenfile import verify
 
 Make = Callable[..., np.ndarray]
 NAME = "image-debug"  # the model's, in its configuration

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from helpers import Pipe, blocks, flipped
 
-from vpcodec import Codec
+from vpcodec import Codec, read_tokens
 from vpcodec.codec import FileStats
 from vpcodec.codec.audio import FILE_BLOCK
 from vpcodec.media.audio import RawFormat, load, resample, save
-from vpcodec.tokenfile import TokenFileError, TokenReader, read_tokens, verify
+from vpcodec.tokenfile import TokenFileError, TokenReader, verify
 
 LENGTHS = [0, 1, 95, 96, 97, *np.random.default_rng(0).integers(98, 9_000, 3).tolist()]
 RATES = [8_000, 22_050, 44_100, 48_000, 96_000]

@@ -17,7 +17,7 @@ from vpcodec import Codec, __version__, export, graphs  # noqa: E402
 from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
 from vpcodec.export import export_model, export_run  # noqa: E402
 from vpcodec.graphs import ExportError  # noqa: E402
-from vpcodec.hub import (  # noqa: E402
+from vpcodec.model_folder import (  # noqa: E402
     ModelError,
     fingerprint,
     read_folder,

@@ -20,15 +20,8 @@ from hub_server import Hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from vpcodec import Codec
-from vpcodec.hub import (
-    DEFAULT_MODEL,
-    ModelError,
-    bundled_folders,
-    download,
-    fingerprint,
-    open_model,
-    push,
-)
+from vpcodec.hub import DEFAULT_MODEL, bundled_folders, download, open_model, push
+from vpcodec.model_folder import ModelError, fingerprint
 
 HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP client that the Hub's library uses
 

@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
 FLOORS = [
     {"media", "entropy"},
-    {"config", "recipe", "tokenfile", "usage", "hub"},
+    {"config", "recipe", "tokenfile", "usage"},
+    {"model_folder"},
+    {"hub"},
     {"quantizers", "models"},
     {"backends", "graphs"},
     {"upstream"},

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vpcodec.hub import ModelError, open_model
+from vpcodec import read_tokens
+from vpcodec.hub import open_model
 from vpcodec.media.audio import AudioError, load, resample, save
 from vpcodec.media.image import ImageError, load_image, save_image
 from vpcodec.metrics import systems
@@ -34,7 +35,7 @@ from vpcodec.metrics.systems import (
     pair_files,
     parse_codecs,
 )
-from vpcodec.tokenfile import read_tokens
+from vpcodec.model_folder import ModelError
 
 
 def need(*programs: str) -> pytest.MarkDecorator:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from vpcodec import Codec
-from vpcodec.hub import DEFAULT_MODELS, bundled_folders, read_folder
+from vpcodec.hub import DEFAULT_MODELS, bundled_folders
 from vpcodec.media.audio import find_audio, load
 from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.image import psnr, ssim
+from vpcodec.model_folder import read_folder
 
 MAX_BYTES = 12 * 2**20
 NAMES = sorted(bundled_folders())

@@ -13,7 +13,7 @@ from helpers import refuse, run
 from vpcodec import Codec
 from vpcodec.config import AudioConfig
 from vpcodec.entropy import TABLES, parse_tables
-from vpcodec.hub import read_folder
+from vpcodec.model_folder import read_folder
 
 pytest.importorskip("torch", reason="needs the train extra")
 

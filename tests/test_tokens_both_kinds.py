@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from helpers import Pipe, blocks, flipped
 
-from vpcodec import Codec
+from vpcodec import Codec, read_tokens
 from vpcodec.codec import AudioCodec, ImageCodec
-from vpcodec.hub import DEFAULT_MODEL, ModelError
+from vpcodec.hub import DEFAULT_MODEL
 from vpcodec.media.audio import AudioError, load, save
 from vpcodec.media.image import ImageError, load_image, save_image
-from vpcodec.tokenfile import TokenFileError, TokenReader, read_tokens, verify, write_tokens
+from vpcodec.model_folder import ModelError
+from vpcodec.tokenfile import TokenFileError, TokenReader, verify, write_tokens
 
 
 @dataclass

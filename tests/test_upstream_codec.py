@@ -12,13 +12,13 @@ torch = pytest.importorskip("torch", reason="needs vpcodec[train]")
 from published import random_weights  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
-from vpcodec import Codec  # noqa: E402
+from vpcodec import Codec, read_tokens  # noqa: E402
 from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
-from vpcodec.hub import WEIGHTS, fingerprint, write_folder_config  # noqa: E402
 from vpcodec.media.audio import load, resample  # noqa: E402
 from vpcodec.media.audio import save as save_audio  # noqa: E402
+from vpcodec.model_folder import WEIGHTS, fingerprint, write_folder_config  # noqa: E402
 from vpcodec.models import build_model  # noqa: E402
-from vpcodec.tokenfile import TokenFileError, read_tokens  # noqa: E402
+from vpcodec.tokenfile import TokenFileError  # noqa: E402
 
 SHAPES = dict(
     strides=(5, 4),

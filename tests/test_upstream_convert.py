@@ -19,8 +19,9 @@ from published import random_weights, save_modules  # noqa: E402
 
 from vpcodec import Codec  # noqa: E402
 from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
-from vpcodec.hub import ModelError, open_model  # noqa: E402
+from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.media.audio import load, resample  # noqa: E402
+from vpcodec.model_folder import ModelError  # noqa: E402
 from vpcodec.upstream import MODULES, Published, find, open_published  # noqa: E402
 from vpcodec.upstream.convert import convert  # noqa: E402
 

@@ -22,7 +22,7 @@ from helpers import flipped  # noqa: E402
 from published import random_weights, save_modules  # noqa: E402
 
 from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
-from vpcodec.hub import ModelError  # noqa: E402
+from vpcodec.model_folder import ModelError  # noqa: E402
 from vpcodec.upstream import MODULES, PUBLISHED, find, is_published  # noqa: E402
 from vpcodec.upstream.weights import expected_shapes, read_weights  # noqa: E402
 

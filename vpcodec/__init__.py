@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "__version__", "score"]
+__all__ = ["Codec", "__version__", "read_tokens", "score", "write_tokens"]
 
 if TYPE_CHECKING:
-    from .codec import Codec
+    from .codec import Codec, read_tokens
     from .metrics.scoring import score
+    from .tokenfile import write_tokens
+
+
+_PLACES = {  # public name: its module
+    "Codec": "codec",
+    "read_tokens": "codec",
+    "score": "metrics.scoring",
+    "write_tokens": "tokenfile",
+}
 
 
 def __getattr__(name: str) -> Any:  # so that `import vpcodec` alone stays cheap
-    if name == "Codec":
-        from .codec import Codec
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return Codec
-    if name == "score":
-        from .metrics.scoring import score
-
-        return score
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)

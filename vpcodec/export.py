@@ -21,8 +21,8 @@ from .backends.torch import TorchBackend
 from .codec import AudioCodec
 from .config import AudioConfig, ConfigError, ImageConfig, parse_model
 from .graphs import same_signal, same_tokens, save_graph, share_weights, strip, trace
-from .hub import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
 from .media.files import atomic_folder
+from .model_folder import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import Autoencoder, build_model
 from .quantizers import VP
 from .training.checkpoints import (

@@ -17,7 +17,7 @@ from torch import nn
 
 from . import __version__
 from .config import AudioConfig, AudioModelConfig, ModelConfig
-from .hub import WEIGHTS
+from .model_folder import WEIGHTS
 from .models import Autoencoder
 from .models.layers import State
 

@@ -1,126 +1,73 @@
-"""A model name to a verified folder: bundled, a path, or `owner/name[@revision]` on the Hub.
+"""Names of models to folders: bundled, on disk, on the Hugging Face Hub, or of a registered source.
 
-And the way back: `push` publishes a folder.
+`open_model` is the one place where a name is resolved. And the way back: `push` publishes a folder.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from .config import ConfigError, ModelConfig, parse_model
-from .entropy import TABLES, EntropyError, TokenCoder, load_coder
-from .media.files import atomic_output
+from .config import ModelConfig
+from .entropy import TokenCoder
+from .model_folder import CARD, CONFIG, ModelError, ModelFolder, read_folder
+from .tokenfile import TokenHeader
 
 DEFAULT_MODEL = "speech-3k"
+
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "README.md"
-MAX_CONFIG_BYTES = 1 << 20
+
 MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
+
 SHOWN_BYTES = 1 << 20  # downloads from here on show their progress
+
 TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # kind -> what the Hub calls it
+
 LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
+
 _FRONT_MATTER = re.compile(r"---[ \t]*(\r?\n)(.*?\r?\n)(?=---[ \t]*(\r?\n|$))", re.DOTALL)
 
 _T = TypeVar("_T")
 
-
-class ModelError(ValueError):
-    """A model that cannot be found, read or trusted; one line."""
+Note = Callable[[str], None]  # is told what takes a while
 
 
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model on disk.
+class Source(Protocol):
+    """Where models come from that have names of their own, such as those that others published."""
 
-    Attributes:
-        path: the folder.
-        config: what the model is.
-        fingerprint: 16 bytes that identify weights and configuration, written into token files.
-        files: name -> SHA-256 (hex) of every file that `file` hands out.
-        source: where converted weights came from; empty for others.
-    """
+    def owns(self, name: str) -> bool:
+        """Whether a name is for this source; it must not be that of a bundled model."""
 
-    path: Path
-    config: ModelConfig
-    fingerprint: bytes
-    files: dict[str, str]
-    source: dict[str, Any] = field(default_factory=dict)
+    def open(self, name: str, *, note: Note | None = None) -> ModelFolder:
+        """The folder of a model; raises ModelError."""
 
-    def check(self) -> None:
-        """Check every file against its hash, and the configuration against the fingerprint.
+    def catalog(self) -> Sequence[tuple[str, ModelConfig]]:
+        """All models: the name that `open` takes, and what the model is."""
 
-        Raises:
-            ModelError: a file is missing or changed since the export.
-        """
-        for name in {WEIGHTS, *self.files}:
-            self.file(name)
-        if fingerprint(self.config, (self.path / WEIGHTS).read_bytes()) != self.fingerprint:
-            raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not fit)")
-
-    @cached_property
-    def coder(self) -> TokenCoder | None:
-        """The entropy coder of its tokens; None where the model has no tables.
-
-        Raises:
-            ModelError: the tables are damaged, or for another codebook.
-        """
-        if TABLES not in self.files:
-            return None
-        path = self.file(TABLES)
-        try:
-            coder = load_coder(path)
-        except (EntropyError, OSError) as error:
-            raise ModelError(str(error)) from None
-        if coder.codebook_size != self.config.codebook_size:
-            raise ModelError(f"{path}: for a codebook of {coder.codebook_size}")
-        return coder
-
-    def file(self, name: str) -> Path:
-        """Path of a file of the model, checked against its hash.
-
-        Raises:
-            ModelError: not listed, missing, or changed since the export.
-        """
-        path = self.path / name
-        try:
-            expected = self.files[name]
-            with open(path, "rb") as file:
-                actual = hashlib.file_digest(file, "sha256").hexdigest()
-        except KeyError:
-            raise ModelError(f"{self.path}: the model has no {name}") from None
-        except OSError as error:
-            raise ModelError(f"{path}: {error.strerror}") from None
-        if actual != expected:
-            raise ModelError(f"{path}: damaged or changed (SHA-256 differs from {CONFIG})")
-        return path
+    def is_local(self, name: str) -> bool:
+        """Whether `open` needs no network and no time."""
 
 
-def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
-    """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights.
+_sources: list[Source] = []
 
-    Fields that are not set do not count, so that new ones leave the models of before as they were.
-    """
-    needless = {"description": True, "license": True, "silence": True}
-    needless["quantizer"] = config.quantizer.training_only
-    facts = config.model_dump(mode="json", exclude=needless, exclude_none=True)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    digest.update(weights)
-    return digest.digest()[:16]
+
+def register_source(source: Source) -> None:
+    """Have `open_model` ask a source for the names that it owns."""
+    _sources.append(source)
+
+
+def registered_models() -> list[tuple[str, ModelConfig]]:
+    """The catalogs of all registered sources."""
+    return [model for source in _sources for model in source.catalog()]
 
 
 def bundled_folders() -> dict[str, Path]:
@@ -132,15 +79,24 @@ def bundled_folders() -> dict[str, Path]:
     return {}
 
 
-def open_model(name: str | Path = DEFAULT_MODEL) -> ModelFolder:
-    """Find a model: a bundled name, a folder, or `owner/name[@revision]` on the Hugging Face Hub.
+def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) -> ModelFolder:
+    """Find a model: the names that `--model` and `Codec.from_pretrained` take.
 
     The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from there
     are checked against their hashes; what the cache has damaged is fetched once more.
 
+    Args:
+        name: of a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or of
+            a registered source, such as `owner/name:model[@revision]` of a published SQCodec, which
+            is converted when first used.
+        note: told what takes a while.
+
     Raises:
         ModelError: unknown name, unreadable folder, bad config.json, no network, damaged files.
     """
+    for source in _sources:
+        if source.owns(str(name)):
+            return source.open(str(name), note=note)
     bundled = bundled_folders()
     if str(name) in bundled:
         return read_folder(bundled[str(name)])
@@ -156,55 +112,30 @@ def open_model(name: str | Path = DEFAULT_MODEL) -> ModelFolder:
     )
 
 
-def read_folder(path: Path) -> ModelFolder:
-    """Read and check the config.json of a model folder.
+def name_of_model(label: str) -> str | None:
+    """The name by which `open_model` finds the model that token files call `label`.
 
-    Raises:
-        ModelError: missing, too large, not JSON, or with fields that are wrong.
+    None where it is neither bundled nor of a registered source.
     """
-    file = path / CONFIG
-    try:
-        with open(file, "rb") as stream:
-            text = stream.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ModelError(f"{file}: {error.strerror} (a model folder has a {CONFIG})") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
-    try:
-        data = json.loads(text)
-        mark = bytes.fromhex(data.pop("fingerprint"))
-        files = {str(name): str(digest) for name, digest in data.pop("files").items()}
-        source = dict(data.pop("source", {}))
-        if not all(str(source.get(key, "")).isprintable() for key in ("model", "commit")):
-            raise ValueError
-        config = parse_model(data)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        reason = error if isinstance(error, ConfigError) else "not a model description"
-        raise ModelError(f"{file}: {reason}") from None
-    if len(mark) != 16:
-        raise ModelError(f"{file}: the fingerprint is not 16 bytes")
-    fits = {name: Path(name).name == name and name.isprintable() for name in files}
-    if stranger := next((name for name, fit in fits.items() if not fit), None):
-        raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
-    return ModelFolder(path, config, mark, files, source)
+    if label in bundled_folders():
+        return label
+    return next((name for name, config in registered_models() if config.name == label), None)
 
 
-def write_folder_config(
-    path: Path,
-    config: ModelConfig,
-    mark: bytes,
-    files: list[str],
-    *,
-    source: dict[str, Any] | None = None,
-) -> None:
-    """Write config.json into a model folder, with the hashes of `files`; see `ModelFolder`."""
-    data = config.model_dump(mode="json")
-    if source:
-        data["source"] = source
-    data["fingerprint"] = mark.hex()
-    data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
-    with atomic_output(path / CONFIG) as file:
-        file.write((json.dumps(data, indent=2) + "\n").encode())
+def is_local(name: str) -> bool:
+    """Whether a name that `name_of_model` gave is at hand: no network, no conversion."""
+    return all(source.is_local(name) for source in _sources if source.owns(name))
+
+
+def bundled_coder(header: TokenHeader) -> TokenCoder | None:
+    """The entropy coder of the bundled model that made a token file; None: no such model."""
+    folder = bundled_folders().get(header.model)
+    try:
+        model = None if folder is None else read_folder(folder)
+        fits = model is not None and model.fingerprint == header.fingerprint
+        return model.coder if fits else None
+    except ModelError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -511,8 +511,7 @@ class TokenReader:
     while unknown; should neither header nor trailer tell, n_samples is AudioHeader.samples_in of
     the frames up to the last whole block in the end. damaged: numbers of the damaged blocks, and
     error: the first damage, since the last seek. payload_bytes, total_bytes: used so far. coder:
-    of entropy-coded blocks, may be set when the header is known; that of bundled models is found,
-    NoCoderError where one is missing.
+    of entropy-coded blocks, may be set when the header is known; NoCoderError where it is missing.
     """
 
     def __init__(
@@ -547,6 +546,25 @@ class TokenReader:
             else:
                 self._finish(record)
                 yield from self._lost(_n_blocks(self.n_frames, self.header))
+
+    def read_all(self) -> tuple[np.ndarray, TokenHeader]:
+        """What is left: tokens int64 (channels, n_frames), and the header with n_samples.
+
+        With `recover`, the frames of damaged blocks are -1, and a damaged or missing end leaves
+        n_samples as it is found. TokenFileError for other damage, and for more than
+        MAX_LOST_TOKENS tokens to fill in.
+        """
+        channels, lost = self.header.channels, 0
+        parts = [np.empty((channels, 0), np.int64)]
+        for block in self:
+            tokens = block.tokens
+            if tokens is None:
+                lost += channels * block.n_frames
+                if lost > MAX_LOST_TOKENS:
+                    raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
+                tokens = np.full((channels, block.n_frames), -1)
+            parts.append(tokens)
+        return np.concatenate(parts, axis=1), self.header.with_total(self.n_samples)
 
     def read_trailer(self) -> int:
         """n_samples, from the end of a seekable stream; the reading position stays.
@@ -668,10 +686,7 @@ class TokenReader:
         if n_frames > due or (n_frames < due and self.n_frames is not None):
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
         if coding == ENTROPY and self.coder is None:
-            self.coder = _bundled_coder(header)
-            if self.coder is None:
-                reason = f"needs the tables of the model {header.model!r}"
-                raise NoCoderError(f"entropy coded: {reason}")
+            raise NoCoderError(f"entropy coded: needs the tables of the model {header.model!r}")
         try:
             if coding == RAW:
                 tokens = _unpack_raw(payload, n_frames, header)
@@ -785,26 +800,13 @@ def read_tokens(
 ) -> tuple[np.ndarray, TokenHeader]:
     """Tokens int64 (channels, n_frames) of a file or stream, and its header with n_samples.
 
-    coder: of the model, `Codec.coder`; without one, files of bundled models are read, and those
-    that are not entropy coded.
+    coder: of the model, `Codec.coder`; without one, only files that are not entropy coded are read.
+    `vpcodec.read_tokens` finds that of a bundled model.
 
-    With `recover`, the frames of damaged blocks are -1, and a damaged or missing end leaves
-    n_samples as TokenReader finds it. TokenFileError for other damage, for a damaged header, and
-    for more than MAX_LOST_TOKENS tokens to fill in; OSError for a path that cannot be read.
+    Errors and `recover` as of `TokenReader.read_all`; OSError for a path that cannot be read.
     """
-    with _opened(source) as stream:
-        reader = TokenReader(stream, recover=recover, coder=coder)
-        channels, lost = reader.header.channels, 0
-        parts = [np.empty((channels, 0), np.int64)]
-        for block in reader:
-            tokens = block.tokens
-            if tokens is None:
-                lost += channels * block.n_frames
-                if lost > MAX_LOST_TOKENS:
-                    raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
-                tokens = np.full((channels, block.n_frames), -1)
-            parts.append(tokens)
-        return np.concatenate(parts, axis=1), reader.header.with_total(reader.n_samples)
+    with opened(source) as stream:
+        return TokenReader(stream, recover=recover, coder=coder).read_all()
 
 
 def write_tokens(
@@ -830,7 +832,7 @@ def verify(source: str | os.PathLike | BinaryIO) -> Verification:
 
     Entropy-coded blocks are checked by their checksums, and not decoded.
     """
-    with _opened(source) as stream:
+    with opened(source) as stream:
         try:
             reader = TokenReader(stream, recover=True, coder=_Undecoded())
         except TokenFileError as error:
@@ -851,18 +853,6 @@ class _Undecoded:
         return np.broadcast_to(np.int64(0), (n_frames, channels))
 
 
-def _bundled_coder(header: TokenHeader) -> Coder | None:
-    """The coder of a bundled model that made a file, if it is one."""
-    from .hub import ModelError, bundled_folders, read_folder
-
-    folder = bundled_folders().get(header.model)
-    try:
-        model = None if folder is None else read_folder(folder)
-        fits = model is not None and model.fingerprint == header.fingerprint
-        return model.coder if fits else None
-    except ModelError:
-        return None
-
-
-def _opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
+def opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    """A stream as it is, left open, or the file at a path."""
     return nullcontext(source) if hasattr(source, "read") else open(source, "rb")

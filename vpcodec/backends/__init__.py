@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..hub import ModelFolder
+from ..model_folder import ModelFolder
 
 BACKENDS = ("onnx", "torch")
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..config import SQCodecConfig
-from ..hub import ModelError, ModelFolder
+from ..model_folder import ModelError, ModelFolder
 
 State = dict[str, np.ndarray]
 

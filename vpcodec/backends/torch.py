@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..hub import WEIGHTS, ModelError, ModelFolder
+from ..model_folder import WEIGHTS, ModelError, ModelFolder
 from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
 

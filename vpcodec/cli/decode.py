@@ -105,15 +105,12 @@ def decode(
 
 def _trusted(name: str) -> str:
     """A model that a token file names, if it is here; none is fetched on the file's word."""
-    from ..hub import bundled_folders
-    from ..upstream import PUBLISHED, is_converted
+    from ..hub import is_local, name_of_model
     from . import common
 
-    if name in bundled_folders():
-        return name
-    spec = next((model.spec for model in PUBLISHED if model.config.name == name), None)
-    if spec is None:
+    found = name_of_model(name)
+    if found is None:
         raise common.UsageError(f"made by the model {name!r}, which is not bundled: use --model")
-    if not is_converted(spec):
-        raise common.UsageError(f"made by the model {name!r}; --model {spec} fetches it")
-    return spec
+    if not is_local(found):
+        raise common.UsageError(f"made by the model {name!r}; --model {found} fetches it")
+    return found

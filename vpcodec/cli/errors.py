@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..config import ConfigError
-from ..hub import ModelError
 from ..media.audio import AudioError
 from ..media.image import ImageError
+from ..model_folder import ModelError
 from ..tokenfile import TokenFileError
 
 

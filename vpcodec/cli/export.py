@@ -20,7 +20,7 @@ def export(
     common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")
     from ..export import export_run
     from ..graphs import ExportError
-    from ..hub import read_folder
+    from ..model_folder import read_folder
     from ..training.checkpoints import CheckpointError
 
     try:

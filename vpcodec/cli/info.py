@@ -98,13 +98,13 @@ def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) ->
 
 
 def _model_facts(name: str) -> dict[str, Any]:
-    from ..codec import find_model
     from ..entropy import TABLES
-    from ..hub import WEIGHTS
+    from ..hub import open_model
+    from ..model_folder import WEIGHTS
     from . import common
 
     with common.status() as note:
-        model = find_model(name, note=note)
+        model = open_model(name, note=note)
     config = model.config
     model.check()
     facts = next(facts for kind, facts in _MODEL_FACTS.items() if isinstance(config, kind))
@@ -199,7 +199,7 @@ def _count_parameters(path: Path) -> int:
     """Numbers in a safetensors file, from its header (the file's hash has been checked)."""
     import math
 
-    from ..hub import ModelError
+    from ..model_folder import ModelError
 
     try:
         with open(path, "rb") as file:

@@ -19,15 +19,15 @@ def models(context: typer.Context, as_json: bool = options.JSON) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from ..hub import DEFAULT_MODELS, bundled_folders, read_folder
-    from ..upstream.catalog import PUBLISHED
+    from ..hub import DEFAULT_MODELS, bundled_folders, registered_models
+    from ..model_folder import read_folder
 
     bundled = [
         _row(name, read_folder(path).config, path) for name, path in bundled_folders().items()
     ]
     for row in bundled:
         row["default"] = row["name"] == DEFAULT_MODELS[row["kind"]]
-    published = [_row(model.spec, model.config, None) for model in PUBLISHED]
+    published = [_row(name, config, None) for name, config in registered_models()]
     if as_json:
         print(json.dumps(bundled + published, indent=2))
         return

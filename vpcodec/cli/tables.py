@@ -38,7 +38,7 @@ def tables(
         raise common.UsageError(str(error)) from None
     finally:
         progress.close()
-    from ..hub import read_folder
+    from ..model_folder import read_folder
 
     nominal = read_folder(folder).config.bits_per_token
     facts = {

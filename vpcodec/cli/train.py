@@ -37,7 +37,7 @@ def train(
         from ..training.launch import launch
 
         raise SystemExit(launch(processes, _without_processes(sys.argv[1:])))
-    from ..hub import WEIGHTS
+    from ..model_folder import WEIGHTS
     from ..training.checkpoints import CheckpointError
     from ..training.corpora import DataError
     from ..training.evaluation import EvaluationError

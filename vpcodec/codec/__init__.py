@@ -1,9 +1,11 @@
 """Codecs: what a user holds. Audio or images to tokens and back, as arrays or files."""
 
+from .. import upstream as _published  # noqa: F401  registers its names
 from .audio import AudioCodec, FileStats
-from .base import Codec, Report, Source, find_model
+from .base import Codec, Report, Source
 from .image import ImageCodec, ImageStats
 from .streams import DecoderStream, EncoderStream
+from .tokens import read_tokens
 
 __all__ = [
     "AudioCodec",
@@ -15,5 +17,5 @@ __all__ = [
     "ImageStats",
     "Report",
     "Source",
-    "find_model",
+    "read_tokens",
 ]

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..backends import Backend, load_backend
 from ..entropy import TokenCoder
-from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, ModelError, ModelFolder, open_model
+from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_coder, open_model
 from ..media.files import atomic_output
+from ..model_folder import ModelError, ModelFolder
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
-from ..upstream import is_published, open_published
 
 Source = str | os.PathLike[str] | BinaryIO
 Report = Callable[[int, int | None], None]  # samples or pixels done, and in all if known
@@ -26,7 +26,7 @@ class Codec(ABC):
     """A model ready to encode and decode; `Codec(...)` is the subclass for the model's kind.
 
     Args:
-        model: the folder, from `find_model`.
+        model: the folder, from `vpcodec.hub.open_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
 
     Raises:
@@ -63,7 +63,7 @@ class Codec(ABC):
         device: str = "auto",
         note: Callable[[str], None] | None = None,
     ) -> Self:
-        """Load a model by one of the names that `find_model` takes.
+        """Load a model by one of the names that `vpcodec.hub.open_model` takes.
 
         Args:
             name: which model; None: the default of the class, speech-3k of `Codec`.
@@ -78,7 +78,7 @@ class Codec(ABC):
         """
         if name is None:
             name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
-        model = find_model(name, note=note)
+        model = open_model(name, note=note)
         return cls(model, load_backend(backend, model, threads=threads, device=device))
 
     @property
@@ -159,8 +159,9 @@ class Codec(ABC):
                 f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
                 f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
             )
-        if reader.coder is None and header.fingerprint == self.fingerprint:
-            reader.coder = self.coder
+        if reader.coder is None:
+            own = self.coder if header.fingerprint == self.fingerprint else None
+            reader.coder = own or bundled_coder(header)
         return reader
 
     def _check_tokens(self, tokens: np.ndarray, axes: str) -> np.ndarray:
@@ -181,24 +182,6 @@ class Codec(ABC):
             bad = tokens.min() if tokens.min() < 0 else tokens.max()
             raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
         return tokens.astype(np.int64, copy=False)
-
-
-def find_model(
-    name: str | Path = DEFAULT_MODEL, *, note: Callable[[str], None] | None = None
-) -> ModelFolder:
-    """A model's folder by its name.
-
-    Args:
-        name: of a bundled model; a folder; `owner/name[@revision]` on the Hub; or of a published
-            SQCodec, `owner/name:model[@revision]`, which is converted when first used.
-        note: told what takes a while.
-
-    Raises:
-        ModelError: unknown or damaged, or it cannot be fetched.
-    """
-    if is_published(str(name)):
-        return open_published(str(name), note=note)
-    return open_model(name)
 
 
 class CountedOutput:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import SQCodecConfig
-from ..hub import ModelError
+from ..model_folder import ModelError
 
 if TYPE_CHECKING:
     from .audio import AudioCodec

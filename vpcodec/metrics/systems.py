@@ -25,7 +25,8 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 
 from ..backends import BACKENDS
-from ..codec import Codec, find_model
+from ..codec import Codec
+from ..hub import open_model
 from ..media.audio import AUDIO_SUFFIXES, AudioError, load, resample, save
 from ..media.files import find_files, naming
 from ..media.image import IMAGE_SUFFIXES, is_image, load_image
@@ -276,7 +277,7 @@ class Model(System):
         self.name = str(name)
         self.spec = f"model:{name}"
         self.backend, self.threads = backend, threads
-        folder = find_model(name)
+        folder = open_model(name)
         self.path = folder.path.resolve()
         self.kind = folder.config.kind
         self.identity = f"{folder.fingerprint.hex()} {backend}"

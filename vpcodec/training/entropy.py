@@ -28,9 +28,9 @@ from ..entropy import (
     TokenCoder,
     parse_tables,
 )
-from ..hub import ModelFolder, read_folder, write_folder_config
 from ..media.audio import find_audio, load
 from ..media.files import atomic_output
+from ..model_folder import ModelFolder, read_folder, write_folder_config
 
 PAST_BITS = 8  # fraction of the weights from inputs to hidden units
 PAST_MAX = (1 << 11) - 1

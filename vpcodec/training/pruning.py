@@ -22,8 +22,8 @@ from torch import nn
 
 from ..backends.torch import load_model
 from ..config import PARTS, AudioConfig
-from ..hub import read_folder
 from ..media.files import atomic_output
+from ..model_folder import read_folder
 from ..models import build_model
 from ..models.audio import AudioAutoencoder
 from ..models.layers import ConvUnit

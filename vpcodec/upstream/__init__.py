@@ -1,7 +1,9 @@
 """Codecs that others published: SQCodec and its second version, L3AC."""
 
+from ..hub import register_source
 from .cache import is_converted, open_published
 from .catalog import MODULES, PUBLISHED, Published, find, is_published
+from .source import PublishedModels
 
 __all__ = [
     "MODULES",
@@ -12,3 +14,5 @@ __all__ = [
     "is_published",
     "open_published",
 ]
+
+register_source(PublishedModels())

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..hub import ModelError, ModelFolder, download, mended, read_folder
+from ..hub import download, mended
+from ..model_folder import ModelError, ModelFolder, read_folder
 from .catalog import MODULES, Published, find
 
 CACHE = "VPCODEC_CACHE"  # environment variable: where converted models are kept

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import FSQConfig, SQCodecConfig
-from ..hub import ModelError
+from ..model_folder import ModelError
 
 MODULES = ("encoder", "quantizer", "decoder", "en_encoder", "en_decoder")
 

@@ -15,7 +15,8 @@ from ..backends.onnx import OnnxBackend
 from ..backends.torch import TorchBackend
 from ..config import SQCodecConfig
 from ..graphs import ExportError, same_signal, same_tokens, save_graph, strip, trace
-from ..hub import (
+from ..media.files import atomic_folder
+from ..model_folder import (
     CONFIG,
     WEIGHTS,
     ModelError,
@@ -24,7 +25,6 @@ from ..hub import (
     read_folder,
     write_folder_config,
 )
-from ..media.files import atomic_folder
 from ..models import SQCodecAutoencoder, build_model
 from .catalog import Published
 from .tiling import settle, tiled

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..config import SQCodecConfig
-from ..hub import ModelError
+from ..model_folder import ModelError
 from .catalog import MODULES
 
 _TENSOR_OVERHEAD = 2048  # bytes that name, shape and alignment of a tensor may take in a file
