@@ -29,12 +29,12 @@ from vpcodec.config import AudioConfig
 from vpcodec.hub import open_model
 from vpcodec.media.audio import find_audio, load, resample
 from vpcodec.media.image import find_images, load_image
-from vpcodec.metrics.workers import Workers
 from vpcodec.model_folder import WEIGHTS
 from vpcodec.models import AudioAutoencoder
 from vpcodec.quantizers import FSP, FSQ, LFQ, VP, VQ, CodebookUsage, Quantizer, SimVQ
 from vpcodec.recipe.audio import DataConfig, LossConfig
 from vpcodec.recipe.base import OptimConfig
+from vpcodec.scoring.workers import Workers
 from vpcodec.training.audio.data import AudioCrops
 from vpcodec.training.audio.losses import ReconstructionLoss
 from vpcodec.training.image.data import to_rgb

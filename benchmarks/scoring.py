@@ -50,12 +50,13 @@ def repeated(folder: Path, target: Path, times: int) -> None:
 def each_metric(path: Path) -> dict[str, float]:
     """Measure -> CPU seconds for one clip against itself, the second time that it is called."""
     from vpcodec.media.audio import load
-    from vpcodec.metrics.registry import Clip, choose
+    from vpcodec.metrics.base import Clip
+    from vpcodec.metrics.registry import choose
 
     samples, rate = load(path)
     found = {}
     for measure in choose("audio", None)[0]:
-        function = measure.load()
+        function = measure.function
         function(Clip(samples[0], rate), Clip(samples[0], rate))
         began = time.process_time()
         function(Clip(samples[0], rate), Clip(samples[0], rate))

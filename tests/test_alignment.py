@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vpcodec.metrics.alignment import (
+from vpcodec.scoring.alignment import (
     MAX_DELAY,
     DelayFinder,
     find_delay,

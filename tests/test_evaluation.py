@@ -21,8 +21,8 @@ from vpcodec.codec import Codec  # noqa: E402
 from vpcodec.config import AudioConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.media.audio import resample  # noqa: E402
-from vpcodec.metrics.workers import METRICS, Workers, measure  # noqa: E402
 from vpcodec.recipe.audio import EvalConfig  # noqa: E402
+from vpcodec.scoring.workers import METRICS, Workers, measure  # noqa: E402
 from vpcodec.tokenfile import AudioHeader, write_tokens  # noqa: E402
 from vpcodec.training.audio.evaluation import HeldOutAudio, codec_of  # noqa: E402
 from vpcodec.training.evaluation import Evaluation, EvaluationError  # noqa: E402
@@ -281,7 +281,7 @@ def test_closing_ends_the_workers_of_a_running_evaluation(folder):
 
 def test_workers_end_when_their_owner_is_killed():
     code = (
-        "import os, signal, numpy; from vpcodec.metrics.workers import Workers; "
+        "import os, signal, numpy; from vpcodec.scoring.workers import Workers; "
         "w = Workers(1); x = numpy.zeros(8000, 'f4'); w.submit(x, x, 16000).result(); "
         "print(*w.pids, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("yaml", reason="needs the train extra")
 
 from vpcodec.codec.image import ImageCodec  # noqa: E402
-from vpcodec.metrics.workers import IMAGE_METRICS, measure_image  # noqa: E402
 from vpcodec.models import ImageAutoencoder  # noqa: E402
 from vpcodec.recipe import load_recipe  # noqa: E402
 from vpcodec.recipe.image import EvalConfig  # noqa: E402
+from vpcodec.scoring.workers import IMAGE_METRICS, measure_image  # noqa: E402
 from vpcodec.tokenfile import ImageHeader, write_tokens  # noqa: E402
 from vpcodec.training.evaluation import Evaluation, EvaluationError  # noqa: E402
 from vpcodec.training.image.evaluation import HeldOutImages, codec_of  # noqa: E402

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vpcodec.metrics import lpips, ms_ssim, psnr, ssim
-from vpcodec.metrics.image import scales_that_fit
-from vpcodec.metrics.workers import BEST_PSNR, IMAGE_METRICS, WorkerError, Workers, measure_image
+from vpcodec.metrics.image import BEST_PSNR, scales_that_fit
+from vpcodec.scoring.pool import WorkerError
+from vpcodec.scoring.workers import IMAGE_METRICS, Workers, measure_image
 
 METRICS = [psnr, ssim, ms_ssim]
 

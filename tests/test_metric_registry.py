@@ -9,21 +9,15 @@ import metric_references as references
 import numpy as np
 import pytest
 
-from vpcodec.metrics import registry
-from vpcodec.metrics.registry import (
-    MEASURES,
-    METRICS,
-    SYSTEM_METRICS,
-    Clip,
-    MetricError,
-    choose,
-)
+from vpcodec.metrics import base
+from vpcodec.metrics.base import Clip, Measure, MetricError
+from vpcodec.metrics.registry import MEASURES, METRICS, SYSTEM_METRICS, choose
 
 RATE = references.RATE
 GOLDEN = json.loads((references.ROOT / "tests/resources/metrics_golden.json").read_text())
 AUDIO = [m for m in MEASURES if m.metrics[0].kind == "audio" and m.metrics[0].default]
 IMAGES = [m for m in MEASURES if m.metrics[0].kind == "image" and m.metrics[0].default]
-NAMES = [measure.function.split(":")[1] for measure in AUDIO]
+NAMES = [measure.name for measure in AUDIO]
 IDEALS = {
     "pesq_wb": pytest.approx(4.644, abs=1e-3),
     "pesq_nb": pytest.approx(4.549, abs=1e-3),
@@ -44,12 +38,12 @@ TOLERANCES = {  # absolute; 1e-3 where nothing is named
 }
 
 
-def run(measure: registry.Measure, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def run(measure: Measure, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     for metric in measure.metrics:
         for package in metric.packages:
             pytest.importorskip(package, reason="needs the score extra")
     clips = (Clip(x, RATE), Clip(y, RATE)) if measure.metrics[0].kind == "audio" else (x, y)
-    values = measure.load()(*clips)
+    values = measure.function(*clips)
     return dict(zip((metric.name for metric in measure.metrics), values, strict=True))
 
 
@@ -61,7 +55,7 @@ def clean() -> np.ndarray:
 @pytest.mark.parametrize("measure", AUDIO, ids=NAMES)
 def test_values_are_those_of_the_reference_implementations(measure, clean):
     """Which tests/resources/make_metrics_golden.py asked."""
-    name = measure.function.split(":")[1]
+    name = measure.name
     for degradation, degrade in references.DEGRADATIONS.items():
         if degradation == "gain -6 dB" and name == "si_sdr":
             continue  # rounding of float32 alone
@@ -88,7 +82,7 @@ def test_a_file_against_itself_is_ideal_and_noise_makes_it_worse(measure, clean)
             assert few[name] < same[name]
 
 
-@pytest.mark.parametrize("measure", IMAGES, ids=lambda measure: measure.function)
+@pytest.mark.parametrize("measure", IMAGES, ids=lambda measure: measure.name)
 def test_an_image_against_itself_is_ideal_and_noise_makes_it_worse(measure, picture):
     image = picture(200, 190)
     noise = np.random.default_rng(0).normal(0, 20, image.shape)
@@ -96,12 +90,6 @@ def test_an_image_against_itself_is_ideal_and_noise_makes_it_worse(measure, pict
     for name, value in run(measure, image, noisy).items():
         ideal = run(measure, image, image.copy())[name]
         assert ideal == IDEALS[name] and value < 0.99 * ideal
-
-
-def test_every_measure_but_the_neural_ones_is_there():
-    for measure in MEASURES:
-        if not measure.function.startswith("neural:"):
-            assert callable(measure.load())
 
 
 def test_names_are_unique_and_tables_have_the_documented_order():
@@ -120,7 +108,7 @@ def test_names_are_unique_and_tables_have_the_documented_order():
 def test_named_metrics_come_in_the_order_of_tables_with_their_measures():
     measures, metrics, unavailable = choose("audio", ["snr", "dnsmos_bak", "voicing_error", "snr"])
     assert [metric.name for metric in metrics] == ["dnsmos_bak", "snr", "voicing_error"]
-    assert [m.function for m in measures] == ["measures:dnsmos", "measures:snr", "measures:pitch"]
+    assert [measure.name for measure in measures] == ["dnsmos", "snr", "pitch"]
     assert unavailable == {}
     assert choose("audio", []) == ([], [], {})
 
@@ -149,13 +137,13 @@ def test_a_missing_package_takes_away_its_metrics_and_no_others(monkeypatch):
 
 
 def test_all_are_those_whose_packages_are_there(monkeypatch):
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name == "torch" else object())
     _, metrics, unavailable = choose("audio", ["all"])
     assert [metric.name for metric in metrics][-2:] == ["utmos", "speaker_similarity"]
     assert unavailable == {
         "wer": "wer needs the package torch: pip install torch transformers",
     }
-    monkeypatch.setattr(registry, "find_spec", lambda name: object())
+    monkeypatch.setattr(base, "find_spec", lambda name: object())
     assert [metric.name for metric in choose("audio", ["all"])[1]] == [
         metric.name for metric in METRICS.values() if metric.kind == "audio"
     ]
@@ -182,10 +170,10 @@ def test_unknown_names_are_refused_with_what_there_is(kind, name, message):
 def test_what_is_made_of_a_reference_is_made_once(clean, monkeypatch):
     pytest.importorskip("librosa", reason="needs the score extra")
     pytest.importorskip("pyloudnorm", reason="needs the score extra")
-    from vpcodec.metrics import audio, speech
+    from vpcodec.metrics import prosody
 
     calls = []
-    for module, name in ((registry, "resample"), (speech, "pitch"), (audio, "loudness")):
+    for module, name in ((base, "resample"), (prosody, "pitch"), (prosody, "loudness")):
         plain = getattr(module, name)
         monkeypatch.setattr(
             module,
@@ -199,7 +187,7 @@ def test_what_is_made_of_a_reference_is_made_once(clean, monkeypatch):
         degraded = Clip(references.with_noise(clean[:RATE], level), RATE)
         for measure in measures:
             if not any(metric.missing for metric in measure.metrics):
-                measure.load()(reference, degraded)
+                measure.function(reference, degraded)
     assert calls.count("pitch") == calls.count("loudness") == calls.count("resample") == 3
 
 
@@ -212,7 +200,7 @@ def test_a_clip_gives_its_own_samples_at_its_own_rate(clean):
 def test_listing_and_importing_metrics_loads_no_heavy_package():
     code = (
         "import sys, vpcodec.metrics, vpcodec.metrics.registry as r; "
-        "[m.load() for m in r.MEASURES if 'neural' not in m.function]; r.choose('audio'); "
+        "r.choose('audio'); "
         "print(*{'torch', 'librosa', 'scipy', 'pesq', 'pystoi', 'numba', 'speechmos', "
         "'pyloudnorm', 'onnxruntime', 'matplotlib'} & set(sys.modules))"
     )
@@ -222,8 +210,27 @@ def test_listing_and_importing_metrics_loads_no_heavy_package():
 
 def test_the_metrics_of_training_load_no_torch():
     code = (
-        "import sys, numpy, vpcodec.metrics.workers as w; x = numpy.ones(8000); "
+        "import sys, numpy, vpcodec.scoring.workers as w; x = numpy.ones(8000); "
         "w.measure(x, x, 16000); print('torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_the_documentation_of_metrics_is_up_to_date():
+    script = references.ROOT / "docs" / "make_metrics.py"
+    assert subprocess.run([sys.executable, script, "--check"]).returncode == 0
+
+
+def test_a_new_file_in_the_folder_of_metrics_is_enough(tmp_path):
+    (tmp_path / "silly.py").write_text(
+        "from vpcodec.metrics.base import Metric, registered\n"
+        "@registered(Metric('silly', 'Silly', '', 'zero', 'audio', 'here'))\n"
+        "def silly(x, y):\n    return (0.0,)\n"
+    )
+    code = (
+        "import sys, vpcodec.metrics as m; m.__path__.append(sys.argv[1]); "
+        "from vpcodec.metrics.registry import choose; print(choose('audio', ['silly'])[0][0].name)"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "silly\n"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vpcodec.metrics import neural
-from vpcodec.metrics.registry import Clip, MetricError
+from vpcodec.metrics.base import Clip, MetricError
 
 WORDS = ["Ġone", "Ġtwo", "Ġthree", "Ġfour", "Ġfive"]
 SPECIAL = [

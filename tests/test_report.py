@@ -15,10 +15,10 @@ import pytest
 from browser import Browser, find_browser
 from PIL import Image
 
-from vpcodec.metrics import report
-from vpcodec.metrics.registry import Metric
-from vpcodec.metrics.report import Example, choose_examples, write_report
-from vpcodec.metrics.scores import ORIGINAL, Row, Scores, Summary, SystemScores
+from vpcodec.metrics.base import Metric
+from vpcodec.scoring import report
+from vpcodec.scoring.report import Example, choose_examples, write_report
+from vpcodec.scoring.scores import ORIGINAL, Row, Scores, Summary, SystemScores
 
 RATE = 16_000
 HOSTILE = [

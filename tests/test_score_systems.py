@@ -18,9 +18,10 @@ from vpcodec import read_tokens
 from vpcodec.hub import open_model
 from vpcodec.media.audio import AudioError, load, resample, save
 from vpcodec.media.image import ImageError, load_image, save_image
-from vpcodec.metrics import systems
-from vpcodec.metrics.alignment import find_delay, remove_delay
-from vpcodec.metrics.systems import (
+from vpcodec.model_folder import ModelError
+from vpcodec.scoring import systems
+from vpcodec.scoring.alignment import find_delay, remove_delay
+from vpcodec.scoring.systems import (
     CODEC2_MODES,
     CODECS,
     Codec2,
@@ -35,7 +36,6 @@ from vpcodec.metrics.systems import (
     pair_files,
     parse_codecs,
 )
-from vpcodec.model_folder import ModelError
 
 
 def need(*programs: str) -> pytest.MarkDecorator:

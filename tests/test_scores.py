@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vpcodec.metrics.registry import METRICS
-from vpcodec.metrics.scores import ORIGINAL, Row, Scores, Summary, SystemScores
+from vpcodec.scoring.scores import ORIGINAL, Row, Scores, Summary, SystemScores
 
 ROW = Row("opus@6k", "a/b c.wav", 0.0125, 5.4, 4000, "0123456789abcdef", {"stoi": 0.5, "snr": -3.0})
 
@@ -53,7 +53,7 @@ def test_the_interval_does_not_change_from_run_to_run_nor_with_the_pieces(monkey
     values = np.random.default_rng(6).normal(size=50)
     first = Summary.of(values)
     assert Summary.of(values) == first
-    monkeypatch.setattr("vpcodec.metrics.scores._PIECE", 1000)
+    monkeypatch.setattr("vpcodec.scoring.scores._PIECE", 1000)
     assert Summary.of(values).low == pytest.approx(first.low, abs=0.05)
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vpcodec.media.audio import resample
-from vpcodec.metrics import dnsmos, f0_rmse, pesq_nb, pesq_wb, speech, stoi, voicing_error
-from vpcodec.metrics.speech import compare_pitch, pitch
-from vpcodec.metrics.workers import METRICS, measure
+from vpcodec.metrics import dnsmos, f0_rmse, pesq_nb, pesq_wb, prosody, speech, stoi, voicing_error
+from vpcodec.metrics.prosody import compare_pitch, pitch
+from vpcodec.scoring.workers import METRICS, measure
 
 RATE = 16_000
 PACKAGES = ("pesq", "pystoi", "librosa", "speechmos", "requests")
@@ -169,7 +169,7 @@ def test_voicing_error_is_the_share_of_frames_that_were_lost(clean):
 
 def test_pitch_in_parts_is_nearly_that_of_the_whole(clean, monkeypatch):
     whole = pitch(clean, RATE)
-    monkeypatch.setattr(speech, "_PITCH_FRAMES", 100)
+    monkeypatch.setattr(prosody, "_PITCH_FRAMES", 100)
     parts = pitch(clean, RATE)
     assert len(parts) == len(whole) == 1 + len(clean) // 160
     rmse, voicing = compare_pitch(whole, parts)

@@ -9,14 +9,14 @@ __all__ = ["Codec", "__version__", "read_tokens", "score", "write_tokens"]
 
 if TYPE_CHECKING:
     from .codec import Codec, read_tokens
-    from .metrics.scoring import score
+    from .scoring.run import score
     from .tokenfile import write_tokens
 
 
 _PLACES = {  # public name: its module
     "Codec": "codec",
     "read_tokens": "codec",
-    "score": "metrics.scoring",
+    "score": "scoring.run",
     "write_tokens": "tokenfile",
 }
 

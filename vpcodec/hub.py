@@ -21,21 +21,14 @@ from .model_folder import CARD, CONFIG, ModelError, ModelFolder, read_folder
 from .tokenfile import TokenHeader
 
 DEFAULT_MODEL = "speech-3k"
-
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
-
 MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
-
 SHOWN_BYTES = 1 << 20  # downloads from here on show their progress
-
 TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # kind -> what the Hub calls it
-
 LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
-
 _FRONT_MATTER = re.compile(r"---[ \t]*(\r?\n)(.*?\r?\n)(?=---[ \t]*(\r?\n|$))", re.DOTALL)
-
 _T = TypeVar("_T")
 
 Note = Callable[[str], None]  # is told what takes a while

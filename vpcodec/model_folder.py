@@ -14,11 +14,8 @@ from .entropy import TABLES, EntropyError, TokenCoder, load_coder
 from .media.files import atomic_output
 
 CONFIG = "config.json"
-
 WEIGHTS = "model.safetensors"
-
 CARD = "README.md"
-
 MAX_CONFIG_BYTES = 1 << 20
 
 

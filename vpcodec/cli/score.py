@@ -62,9 +62,9 @@ def score(
     for path in filter(None, (csv, jsonl, report)):
         _check_output(path)
 
-    from ..metrics.registry import MetricError
-    from ..metrics.scoring import Scoring, build_systems
-    from ..metrics.systems import ScoreError
+    from ..metrics.base import MetricError
+    from ..scoring.run import Scoring, build_systems
+    from ..scoring.systems import ScoreError
 
     progress = Progress()
     try:
@@ -86,7 +86,7 @@ def score(
         if scores.rows:
             _print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
         if report is not None and scores.rows:
-            from ..metrics.report import write_report
+            from ..scoring.report import write_report
 
             write_report(report, scores, scoring.examples(scores))
     except (MetricError, ScoreError) as error:
@@ -192,7 +192,7 @@ class Lines:
 
 
 def _read_rows(path: Path) -> list[Any]:
-    from ..metrics.scores import Row
+    from ..scoring.scores import Row
     from .common import UsageError
 
     rows: dict[tuple[str, str], Row] = {}

@@ -1,8 +1,7 @@
-"""How close decoded data come to the original: metrics, and processes that compute them."""
+"""How close decoded data come to the original: pure functions, each with its registry entry."""
 
 from .audio import (
     log_spectral_distance,
-    loudness_difference,
     mel_cepstral_distortion,
     mel_distance,
     si_sdr,
@@ -10,7 +9,8 @@ from .audio import (
     stft_distance,
 )
 from .image import lpips, ms_ssim, psnr, ssim
-from .speech import dnsmos, f0_rmse, pesq_nb, pesq_wb, stoi, voicing_error
+from .prosody import f0_rmse, loudness_difference, voicing_error
+from .speech import dnsmos, pesq_nb, pesq_wb, stoi
 
 __all__ = [
     "dnsmos",

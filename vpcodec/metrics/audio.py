@@ -3,8 +3,8 @@
 Signals are float arrays (T,) of equal length, full scale at -1 and 1, in Hz `rate`. All raise
 ValueError for other shapes and dtypes, different lengths, and NaN or infinite samples. NaN is the
 value where a metric is not defined. Long signals are worked on in pieces: what is held beyond
-copies of them is about 1 kB per 10 ms for `mel_cepstral_distortion`, 16 bytes per sample for
-`loudness`, and does not grow with their length for the others.
+copies of them is about 1 kB per 10 ms for `mel_cepstral_distortion`, and does not grow with their
+length for the others.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..media.audio import resample
+from .base import Clip, Metric, registered
 
 MEL_BANDS = {128: 16, 256: 32, 512: 64, 1024: 80, 2048: 128}  # FFT size: mel bands
 MEL_FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
@@ -26,48 +27,10 @@ LSD_FLOOR = 1e-10  # of the power of a full-scale sine: below it lies rounding t
 MCD_RATE = 16_000  # Hz
 MCD_SIZE, MCD_HOP, MCD_BANDS = 512, 160, 40  # samples, samples, mel bands
 MCD_COEFFICIENTS = 13
-GATE = 0.4  # s of a block of loudness; less has none
 SILENCE = 1e-7  # of full scale
 
 _PIECE = 2**20  # samples of the frames that are transformed at once; bounds memory
 _EPSILON = float(np.finfo(np.float64).eps)
-
-
-def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Ratio of signal to noise, dB: 10 log10((|x|^2 + e) / (|y - x|^2 + e)), e of float64.
-
-    A copy has a large finite value. NaN for a silent reference.
-    """
-    reference, degraded = check_signals(reference, degraded)
-    if is_silent(reference):
-        return math.nan
-    signal = noise = _EPSILON
-    for x, y in _parts(reference, degraded):
-        signal += x @ x
-        noise += (y - x) @ (y - x)
-    return 10 * math.log10(signal / noise)
-
-
-def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Scale-invariant ratio of signal to distortion, dB.
-
-    Of x and y without their means, with t = x <x, y> / <x, x>: 10 log10(|t|^2 / |y - t|^2). The
-    float64 epsilon, added above and below both lines, keeps it finite. NaN where one is silent.
-    """
-    reference, degraded = check_signals(reference, degraded)
-    if is_silent(reference) or is_silent(degraded):
-        return math.nan
-    means = [signal.mean(dtype=np.float64) for signal in (reference, degraded)]
-    energy = product = _EPSILON
-    for x, y in _parts(reference, degraded, *means):
-        energy += x @ x
-        product += x @ y
-    scale = product / energy
-    rest = _EPSILON
-    for x, y in _parts(reference, degraded, *means):
-        y -= scale * x
-        rest += y @ y
-    return 10 * math.log10((scale**2 * (energy - _EPSILON) + _EPSILON) / rest)
 
 
 def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
@@ -95,6 +58,20 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> floa
     return float(np.mean(distances))
 
 
+@registered(
+    Metric(
+        name="mel_distance",
+        label="Mel distance",
+        unit="",
+        better="lower",
+        kind="audio",
+        source="mean difference of log10 mel spectra, five FFT sizes",
+    ),
+)
+def measure_mel_distance(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (mel_distance(reference.samples, degraded.samples, degraded.rate),)
+
+
 def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Multi-resolution STFT distance (Yamamoto et al. 2020), 0 for equal signals.
 
@@ -118,6 +95,20 @@ def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     return float(np.mean(distances))
 
 
+@registered(
+    Metric(
+        name="stft_distance",
+        label="STFT distance",
+        unit="",
+        better="lower",
+        kind="audio",
+        source="Yamamoto et al. 2020, as in auraloss",
+    ),
+)
+def measure_stft_distance(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (stft_distance(reference.samples, degraded.samples),)
+
+
 def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Log-spectral distance, dB: the mean over frames of the root mean square over frequencies of
     10 log10(|X|^2 / |Y|^2).
@@ -134,6 +125,20 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
         total += 10 * np.sqrt(np.square(x - y).mean(1)).sum()
         count += len(x)
     return float(total / count)
+
+
+@registered(
+    Metric(
+        name="log_spectral_distance",
+        label="LSD",
+        unit="dB",
+        better="lower",
+        kind="audio",
+        source="Gray and Markel 1976, FFT 2048",
+    ),
+)
+def measure_log_spectral_distance(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (log_spectral_distance(reference.samples, degraded.samples),)
 
 
 def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
@@ -173,32 +178,86 @@ def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: i
     return float(np.linalg.norm(x - y, axis=0).mean() / math.sqrt(MCD_BANDS))
 
 
-def loudness(signal: np.ndarray, rate: int) -> float:
-    """Integrated loudness, LUFS (ITU-R BS.1770, gated). NaN below 0.4 s and where no block is
-    louder than -70 LUFS.
+@registered(
+    Metric(
+        name="mel_cepstral_distortion",
+        label="MCD",
+        unit="dB",
+        better="lower",
+        kind="audio",
+        source="Kubichek 1993, 13 coefficients, no warping (librosa)",
+        rate=16_000,
+        packages=("librosa",),
+    ),
+)
+def measure_mel_cepstral_distortion(reference: Clip, degraded: Clip) -> tuple[float]:
+    rate = MCD_RATE
+    return (mel_cepstral_distortion(reference.at(rate), degraded.at(rate), rate),)
 
-    Raises:
-        ImportError: without the package pyloudnorm.
-    """
-    try:
-        import pyloudnorm
-    except ImportError as error:
-        raise missing_package("loudness", "pyloudnorm") from error
-    (signal,) = check_signals(signal)
-    if len(signal) < GATE * rate:
-        return math.nan
-    value = float(pyloudnorm.Meter(rate, block_size=GATE).integrated_loudness(signal))
-    return value if math.isfinite(value) else math.nan
 
+def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Scale-invariant ratio of signal to distortion, dB.
 
-def loudness_difference(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """Loudness of the degraded minus that of the reference, LU; NaN where one has none.
-
-    Raises:
-        ImportError: without the package pyloudnorm.
+    Of x and y without their means, with t = x <x, y> / <x, x>: 10 log10(|t|^2 / |y - t|^2). The
+    float64 epsilon, added above and below both lines, keeps it finite. NaN where one is silent.
     """
     reference, degraded = check_signals(reference, degraded)
-    return loudness(degraded, rate) - loudness(reference, rate)
+    if is_silent(reference) or is_silent(degraded):
+        return math.nan
+    means = [signal.mean(dtype=np.float64) for signal in (reference, degraded)]
+    energy = product = _EPSILON
+    for x, y in _parts(reference, degraded, *means):
+        energy += x @ x
+        product += x @ y
+    scale = product / energy
+    rest = _EPSILON
+    for x, y in _parts(reference, degraded, *means):
+        y -= scale * x
+        rest += y @ y
+    return 10 * math.log10((scale**2 * (energy - _EPSILON) + _EPSILON) / rest)
+
+
+@registered(
+    Metric(
+        name="si_sdr",
+        label="SI-SDR",
+        unit="dB",
+        better="higher",
+        kind="audio",
+        source="Le Roux et al. 2019",
+    ),
+)
+def measure_si_sdr(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (si_sdr(reference.samples, degraded.samples),)
+
+
+def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
+    """Ratio of signal to noise, dB: 10 log10((|x|^2 + e) / (|y - x|^2 + e)), e of float64.
+
+    A copy has a large finite value. NaN for a silent reference.
+    """
+    reference, degraded = check_signals(reference, degraded)
+    if is_silent(reference):
+        return math.nan
+    signal = noise = _EPSILON
+    for x, y in _parts(reference, degraded):
+        signal += x @ x
+        noise += (y - x) @ (y - x)
+    return 10 * math.log10(signal / noise)
+
+
+@registered(
+    Metric(
+        name="snr",
+        label="SNR",
+        unit="dB",
+        better="higher",
+        kind="audio",
+        source="10 log10 of signal over error",
+    ),
+)
+def measure_snr(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (snr(reference.samples, degraded.samples),)
 
 
 def check_signals(*signals: np.ndarray) -> list[np.ndarray]:

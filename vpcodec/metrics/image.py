@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from .base import Metric, registered
+
 PEAK = 255
+BEST_PSNR = 100.0  # dB, for equal images: means need a number
 WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian of SSIM
 K1, K2 = 0.01, 0.03
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
@@ -34,6 +37,20 @@ def psnr(reference: np.ndarray, degraded: np.ndarray) -> float:
     return 10 * math.log10(PEAK**2 * reference.size / error)
 
 
+@registered(
+    Metric(
+        name="psnr",
+        label="PSNR",
+        unit="dB",
+        better="higher",
+        kind="image",
+        source="10 log10 of 255^2 over mean square error, at most 100",
+    ),
+)
+def measure_psnr(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
+    return (min(psnr(reference, degraded), BEST_PSNR),)
+
+
 def ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004), up to 1: mean over the channels and over all places
     where a Gaussian window of 11 x 11 pixels lies within the image.
@@ -42,6 +59,20 @@ def ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
     """
     reference, degraded = _check(reference, degraded)
     return float(np.mean([_ssim(x, y)[0] for x, y in _channels(reference, degraded)]))
+
+
+@registered(
+    Metric(
+        name="ssim",
+        label="SSIM",
+        unit="",
+        better="higher",
+        kind="image",
+        source="Wang et al. 2004",
+    ),
+)
+def measure_ssim(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
+    return (ssim(reference, degraded),)
 
 
 def ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
@@ -65,6 +96,20 @@ def ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
     return float(np.mean(values))
 
 
+@registered(
+    Metric(
+        name="ms_ssim",
+        label="MS-SSIM",
+        unit="",
+        better="higher",
+        kind="image",
+        source="Wang et al. 2003",
+    ),
+)
+def measure_ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
+    return (ms_ssim(reference, degraded),)
+
+
 def lpips(reference: np.ndarray, degraded: np.ndarray, *, net: str = "alex") -> float:
     """LPIPS (Zhang et al. 2018), from 0 for equal images; of RGB, or of grey as RGB.
 
@@ -84,6 +129,23 @@ def lpips(reference: np.ndarray, degraded: np.ndarray, *, net: str = "alex") -> 
         tensor(np.broadcast_to(image, (*image.shape[:2], 3))) for image in (reference, degraded)
     )
     return float(network(x, y))
+
+
+@registered(
+    Metric(
+        name="lpips",
+        label="LPIPS",
+        unit="",
+        better="lower",
+        kind="image",
+        source="Zhang et al. 2018, AlexNet (lpips)",
+        packages=("lpips", "torchvision"),
+        install="pip install lpips torchvision",
+        default=False,
+    ),
+)
+def measure_lpips(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
+    return (lpips(reference, degraded),)
 
 
 def scales_that_fit(height: int, width: int) -> int:

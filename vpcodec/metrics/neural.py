@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from .audio import is_silent
-from .registry import Clip, MetricError
+from .base import Clip, Metric, MetricError, registered
 
 HUB = "the Hugging Face Hub"
 
@@ -45,7 +45,6 @@ ASR_FILES = (
 SPEAKER_MODEL = "Xenova/wavlm-base-plus-sv@839012c1abfd543d1f5178201a444706e85d3b07"
 UTMOS_MODEL = "TigreGotico/utmos-onnx@ff41b8f440cb12ecda18261f9ff7326d058275ce"
 UTMOS_SHA256 = "ece7ddb0999d0f12ffe8d7586b3618b8b6fa89269b5152288e4440d686409f69"
-
 RATE = 16_000  # Hz
 PART_SECONDS = 30  # at most; what Whisper hears at once
 MIN_SECONDS = 0.5  # below this the networks have too little to judge
@@ -57,6 +56,44 @@ _UNSPACED = re.compile(
 )
 
 
+@registered(
+    Metric(
+        name="utmos",
+        label="UTMOS",
+        unit="MOS",
+        better="higher",
+        kind="audio",
+        source="Saeki et al. 2022",
+        rate=16_000,
+        needs_reference=False,
+        default=False,
+    ),
+)
+def utmos(reference: Clip, degraded: Clip) -> tuple[float]:
+    """UTMOS (Saeki et al. 2022, its strong learner), about 1 to 5: naturalness of the degraded
+    clip as listeners of English speech rated it; the reference has no part in it. NaN below 0.5 s.
+    """
+    if len(degraded.samples) < MIN_SECONDS * degraded.rate:
+        return (math.nan,)
+    session = _session("utmos", UTMOS_MODEL, "utmos22_strong.onnx", UTMOS_SHA256)
+    values = [session.run(["mos"], {"wave": part[None]})[0] for part in _parts(degraded)]
+    return (float(np.mean(values)),)
+
+
+@registered(
+    Metric(
+        name="wer",
+        label="WER",
+        unit="",
+        better="lower",
+        kind="audio",
+        source="transcript against that of the reference",
+        rate=16_000,
+        packages=("torch", "transformers"),
+        install="pip install torch transformers",
+        default=False,
+    ),
+)
 def wer(reference: Clip, degraded: Clip) -> tuple[float]:
     """Word error rate between Whisper's transcripts of both; NaN where it hears no word in the
     reference. The language is what it takes the reference for.
@@ -71,6 +108,18 @@ def wer(reference: Clip, degraded: Clip) -> tuple[float]:
     return (word_error_rate(expected, recognizer.hear(degraded, language)[0]),)
 
 
+@registered(
+    Metric(
+        name="speaker_similarity",
+        label="Speaker similarity",
+        unit="",
+        better="higher",
+        kind="audio",
+        source="cosine of speaker embeddings",
+        rate=16_000,
+        default=False,
+    ),
+)
 def speaker_similarity(reference: Clip, degraded: Clip) -> tuple[float]:
     """Cosine between the x-vectors of both, from -1 to 1: microsoft/wavlm-base-plus-sv, of which
     its makers count 0.86 and more as the same speaker. NaN below 0.5 s and where one is silent.
@@ -79,17 +128,6 @@ def speaker_similarity(reference: Clip, degraded: Clip) -> tuple[float]:
         return (math.nan,)
     expected = reference.get(("speaker", SPEAKER_MODEL), lambda: _x_vector(reference))
     return (float(expected @ _x_vector(degraded)),)
-
-
-def utmos(reference: Clip, degraded: Clip) -> tuple[float]:
-    """UTMOS (Saeki et al. 2022, its strong learner), about 1 to 5: naturalness of the degraded
-    clip as listeners of English speech rated it; the reference has no part in it. NaN below 0.5 s.
-    """
-    if len(degraded.samples) < MIN_SECONDS * degraded.rate:
-        return (math.nan,)
-    session = _session("utmos", UTMOS_MODEL, "utmos22_strong.onnx", UTMOS_SHA256)
-    values = [session.run(["mos"], {"wave": part[None]})[0] for part in _parts(degraded)]
-    return (float(np.mean(values)),)
 
 
 def asr_model() -> str:

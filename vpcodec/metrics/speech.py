@@ -1,4 +1,4 @@
-"""Metrics of decoded speech: models of hearing and of listeners, intelligibility, and pitch.
+"""Metrics of decoded speech: models of hearing and of listeners, and intelligibility.
 
 Signals are as in `metrics.audio`: float arrays (T,), full scale at -1 and 1, in Hz `rate`, those of
 a pair equally long, the reference first; ValueError otherwise. NaN is the value where a metric is
@@ -18,13 +18,11 @@ import numpy as np
 
 from ..media.audio import resample
 from .audio import check_signals, is_silent, missing_package
+from .base import Clip, Metric, registered
 
 PESQ_RATE = 16_000  # Hz, of wideband PESQ
 PESQ_NB_RATE = 8_000  # Hz, of narrowband PESQ
 STOI_RATE = 10_000  # Hz at which pystoi works
-PITCH_RATE = 16_000  # Hz
-PITCH_HOP = 160  # samples between frames: 10 ms
-PITCH_RANGE = (65.0, 500.0)  # Hz: low men to children
 DNSMOS_RATE = 16_000  # Hz
 DNSMOS_SECONDS = 1.0  # below, the nine seconds that it hears would be a stutter
 
@@ -32,18 +30,6 @@ _PESQ_SECONDS = 20  # the package crashes on 50 utterances, each with its pause 
 _STOI_SECONDS = 60  # bounds memory: the package takes 2 MB per second
 _STOI_FRAME = 256  # samples of a frame at its rate
 _STOI_TOO_SHORT = "Not enough STFT frames"  # the beginning of its warning
-_PITCH_FRAME = 1024  # samples: four periods of the lowest pitch
-_PITCH_STEP = 0.2  # semitones between pitches; half of it costs three times as much
-_PITCH_FRAMES = 3000  # that are tracked at once; bounds memory
-
-
-class DNSMOS(NamedTuple):
-    """Predicted mean opinion scores, from 1 to 5."""
-
-    overall: float
-    signal: float
-    background: float
-    p808: float
 
 
 def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
@@ -54,11 +40,45 @@ def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
     return _pesq(reference, degraded, rate, PESQ_RATE, "wb")
 
 
+@registered(
+    Metric(
+        name="pesq_wb",
+        label="PESQ-WB",
+        unit="MOS",
+        better="higher",
+        kind="audio",
+        source="ITU-T P.862.2 (pesq)",
+        rate=16_000,
+        packages=("pesq",),
+    ),
+)
+def measure_pesq_wb(reference: Clip, degraded: Clip) -> tuple[float]:
+    rate = PESQ_RATE
+    return (pesq_wb(reference.at(rate), degraded.at(rate), rate),)
+
+
 def pesq_nb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
     """PESQ, narrowband (ITU-T P.862), as MOS-LQO (P.862.1) from 1.0 to 4.55; at 8 kHz, to which
     other rates are resampled. NaN and long signals as with `pesq_wb`.
     """
     return _pesq(reference, degraded, rate, PESQ_NB_RATE, "nb")
+
+
+@registered(
+    Metric(
+        name="pesq_nb",
+        label="PESQ-NB",
+        unit="MOS",
+        better="higher",
+        kind="audio",
+        source="ITU-T P.862, P.862.1 (pesq)",
+        rate=8_000,
+        packages=("pesq",),
+    ),
+)
+def measure_pesq_nb(reference: Clip, degraded: Clip) -> tuple[float]:
+    rate = PESQ_NB_RATE
+    return (pesq_nb(reference.at(rate), degraded.at(rate), rate),)
 
 
 def stoi(
@@ -89,65 +109,45 @@ def stoi(
     return _mean(values)
 
 
-def pitch(signal: np.ndarray, rate: int) -> np.ndarray:
-    """Fundamental frequency every 10 ms, Hz, NaN where unvoiced: (1 + T' // 160,) of T' samples at
-    16 kHz, to which other rates are resampled.
-
-    Of librosa's pYIN, from 65 to 500 Hz in steps of 20 cents, with frames of 64 ms; shorter signals
-    have no pitch. More than 30 s are tracked in parts of 30 s, which may differ from one track
-    where they meet.
-    """
-    try:
-        import librosa
-    except ImportError as error:
-        raise missing_package("pitch", "librosa") from error
-    (signal,) = check_signals(signal)
-    if rate != PITCH_RATE:
-        signal = resample(signal, rate, PITCH_RATE)
-    found = np.full(1 + len(signal) // PITCH_HOP, np.nan)
-    if is_silent(signal) or len(signal) < _PITCH_FRAME:
-        return found
-    padded = np.pad(signal, _PITCH_FRAME // 2)
-    for start in range(0, len(found), _PITCH_FRAMES):
-        end = min(start + _PITCH_FRAMES, len(found))
-        found[start:end], _, _ = librosa.pyin(
-            padded[start * PITCH_HOP : (end - 1) * PITCH_HOP + _PITCH_FRAME],
-            sr=PITCH_RATE,
-            fmin=PITCH_RANGE[0],
-            fmax=PITCH_RANGE[1],
-            frame_length=_PITCH_FRAME,
-            hop_length=PITCH_HOP,
-            resolution=_PITCH_STEP,
-            center=False,
-        )
-    return found
+@registered(
+    Metric(
+        name="stoi",
+        label="STOI",
+        unit="",
+        better="higher",
+        kind="audio",
+        source="Taal et al. 2011 (pystoi)",
+        rate=10_000,
+        packages=("pystoi",),
+    ),
+)
+def measure_stoi(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (stoi(reference.samples, degraded.samples, degraded.rate),)
 
 
-def compare_pitch(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
-    """Of two results of `pitch`, equally long: what `f0_rmse` and `voicing_error` say of them."""
-    before, after = (~np.isnan(track) for track in (reference, degraded))
-    both = before & after
-    cents = 1200 * np.log2(degraded[both] / reference[both])
-    return (
-        math.sqrt(np.square(cents).mean()) if both.any() else math.nan,
-        float((before != after).mean()) if before.any() else math.nan,
-    )
+@registered(
+    Metric(
+        name="estoi",
+        label="ESTOI",
+        unit="",
+        better="higher",
+        kind="audio",
+        source="Jensen and Taal 2016 (pystoi)",
+        rate=10_000,
+        packages=("pystoi",),
+    ),
+)
+def measure_estoi(reference: Clip, degraded: Clip) -> tuple[float]:
+    return (stoi(reference.samples, degraded.samples, degraded.rate, extended=True),)
 
 
-def f0_rmse(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """Root mean square error of `pitch`, cents, over the frames that are voiced in both; octave
-    slips count 1200. NaN where no frame is.
-    """
-    reference, degraded = check_signals(reference, degraded)
-    return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[0]
+class DNSMOS(NamedTuple):
+    """Predicted mean opinion scores, from 1 to 5."""
 
-
-def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """Share of the frames of `pitch` that are voiced in one signal only; NaN where none of the
-    reference is.
-    """
-    reference, degraded = check_signals(reference, degraded)
-    return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[1]
+    overall: float
+    signal: float
+    background: float
+    p808: float
 
 
 def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
@@ -171,6 +171,32 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
         warnings.simplefilter("ignore")  # of mel bands without a frequency, always the same
         found = scorer(signal, DNSMOS_RATE, False)
     return DNSMOS(*(float(found[f"{name}_mos"]) for name in ("ovrl", "sig", "bak", "p808")))
+
+
+@registered(
+    *(
+        Metric(
+            name=f"dnsmos_{name}",
+            label=f"DNSMOS {label}",
+            unit="MOS",
+            better="higher",
+            kind="audio",
+            source=f"Reddy et al. {year} (speechmos)",
+            rate=16_000,
+            needs_reference=False,
+            packages=("speechmos", "librosa", "requests"),
+        )
+        for name, label, year in (
+            ("ovrl", "OVRL", 2022),
+            ("sig", "SIG", 2022),
+            ("bak", "BAK", 2022),
+            ("p808", "P.808", 2021),
+        )
+    ),
+)
+def measure_dnsmos(_: Clip, degraded: Clip) -> tuple[float, ...]:
+    rate = DNSMOS_RATE
+    return dnsmos(degraded.at(rate), rate)
 
 
 @lru_cache(maxsize=1)

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from ..metrics.workers import Workers
 from ..models import Autoencoder
 from ..recipe.base import Evaluation as EvalConfig
+from ..scoring.workers import Workers
 from ..tokenfile import TokenHeader, write_tokens
 from ..usage import CodebookUsage
 from .corpora import DataError, FileKind

@@ -14,9 +14,7 @@ import soundfile as sf
 from .. import files
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
-
 MAX_CHANNELS = 255
-
 FORMATS = {  # suffix: libsndfile's format, default subtype
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -32,11 +30,8 @@ FORMATS = {  # suffix: libsndfile's format, default subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
-
 AUDIO_SUFFIXES = frozenset(FORMATS)
-
 RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}
-
 BLOCK = 65536  # samples per channel at a time, where no caller chooses
 
 

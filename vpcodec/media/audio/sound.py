@@ -14,9 +14,7 @@ from .common import BLOCK, AudioError, check_length, reason
 from .wav import is_placeholder
 
 _MAX_OGG_PAGE = 65307  # bytes
-
 _MP3_SLACK = 2 * 1152  # samples by which the lengths in sound MP3 files can be off
-
 _SF_COUNT_MAX = 2**63 - 1  # libsndfile's word for a length that it does not know
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...metrics.workers import METRICS, Workers, measure
 from ...models import AudioAutoencoder
+from ...scoring.workers import METRICS, Workers, measure
 from ...tokenfile import AudioHeader
 from ..evaluation import CodecFunction, HeldOut
 from .corpora import AUDIO_FILES, list_audio, read_part

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ...media.image import load_image
-from ...metrics.workers import IMAGE_METRICS, Workers
 from ...models import ImageAutoencoder
+from ...scoring.workers import IMAGE_METRICS, Workers
 from ...tokenfile import ImageHeader
 from ..corpora import list_files
 from ..evaluation import CodecFunction, HeldOut

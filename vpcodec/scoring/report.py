@@ -24,7 +24,7 @@ from ..media.files import atomic_output
 from .scores import ORIGINAL
 
 if TYPE_CHECKING:
-    from .registry import Metric
+    from ..metrics.base import Metric
     from .scores import Scores, SystemScores
 
 MAX_SECONDS = 20  # of an example that can be heard and seen
@@ -41,7 +41,6 @@ _LEVELS = 65  # colours of a spectrogram, odd so that a difference of nothing ha
 _BINS = 160  # steps of a codebook's histogram
 _BLUR = 4  # points of a spectrogram, both ways, that its difference averages
 _SILENCE = 1e-10  # of the power of a full-scale sine
-
 _RATES = {
     "audio": {"name": "bitrate", "label": "Bit rate", "unit": "bit/s"},
     "image": {"name": "bits_per_pixel", "label": "Bits per pixel", "unit": "bit/pixel"},

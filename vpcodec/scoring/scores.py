@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .registry import METRICS, SYSTEM_METRICS, Metric
+from ..metrics.base import Metric
+from ..metrics.registry import METRICS, SYSTEM_METRICS
 
 RESAMPLES = 2000  # of the bootstrap
 ORIGINAL = "(original)"  # the references as a system: what metrics without reference say of them

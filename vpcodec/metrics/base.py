@@ -1,0 +1,116 @@
+"""What a metric is: its entry in the registry, what it is computed of, and how it registers.
+
+A metric is a pure function, with its entry beside it: in the same file, by `registered`. A new file
+in this folder is found by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from ..media.audio import resample
+
+MEASURES: list[Measure] = []  # as they registered; `registry.MEASURES` has all of them in order
+
+Function = TypeVar("Function", bound=Callable[[Any, Any], Sequence[float]])
+
+
+class MetricError(ValueError):
+    """A metric that does not exist, or cannot be computed here."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known about a metric without computing it.
+
+    Attributes:
+        name: in `--metrics`, JSON and CSV.
+        label: in tables.
+        unit: "" for plain numbers.
+        better: which way is better: "higher", "lower", or "zero" for differences; "" for neither.
+        kind: "audio", "image" or "both".
+        rate: Hz at which it is computed; None for any, or for images.
+        needs_reference: whether it compares with an original.
+        packages: that must be importable.
+        install: how a user gets them.
+        source: where it is defined.
+        default: whether it is computed without being named.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["higher", "lower", "zero", ""]
+    kind: Literal["audio", "image", "both"]
+    source: str
+    rate: int | None = None
+    needs_reference: bool = True
+    packages: tuple[str, ...] = ()
+    install: str = "pip install 'vpcodec[score]'"
+    default: bool = True
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Packages that are not installed."""
+        return tuple(name for name in self.packages if find_spec(name) is None)
+
+
+class Clip:
+    """A mono signal, and what metrics made of it: for many comparisons with one reference.
+
+    Args:
+        samples: float (T,), full scale at -1 and 1.
+        rate: Hz.
+    """
+
+    def __init__(self, samples: np.ndarray, rate: int) -> None:
+        self.samples = samples
+        self.rate = rate
+        self._made: dict[Hashable, Any] = {}
+
+    def at(self, rate: int) -> np.ndarray:
+        """The samples at another rate, (T',)."""
+        if rate == self.rate:
+            return self.samples
+        return self.get(("rate", rate), lambda: resample(self.samples, self.rate, rate))
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once for each key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Metrics that are computed together.
+
+    Attributes:
+        metrics: what it gives, in this order.
+        function: of two `Clip` (or of two uint8 images (H, W, C)), the reference first; returns a
+            value for each metric, NaN where one is not defined. What it computes of the reference
+            alone it keeps in its clip.
+    """
+
+    metrics: tuple[Metric, ...]
+    function: Callable[[Any, Any], Sequence[float]]
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.function.__name__.removeprefix("measure_")
+
+
+def registered(*metrics: Metric) -> Callable[[Function], Function]:
+    """Registers a function as what computes these metrics; see `Measure`."""
+
+    def register(function: Function) -> Function:
+        MEASURES.append(Measure(metrics, function))
+        return function
+
+    return register

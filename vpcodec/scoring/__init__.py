@@ -1,0 +1,1 @@
+"""Codecs against originals: systems, alignment, processes, statistics and the report."""

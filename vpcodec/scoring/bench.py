@@ -1,0 +1,343 @@
+"""One file through all systems: what comes out, in line with the original, and its values."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..media.audio import load, resample
+from ..media.image import load_image
+from ..metrics.base import Clip
+from ..metrics.registry import choose
+from .alignment import DelayFinder, find_delay, match_level, overlap, remove_delay
+from .scores import ORIGINAL, Row
+from .systems import Coded, ScoreError, System, with_components
+
+Align = Literal["codec", "file", "none"]
+LONGEST_DIFFERENCE = 0.5  # s, of the lengths of an original and its decoded file
+
+_USER_ERRORS = (ValueError, OSError, MemoryError)  # AudioError, ScoreError ... are ValueErrors
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is compared and how; the same in all processes.
+
+    Attributes:
+        kind: "audio" or "image".
+        root: folder of the references.
+        systems: that are scored.
+        metrics: names; None for the default ones.
+        align: how delays are found; nothing is for images.
+        level: whether decoded audio gets the power of its reference.
+        rate: Hz at which audio is compared; None for that of each reference.
+    """
+
+    kind: Literal["audio", "image"]
+    root: Path
+    systems: tuple[System, ...]
+    metrics: tuple[str, ...] | None = None
+    align: Align = "codec"
+    level: bool = False
+    rate: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file, what to do with it, and what was found of it."""
+
+    file: str
+    wanted: dict[int, bool]  # number of a system -> whether rows are wanted, or only its tokens
+    delays: Mapping[tuple[int, int], int]  # (number, rate) -> samples
+
+
+@dataclass
+class Outcome:
+    """Of one file and one system: a row or why there is none, and how often codes occurred."""
+
+    row: Row | None = None
+    failure: str | None = None
+    codes: np.ndarray | None = None
+    counts: np.ndarray | None = None
+
+
+class Bench:
+    """Systems and metrics, ready to work on one file after another; one for each process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.systems = job.systems
+        self.measures, self.metrics, self.unavailable = choose(job.kind, job.metrics)
+        self._functions = [measure.function for measure in self.measures]
+
+    @property
+    def without_reference(self) -> bool:
+        """Whether some metrics say something of the originals alone."""
+        return any(not metric.needs_reference for metric in self.metrics)
+
+    def find_delays(self, file: str) -> dict[tuple[int, int], DelayFinder]:
+        """(number of the system, rate) -> a finder that knows this file; {} if it cannot be used,
+        of which `work` will tell."""
+        found = {}
+        try:
+            reference, rate = self._reference(file)
+        except _USER_ERRORS:
+            return {}
+        for number, system in enumerate(self.systems):
+            try:
+                signal = _at(system.code(self.job.root / file), rate)
+                finder = DelayFinder(rate)
+                for x, y in zip(reference, signal):
+                    finder.add(x, y)
+            except _USER_ERRORS:
+                continue
+            found[number, rate] = finder
+        return found
+
+    def work(self, task: Task) -> dict[int, Outcome]:
+        """Number of the system -> outcome; -1 stands for the originals."""
+        try:
+            original = _Original(*self._reference(task.file))
+        except _USER_ERRORS as error:
+            failure = _failure(task.file, "", error)
+            return {number: Outcome(failure=failure) for number in task.wanted}
+        outcomes = {}
+        for number, with_row in task.wanted.items():
+            try:
+                outcomes[number] = self._outcome(task, number, with_row, original)
+            except _USER_ERRORS as error:
+                name = self.systems[number].name if number >= 0 else ORIGINAL
+                outcomes[number] = Outcome(failure=_failure(task.file, name, error))
+        return outcomes
+
+    def example(self, file: str, delays: Mapping[tuple[int, int], int]) -> tuple[Any, Any, dict]:
+        """Reference, rate, and system -> what came out, aligned and of the same shape; systems that
+        fail are left out."""
+        original = _Original(*self._reference(file))
+        decoded = {}
+        for number, system in enumerate(self.systems):
+            try:
+                coded = system.code(self.job.root / file)
+                part, span, _ = self._aligned(original, coded, number, delays)
+            except _USER_ERRORS:
+                continue
+            decoded[system.name] = np.zeros_like(original.signal)
+            decoded[system.name][:, span] = part
+        return original.signal, original.rate, decoded
+
+    def _outcome(self, task: Task, number: int, with_row: bool, original: _Original) -> Outcome:
+        if number < 0:
+            values = self._values(original.clips(), original.clips(), originals=True)
+            return Outcome(self._row(ORIGINAL, task, original, None, 0.0, values))
+        system = self.systems[number]
+        coded = system.code(self.job.root / task.file)
+        outcome = Outcome()
+        if coded.tokens is not None:
+            outcome.codes, outcome.counts = np.unique(coded.tokens, return_counts=True)
+        if with_row:
+            decoded, span, delay = self._aligned(original, coded, number, task.delays)
+            values = self._values(original.clips(span), _wrapped(decoded, original.rate))
+            outcome.row = self._row(
+                system.name, task, original, coded.n_bytes, delay, values, number
+            )
+        return outcome
+
+    def _reference(self, file: str) -> tuple[np.ndarray, int | None]:
+        """(C, T) and the rate of comparison, or (H, W, C) and None."""
+        path = self.job.root / file
+        if self.job.kind == "image":
+            return load_image(path), None
+        samples, rate = load(path)
+        wanted = self.job.rate or rate
+        return (resample(samples, rate, wanted) if wanted != rate else samples), wanted
+
+    def _aligned(
+        self,
+        original: _Original,
+        coded: Coded,
+        number: int,
+        delays: Mapping[tuple[int, int], int],
+    ) -> tuple[np.ndarray, slice, float]:
+        """What came out, the span of the reference that it is to be compared with, and the delay
+        that was removed, s."""
+        reference, rate = original.signal, original.rate
+        decoded = _at(coded, rate)
+        if rate is None:
+            return _as_image(decoded, reference.shape), slice(None), 0.0
+        if len(decoded) != len(reference):
+            raise ScoreError(f"{len(decoded)} channels came out of {len(reference)}")
+        length, found = reference.shape[1], decoded.shape[1]
+        if abs(found - length) > LONGEST_DIFFERENCE * rate:
+            raise ScoreError(f"{found / rate:.2f} s came out of {length / rate:.2f} s")
+        delay = _delay_at(delays, number, rate)
+        if self.job.align == "file" and length:
+            loudest = int(np.argmax(np.square(reference, dtype=np.float64).sum(1)))
+            delay = find_delay(reference[loudest], decoded[loudest], rate)
+        span = overlap(delay, length, found)
+        decoded = remove_delay(decoded, delay, length)[:, span]
+        if self.job.level:
+            decoded = match_level(reference[:, span], decoded)
+        return decoded, span, delay / rate
+
+    def _values(
+        self, references: list[Any], decoded: list[Any], *, originals: bool = False
+    ) -> dict[str, float]:
+        """Metric -> mean over the channels that have a value."""
+        wanted = [m.name for m in self.metrics if not (originals and m.needs_reference)]
+        values: dict[str, float] = {}
+        for measure, function in zip(self.measures, self._functions):
+            names = [metric.name for metric in measure.metrics]
+            if set(wanted).isdisjoint(names):
+                continue
+            try:
+                table = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
+            except Exception as error:  # of any library
+                raise ScoreError(f"{names[0]}: {type(error).__name__}: {error}") from error
+            for name, column in zip(names, table.reshape(-1, len(names)).T):
+                has = ~np.isnan(column)
+                values[name] = float(column[has].mean()) if has.any() else float("nan")
+        return {name: values[name] for name in wanted}
+
+    def _row(
+        self,
+        name: str,
+        task: Task,
+        original: _Original,
+        n_bytes: int | None,
+        delay: float,
+        values: dict[str, float],
+        number: int = -1,
+    ) -> Row:
+        height, width = original.signal.shape[:2]  # or channels and samples
+        seconds = None if original.rate is None else width / original.rate
+        if n_bytes is not None:
+            size = height * width if seconds is None else seconds
+            key = "bits_per_pixel" if seconds is None else "bitrate"
+            values = {key: 8 * n_bytes / size if size else float("nan")} | values
+        mark = fingerprint(self, number, task.file, task.delays)
+        return Row(name, task.file, delay, seconds, n_bytes, mark, values)
+
+
+class _Original:
+    """A reference, (C, T) and its rate or (H, W, C) and None, and what metrics take of it."""
+
+    def __init__(self, signal: np.ndarray, rate: int | None) -> None:
+        self.signal, self.rate = signal, rate
+        self._clips: dict[tuple[int, int, int], list[Any]] = {}
+
+    def clips(self, span: slice = slice(None)) -> list[Any]:
+        """Of a span of the samples; the same ones whenever it is asked for."""
+        key = span.indices(self.signal.shape[1])
+        if key not in self._clips:
+            self._clips[key] = _wrapped(self.signal[:, span], self.rate)
+        return self._clips[key]
+
+
+def _wrapped(signal: np.ndarray, rate: int | None) -> list[Any]:
+    """What measures take: clips of the channels, or the image."""
+    return [signal] if rate is None else [Clip(channel, rate) for channel in signal]
+
+
+def _at(coded: Coded, rate: int | None) -> np.ndarray:
+    """The signal at the rate of comparison."""
+    if coded.rate == rate:
+        return coded.signal
+    if coded.rate is None or rate is None:
+        raise ScoreError("an image against audio")
+    return resample(coded.signal, coded.rate, rate)
+
+
+def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The image with the channels of the reference, where that changes nothing that is seen."""
+    if decoded.shape[:2] == shape[:2]:
+        other = with_components(decoded, shape[2])
+        if np.array_equal(with_components(other, decoded.shape[2]), decoded):
+            return other
+    raise ScoreError(f"{_size(decoded.shape)} came out of {_size(shape)}")
+
+
+def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> int:
+    """The delay of a system in samples: found at this rate, else the median of others."""
+    if (number, rate) in delays:
+        return delays[number, rate]
+    others = [delay / other for (of, other), delay in delays.items() if of == number]
+    return round(float(np.median(others)) * rate) if others else 0
+
+
+def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
+    """Of all that a row depends on but the set of metrics: the file's size and time, the system,
+    the settings, the delays and this version."""
+    job = bench.job
+    paths = [job.root / file]
+    identity = ORIGINAL
+    if number >= 0:
+        identity = bench.systems[number].identity
+        paths += bench.systems[number].files(paths[0])
+    stats = [path.stat() for path in paths]
+    found = sorted((rate, delay) for (of, rate), delay in delays.items() if of == number)
+    parts = (
+        __version__,
+        identity,
+        [(stat.st_size, stat.st_mtime_ns) for stat in stats],
+        (job.align, job.level, job.rate) if number >= 0 else job.rate,
+        found,
+        _asr_model() if any(metric.name == "wer" for metric in bench.metrics) else None,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _asr_model() -> str:
+    from .neural import asr_model
+
+    return asr_model()
+
+
+def _failure(file: str, system: str, error: BaseException) -> str:
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    named = text if file in text else f"{file}: {text}"
+    line = " ".join((f"{system}: {named}" if system else named).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
+    return f"{shape[1]} x {shape[0]} pixels, {kind},"
+
+
+_bench: Bench | None = None  # of a worker process
+
+
+def begin(job: Job) -> None:
+    """Make the bench of a worker process, which ends with the one that started it."""
+    global _bench
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _bench = Bench(job)
+
+
+def call(method: str, item: Any) -> Any:
+    """Call a method of the bench of this worker process."""
+    return getattr(_bench, method)(item)
+
+
+def lost(item: Any) -> Any:
+    """What stands for the result of a process that died."""
+    if isinstance(item, Task):
+        failure = f"{item.file}: the process that scored it died"
+        return {number: Outcome(failure=failure) for number in item.wanted}
+    return {}

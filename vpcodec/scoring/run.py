@@ -1,0 +1,361 @@
+"""Scoring: reference files through codecs, compared with what came out, and summed up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..media.audio import AUDIO_SUFFIXES
+from ..media.files import find_files
+from ..media.image import IMAGE_SUFFIXES
+from ..metrics.base import Clip, Measure
+from ..usage import CodebookUsage
+from .alignment import DelayFinder
+from .bench import Align, Bench, Job, Task, begin, call, fingerprint, lost
+from .pool import LostWorkerError, Pool, WorkerError
+from .report import Example, choose_examples
+from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
+from .systems import Decoded, ScoreError, System, build_system, parse_codecs
+
+Progress = Callable[[str, int, int], None]
+ALIGNMENTS: dict[Align, str] = {
+    "codec": "one delay per codec, found and removed",
+    "file": "a delay per file, found and removed",
+    "none": "as the files are",
+}
+DELAY_FILES = 16  # that the delay of a codec is found from
+
+
+class Scoring:
+    """References through systems: find delays, measure files, sum up.
+
+    Args:
+        reference: a file, or a folder with audio or images, sub-folders included.
+        systems: what is scored: `build_systems` makes them.
+        metrics: names, or a string of them with commas; None for the default ones.
+        align: "codec" finds the constant delay of each system from up to 16 files and removes it,
+            "file" that of each file, "none" nothing.
+        level: give decoded audio the power of its reference.
+        rate: Hz at which audio is compared; None for that of each reference.
+        jobs: processes.
+
+    Raises:
+        ScoreError: nothing to score, audio and images together, or a system that cannot be used.
+        MetricError: a metric that does not exist or lacks its package.
+    """
+
+    def __init__(
+        self,
+        reference: str | os.PathLike[str],
+        systems: Sequence[System],
+        *,
+        metrics: str | Sequence[str] | None = None,
+        align: Align = "codec",
+        level: bool = False,
+        rate: int | None = None,
+        jobs: int = 1,
+    ) -> None:
+        if align not in ALIGNMENTS:
+            raise ScoreError(f"unknown alignment {align!r} (one of {', '.join(ALIGNMENTS)})")
+        if not systems:
+            raise ScoreError("nothing to compare with: name decoded files, a model or a codec")
+        kind, root, self.files = _find(Path(reference))
+        if kind == "image":
+            align, level, rate = "none", False, None
+        if isinstance(metrics, str):
+            metrics = metrics.split(",")
+        names = None if metrics is None else tuple(name.strip() for name in metrics)
+        if jobs < 1:
+            raise ScoreError(f"jobs must be at least 1, got {jobs}")
+        self.job = Job(kind, root, tuple(systems), names, align, level, rate)
+        self.bench = Bench(self.job)
+        for system in self.bench.systems:
+            if system.kind not in (None, kind):
+                raise ScoreError(f"{system.name} is for {system.kind}, {reference} is {kind}")
+        names = [system.name for system in self.bench.systems]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ScoreError(f"{min(twice)} is there twice; NAME=PATH gives another name")
+        for measure in self.bench.measures:
+            if not all(metric.default for metric in measure.metrics):
+                _try(measure, kind)
+        self._jobs = min(jobs, len(self.files))
+        self._delays: dict[tuple[int, int], int] = {}
+
+    def run(
+        self,
+        known: Iterable[Row] = (),
+        *,
+        on_row: Callable[[Row], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """Score all files.
+
+        Args:
+            known: rows of an earlier run; those that hold all metrics and whose fingerprint is
+                still right are not computed again.
+            on_row: called with each new row, in the order of files.
+            progress: called with what is done, of how many, and what it is.
+        """
+        report = progress or (lambda label, done, total: None)
+        with _Each(self.job, self.bench, self._jobs) as each:
+            if self.job.align == "codec":
+                self._delays = self._find_delays(each, report)
+            known = {(row.system, row.file): row for row in known}
+            tasks, rows = self._tasks(known.values())
+            usages = {
+                number: CodebookUsage(system.codebook_size)
+                for number, system in enumerate(self.bench.systems)
+                if system.codebook_size
+            }
+            failed = []
+            for i, outcomes in enumerate(each.map("work", tasks)):
+                for number, outcome in outcomes.items():
+                    if outcome.failure:
+                        failed.append(outcome.failure)
+                    if outcome.codes is not None:
+                        usages[number].add(outcome.codes, outcome.counts)
+                    if row := outcome.row:
+                        before = known.get((row.system, row.file))
+                        if before and before.fingerprint == row.fingerprint:
+                            row = replace(row, values=before.values | row.values)
+                        rows[number, row.file] = row
+                        if on_row:
+                            on_row(row)
+                report("scoring", i + 1, len(tasks))
+        return self._scores(rows, usages, list(dict.fromkeys(failed)))
+
+    def examples(self, scores: Scores) -> list[Example]:
+        """The best, the median and the worst file, coded once more."""
+        found = []
+        for title, file, note in choose_examples(scores):
+            reference, rate, decoded = self.bench.example(file, self._delays)
+            found.append(Example(title, file, note, rate, reference, decoded))
+        return found
+
+    def _find_delays(self, each: _Each, report: Progress) -> dict[tuple[int, int], int]:
+        """(number of the system, rate) -> samples, from files spread over all."""
+        count = min(DELAY_FILES, len(self.files))
+        spread = np.linspace(0, len(self.files) - 1, count).round().astype(int)
+        total: dict[tuple[int, int], DelayFinder] = {}
+        for i, found in enumerate(each.map("find_delays", [self.files[j] for j in spread])):
+            for key, finder in (found or {}).items():
+                if key in total:
+                    total[key].merge(finder)
+                else:
+                    total[key] = finder
+            report("finding delays", i + 1, count)
+        return {key: finder.delay for key, finder in total.items()}
+
+    def _tasks(self, known: Iterable[Row]) -> tuple[list[Task], dict[tuple[int, str], Row]]:
+        """What is to be done, and the rows that need not be."""
+        numbers = list(range(len(self.bench.systems)))
+        if self.bench.without_reference:
+            numbers.insert(0, -1)
+        of_name = {self._name(number): number for number in numbers}
+        by_key = {(of_name.get(row.system), row.file): row for row in known}
+        tasks, rows = [], {}
+        for file in self.files:
+            wanted = {}
+            for number in numbers:
+                row = by_key.get((number, file))
+                if row and self._holds(row, number):
+                    rows[number, file] = row
+                    if number >= 0 and self.bench.systems[number].codebook_size:
+                        wanted[number] = False
+                else:
+                    wanted[number] = True
+            if wanted:
+                tasks.append(Task(file, wanted, self._delays))
+        return tasks, rows
+
+    def _holds(self, row: Row, number: int) -> bool:
+        """Whether a row is what would be computed now."""
+        wanted = {
+            metric.name
+            for metric in self.bench.metrics
+            if number >= 0 or not metric.needs_reference
+        }
+        return wanted <= set(row.values) and self._is_current(row, number)
+
+    def _is_current(self, row: Row, number: int) -> bool:
+        """Whether nothing that its values depend on has changed."""
+        try:
+            return row.fingerprint == fingerprint(self.bench, number, row.file, self._delays)
+        except OSError:  # of a file that has gone; whoever reads it next will tell
+            return False
+
+    def _name(self, number: int) -> str:
+        return ORIGINAL if number < 0 else self.bench.systems[number].name
+
+    def _scores(
+        self,
+        rows: dict[tuple[int, str], Row],
+        usages: dict[int, CodebookUsage],
+        failed: list[str],
+    ) -> Scores:
+        names = [metric.name for metric in self.bench.metrics]
+        systems = []
+        for number in sorted({number for number, _ in rows}):
+            own = [rows[number, file] for file in self.files if (number, file) in rows]
+            summaries = {
+                name: Summary.of([row.values.get(name, float("nan")) for row in own])
+                for name in ("bitrate", "bits_per_pixel", *names)
+                if any(name in row.values for row in own)
+            }
+            usage = usages.get(number)
+            aligned = number >= 0 and self.job.align != "none"
+            systems.append(
+                SystemScores(
+                    name=self._name(number),
+                    identity="" if number < 0 else self.bench.systems[number].identity,
+                    delay=float(np.median([row.delay for row in own])) if aligned else None,
+                    summaries=summaries,
+                    codebook=usage.summary() if usage else {},
+                    counts=usage.counts if usage else None,
+                    codebook_size=usage.codebook_size if usage else None,
+                )
+            )
+        order = {file: i for i, file in enumerate(self.files)}
+        ordered = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order[key[1]]))]
+        return Scores(
+            kind=self.job.kind,
+            systems=systems,
+            rows=ordered,
+            metrics=self.bench.metrics,
+            unavailable=self.bench.unavailable,
+            failed=failed,
+            settings=self._settings(),
+        )
+
+    def _settings(self) -> dict[str, str]:
+        found = {"reference": str(self.job.root), "files": str(len(self.files))}
+        if self.job.kind == "audio":
+            rate = f"{self.job.rate} Hz" if self.job.rate else "that of each reference"
+            found |= {
+                "alignment": ALIGNMENTS[self.job.align],
+                "level": "matched" if self.job.level else "as it is",
+                "rate": rate,
+            }
+        return found | {"vpcodec": __version__}
+
+
+def score(
+    reference: str | os.PathLike[str],
+    *decoded: str | os.PathLike[str],
+    models: str | Sequence[str] = (),
+    codecs: str | Sequence[str] = (),
+    **options: Any,
+) -> Scores:
+    """Compare files or folders, models and classic codecs with the originals.
+
+    Args:
+        reference: a file, or a folder of audio or of images.
+        decoded: files or folders of results, matched by name; "lyra=results/3200" calls one lyra.
+        models: names as of `Codec.from_pretrained`; each encodes and decodes the references.
+        codecs: such as "opus@6k,codec2@3200" or "webp@0"; as a string or a list.
+        options: `metrics`, `align`, `level`, `rate` and `jobs` of `Scoring`.
+
+    Raises:
+        ScoreError, MetricError, ModelError: something cannot be used; single files that fail are
+            in `Scores.failed`.
+    """
+    models = [models] if isinstance(models, str) else models
+    systems = build_systems(reference, decoded, models, codecs)
+    return Scoring(reference, systems, **options).run()
+
+
+def build_systems(
+    reference: str | os.PathLike[str],
+    decoded: Sequence[str | os.PathLike[str]] = (),
+    models: Sequence[str] = (),
+    codecs: str | Sequence[str] = (),
+    *,
+    backend: str = "onnx",
+) -> list[System]:
+    """What is compared with the originals at `reference`; arguments as of `score`.
+
+    Raises:
+        ScoreError, ModelError: one of them does not exist, or cannot be used here.
+    """
+    systems: list[System] = []
+    for path in map(os.fspath, decoded):
+        name, equals, rest = path.partition("=")
+        if equals and not os.path.exists(path):
+            systems.append(Decoded(Path(rest), Path(reference), name))
+        else:
+            systems.append(Decoded(Path(path), Path(reference)))
+    systems += [build_system(f"model:{name}", backend=backend) for name in models]
+    text = codecs if isinstance(codecs, str) else ",".join(codecs)
+    return systems + [build_system(spec) for spec in (parse_codecs(text) if text else ())]
+
+
+def _try(measure: Measure, kind: str) -> None:
+    """Have what needs a network loaded, or fail, before anything else is done."""
+    random = np.random.default_rng(0)
+    if kind == "image":
+        sample: Any = random.integers(256, size=(64, 64, 3), dtype=np.uint8)
+    else:
+        sample = Clip(random.normal(scale=0.1, size=32_000).astype(np.float32), 16_000)
+    measure.function(sample, sample)
+
+
+class _Each:
+    """Maps methods of a `Bench` over files, in this process or in others.
+
+    A process that dies takes nothing with it but the file that it worked on.
+    """
+
+    def __init__(self, job: Job, bench: Bench, jobs: int) -> None:
+        self._bench, self._jobs = bench, jobs
+        self._pool = Pool(jobs, begin=(begin, job)) if jobs > 1 else None
+
+    def __enter__(self) -> _Each:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def map(self, method: str, items: Sequence[Any]) -> Iterator[Any]:
+        """The results in order; `lost` stands for that of a process that died."""
+        if self._pool is None:
+            yield from map(getattr(self._bench, method), items)
+            return
+        running: list[Future[Any]] = []
+        for i, item in enumerate(items):
+            while len(running) < min(2 * self._jobs, len(items) - i):
+                running.append(self._pool.submit(call, method, items[i + len(running)]))
+            try:
+                yield running.pop(0).result()
+            except LostWorkerError:
+                yield lost(item)
+            except WorkerError as error:
+                raise ScoreError(f"a process could not do its work ({error})") from None
+
+
+def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
+    """Kind, folder and relative names of the references."""
+    if reference.is_dir():
+        files = find_files(reference, AUDIO_SUFFIXES | IMAGE_SUFFIXES)
+        root = reference
+    else:
+        reference.stat()  # raises what is wrong
+        if not reference.is_file():
+            raise ScoreError(f"{reference}: not a file that can be read more than once")
+        files, root = [Path(reference.name)], reference.parent
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not files:
+        raise ScoreError(f"{reference}: no audio and no images in this folder")
+    if images and len(images) < len(files):
+        raise ScoreError(
+            f"{reference}: {len(files) - len(images)} audio files and {len(images)} images; "
+            "score them apart"
+        )
+    return ("image" if images else "audio"), root, [path.as_posix() for path in files]

@@ -1,0 +1,90 @@
+"""Metrics of held-out data in the background, for training: see `Workers`."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Self
+
+import numpy as np
+
+from ..metrics.audio import mel_distance, si_sdr
+from ..metrics.image import BEST_PSNR, ms_ssim, psnr, ssim
+from ..metrics.speech import pesq_wb, stoi
+from .pool import Pool
+
+METRICS = ("pesq_wb", "stoi", "si_sdr", "mel_distance")
+IMAGE_METRICS = ("psnr", "ssim", "ms_ssim")
+
+
+class Workers:
+    """Processes of the lowest priority that compute the metrics below; see `pool.Pool`.
+
+    Args:
+        count: how many may work at the same time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pool = Pool(count, nice=19)
+
+    def submit(
+        self, reference: np.ndarray, degraded: np.ndarray, rate: int
+    ) -> Future[dict[str, float]]:
+        """Have two signals (T,) compared, as float32: a future of `measure`.
+
+        Its exception is a WorkerError where the worker ended or `measure` raised one.
+
+        Raises:
+            ValueError: signals of other shapes or of different length.
+        """
+        if reference.ndim != 1 or reference.shape != degraded.shape:
+            raise ValueError(f"signals of shapes {reference.shape} and {degraded.shape}, not (T,)")
+        pair = (np.ascontiguousarray(x, np.float32) for x in (reference, degraded))
+        return self._pool.submit(measure, *pair, rate)
+
+    def submit_image(self, reference: np.ndarray, degraded: np.ndarray) -> Future[dict[str, float]]:
+        """Have two images (H, W, C) of uint8 compared: a future of `measure_image`.
+
+        Its exception is a WorkerError, as that of `submit`.
+
+        Raises:
+            ValueError: other arrays, or of different shapes.
+        """
+        if any(x.ndim != 3 or x.dtype != np.uint8 for x in (reference, degraded)):
+            raise ValueError("images are not (H, W, C) uint8")
+        if reference.shape != degraded.shape:
+            raise ValueError(f"images of shapes {reference.shape} and {degraded.shape}")
+        return self._pool.submit(measure_image, reference, degraded)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that run."""
+        return self._pool.pids
+
+    def close(self) -> None:
+        """End all at once; what they have not answered yet becomes a WorkerError or cancelled."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def measure(reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str, float]:
+    """Each of METRICS whose package is there -> value; ValueError as in `metrics.audio`."""
+    found = {}
+    for metric in (pesq_wb, stoi, mel_distance):
+        with suppress(ImportError):
+            found[metric.__name__] = metric(reference, degraded, rate)
+    return found | {"si_sdr": si_sdr(reference, degraded)}
+
+
+def measure_image(reference: np.ndarray, degraded: np.ndarray) -> dict[str, float]:
+    """Each of IMAGE_METRICS -> value, PSNR up to BEST_PSNR; ValueError as in `metrics.image`."""
+    return {
+        "psnr": min(psnr(reference, degraded), BEST_PSNR),
+        "ssim": ssim(reference, degraded),
+        "ms_ssim": ms_ssim(reference, degraded),
+    }
