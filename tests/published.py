@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vpcodec.config import SQCodecConfig
-from vpcodec.upstream import MODULES, Published
+from vpcodec.published import MODULES, Published
+from vpcodec.published.config import SQCodecConfig
 
 
 def random_weights(config: SQCodecConfig, seed: int = 0) -> dict[str, np.ndarray]:
@@ -23,7 +23,7 @@ def random_weights(config: SQCodecConfig, seed: int = 0) -> dict[str, np.ndarray
     activations stay of order 1, speech uses all levels of the quantizer, and the decoder gives
     audio that is not clipped.
     """
-    from vpcodec.upstream.weights import expected_shapes
+    from vpcodec.published.tensors import expected_shapes
 
     return {
         name: _draw(name, shape, _uniform(f"{seed}:{name}", shape))

@@ -13,7 +13,7 @@ from helpers import ENOUGH, MODULE, refuse, run
 from hub_server import Hub
 
 from vpcodec.hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_folders
-from vpcodec.upstream.catalog import PUBLISHED
+from vpcodec.published.catalog import PUBLISHED
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
 FLOORS = [
-    {"media", "entropy", "usage"},
+    {"media", "entropy", "usage", "checks"},
     {"config", "recipe", "tokenfile", "metrics"},
     {"model_folder"},
     {"hub"},
     {"quantizers", "models"},
     {"backends", "graphs"},
-    {"upstream"},
+    {"published"},
     {"codec"},
     {"scoring"},
     {"training", "export"},
@@ -29,9 +29,11 @@ MAY_USE_TORCH = (
     "training",
     "export",
     "graphs",
-    "upstream.convert",
-    "upstream.tiling",
-    "upstream.weights",
+    "published.convert",
+    "published.network",
+    "published.tensors",
+    "published.tiling",
+    "published.weights",
     "backends.torch",
     "metrics.neural",
 )

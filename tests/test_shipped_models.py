@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,6 +15,11 @@ from vpcodec.media.audio import find_audio, load
 from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.image import psnr, ssim
 from vpcodec.model_folder import read_folder
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "resources"))
+
+import make_shipped_golden as golden  # noqa: E402
 
 MAX_BYTES = 12 * 2**20
 NAMES = sorted(bundled_folders())
@@ -26,6 +35,22 @@ def test_a_model_is_whole_small_and_described(name):
     card = (folder.path / "README.md").read_text()
     for part in (f"# {name}", "license: ", "## Training", "## Quality", "## Limits", "CC BY"):
         assert part in card
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_files_and_what_is_decoded_stay_what_they_were(name, backend):
+    """Files that users have depend on it; see resources/make_shipped_golden.py."""
+    if backend == "torch":
+        pytest.importorskip("torch", reason="needs the train extra")
+    expected = json.loads((ROOT / "resources" / "shipped_golden.json").read_text())[name]
+    codec = Codec.from_pretrained(name, backend=backend)
+    found = golden.found(codec)
+    assert found["fingerprint"] == expected["fingerprint"]
+    assert found["tokens"] == expected["tokens"]
+    assert found["file"] == expected["file"]
+    tolerance = 1 if codec.kind == "image" else 1e-4
+    np.testing.assert_allclose(found["decoded"], expected["decoded"], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("kind, name", DEFAULT_MODELS.items())

@@ -6,6 +6,7 @@ Every field is documented here and nowhere else; unknown keys and wrong types ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -251,6 +252,8 @@ QuantizerConfig = Annotated[
 class ModelConfig(Strict):
     """What every model has."""
 
+    descriptive: ClassVar[frozenset[str]] = frozenset({"description", "license"})  # not identity
+
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="Model name, written into token files.",
@@ -297,101 +300,6 @@ class AudioModelConfig(ModelConfig):
     def bitrate(self) -> float:
         """Nominal bit/s of one channel: tokens per second times log2 of the codebook size."""
         return self.frame_rate * self.bits_per_token
-
-
-class SQCodecConfig(AudioModelConfig):
-    """A published SQCodec, of its first version ("sqcodec") or its second ("l3ac").
-
-    Not causal: convolutions look both ways, and the decoder normalises over what it is given.
-    """
-
-    architecture: Literal["sqcodec", "l3ac"] = Field(description="Which version.")
-    strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Decimation of each down layer of the encoder."
-    )
-    encoder_dims: tuple[Positive, ...] = Field(description="Channels; one more than `strides`.")
-    encoder_depths: tuple[NotNegative, ...] = Field(description="ConvUnits per encoder stage.")
-    decoder_strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Factor of each up layer of the decoder."
-    )
-    decoder_dims: tuple[Positive, ...] = Field(
-        description="Channels; one more than `decoder_strides`, the last those of the last unit."
-    )
-    decoder_depths: tuple[NotNegative, ...] = Field(
-        description="ConvUnits per decoder stage, one per entry of `decoder_strides`."
-    )
-    feature_dim: Positive = Field(
-        multiple_of=4, description="Width of the Transformers; heads are a fourth of it."
-    )
-    attention_heads: Positive = Field(6, description="Attention heads.")
-    attention_window: Positive = Field(
-        description="Tokens per block of the attention; each block sees itself and the one before."
-    )
-    token_stride: Positive = Field(
-        1, description="Features per token: the outer Transformer layers run at that higher rate."
-    )
-    encoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
-    encoder_outer_layers: NotNegative = Field(0, description="Those before them, at the high rate.")
-    decoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
-    decoder_outer_layers: NotNegative = Field(0, description="Those after them, at the high rate.")
-    silence: tuple[NotNegative, ...] = Field(
-        (),
-        description="Tokens of a block of silence after silence; if there are any, clips are "
-        "filled up with them to whole blocks before they are decoded.",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SQCodecConfig:
-        lengths = {
-            "encoder_dims": len(self.strides) + 1,
-            "encoder_depths": len(self.strides) + 1,
-            "decoder_dims": len(self.decoder_strides) + 1,
-            "decoder_depths": len(self.decoder_strides),
-        }
-        for name, length in lengths.items():
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"{name} needs {length} entries")
-        if math.prod(self.strides) != math.prod(self.decoder_strides):
-            raise ValueError("decoder_strides must have the product of strides")
-        outer = (self.encoder_outer_layers > 0, self.decoder_outer_layers > 0)
-        if outer != (self.token_stride > 1,) * 2:
-            raise ValueError("outer layers go with a token_stride above 1")
-        if self.quantizer.type != "fsq":
-            raise ValueError("quantizer must be of type fsq")
-        if len(self.silence) not in (0, self.attention_window):
-            raise ValueError("silence needs attention_window entries, or none")
-        if max(self.silence, default=0) >= self.codebook_size:
-            raise ValueError("silence has a token beyond the codebook")
-        return self
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per token."""
-        return math.prod(self.strides) * self.token_stride
-
-    @property
-    def latency(self) -> None:
-        """None: no live streams."""
-        return None
-
-    @property
-    def encoder_context(self) -> int:
-        """Tokens on either side whose samples the convolutions before a token see, at most."""
-        reach, rate = 22 + 22 + 3, 1  # samples: two poolings of 45, seven taps
-        for depth, stride in zip(self.encoder_depths, (*self.strides, 1)):
-            reach += 3 * depth * rate
-            rate *= stride
-        return -(-(reach + rate) // self.hop_length)
-
-    @property
-    def decoder_context(self) -> int:
-        """Features on either side that the convolutions behind a feature see, at most."""
-        samples = math.prod(self.strides)  # of a feature
-        reach, step = samples, samples
-        for depth, stride in zip(self.decoder_depths, self.decoder_strides):
-            reach += (3 * depth + 4 + 4 + 3 * 5 + 1) * step  # poolings of 9, dilation 5, upsampling
-            step //= stride
-        return -(-(reach + 3 * (1 + 3 + 9) + 3) // samples)
 
 
 class AudioConfig(AudioModelConfig):
@@ -556,6 +464,12 @@ class ImageConfig(ModelConfig):
 
 
 KINDS: dict[str, type[ModelConfig]] = {"audio": AudioConfig, "image": ImageConfig}
+_architectures: dict[str, type[AudioModelConfig]] = {}  # of audio that are not native
+
+
+def register_architecture(names: Iterable[str], config: type[AudioModelConfig]) -> None:
+    """Have descriptions of audio models with one of `names` as `architecture` read as `config`."""
+    _architectures.update(dict.fromkeys(names, config))
 
 
 def explain(error: ValidationError) -> str:
@@ -589,11 +503,15 @@ def model_class(data: Any) -> type[ModelConfig]:
     """Which configuration a plain dict is meant to be.
 
     Raises:
-        ConfigError: no known `kind`.
+        ConfigError: no known `kind` or `architecture`.
     """
     kind = data.get("kind", "audio") if isinstance(data, dict) else "audio"
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"kind: must be one of {', '.join(KINDS)}")
     if kind == "audio" and isinstance(data, dict) and "architecture" in data:
-        return SQCodecConfig
+        architecture = data["architecture"]
+        if not isinstance(architecture, str) or architecture not in _architectures:
+            known = ", ".join(_architectures) or "none here"
+            raise ConfigError(f"architecture: must be one of {known}")
+        return _architectures[architecture]
     return KINDS[kind]

@@ -80,8 +80,8 @@ def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) ->
 
     Args:
         name: of a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or of
-            a registered source, such as `owner/name:model[@revision]` of a published SQCodec, which
-            is converted when first used.
+            a registered source, such as `owner/name:model[@revision]` of a model that others
+            published, which is converted when first used.
         note: told what takes a while.
 
     Raises:

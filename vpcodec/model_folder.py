@@ -95,9 +95,9 @@ def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
 
     Fields that are not set do not count, so that new ones leave the models of before as they were.
     """
-    needless = {"description": True, "license": True, "silence": True}
-    needless["quantizer"] = config.quantizer.training_only
-    facts = config.model_dump(mode="json", exclude=needless, exclude_none=True)
+    left_out: dict[str, Any] = dict.fromkeys(config.descriptive, True)
+    left_out["quantizer"] = config.quantizer.training_only
+    facts = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(weights)
     return digest.digest()[:16]

@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 from published import Official, random_weights, save_modules  # noqa: E402
 
 from vpcodec.media.audio import load, resample  # noqa: E402
-from vpcodec.upstream import find  # noqa: E402
+from vpcodec.published import find  # noqa: E402
 
 SPECS = ("zhai-lw/L3AC:1kbps", "zhai-lw/SQCodec:0k75bps")
 SECONDS = 2.3

@@ -7,8 +7,8 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
-from ..config import SQCodecConfig
 from ..model_folder import ModelError, ModelFolder
+from .architecture import architecture_of
 
 State = dict[str, np.ndarray]
 
@@ -52,9 +52,8 @@ class OnnxBackend:
         path = self.model.file(name)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        # Where every call may have another length, one block planned for all tensors of a call only
-        # adds to what is there.
-        options.enable_mem_pattern = not isinstance(self.model.config, SQCodecConfig)
+        architecture = architecture_of(self.model.config)
+        options.enable_mem_pattern = architecture is None or architecture.plan_memory
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         try:

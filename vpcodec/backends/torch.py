@@ -8,6 +8,7 @@ import torch
 from ..model_folder import WEIGHTS, ModelError, ModelFolder
 from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
+from .architecture import architecture_of
 
 
 class TorchBackend:
@@ -58,8 +59,11 @@ def load_model(folder: ModelFolder) -> Autoencoder:
 
     folder.check()
     path = folder.path / WEIGHTS
-    model = build_model(folder.config).eval()
+    architecture = architecture_of(folder.config)
     try:
+        if architecture is not None:
+            return architecture.load(folder.config, load_file(path))
+        model = build_model(folder.config).eval()
         model.load_state_dict(load_file(path))
     except SafetensorError as error:
         raise ModelError(f"{path}: {error}") from None

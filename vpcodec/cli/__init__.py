@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from .. import upstream as _published  # noqa: F401  registers its names
+from .. import published as _published  # noqa: F401  registers itself
 from . import convert, decode, encode, export, info, models, prune, score, tables, train
 
 app = typer.Typer(

@@ -28,8 +28,8 @@ def convert(
     A FOLDER holds encoder.pt, quantizer.pt, decoder.pt, en_encoder.pt and en_decoder.pt. Checked:
     that they hold those tensors and nothing that runs, and that the graphs agree with torch.
     """
-    from ..upstream import find, open_published
-    from ..upstream.cache import convert_folder
+    from ..published import find, open_published
+    from ..published.cache import convert_folder
     from . import common
 
     with common.status() as note:

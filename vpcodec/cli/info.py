@@ -9,13 +9,14 @@ from typing import Any
 
 import typer
 
+from ..backends import architecture_of
 from ..config import (
     AudioConfig,
     AudioModelConfig,
     GridConfig,
     ImageConfig,
+    ModelConfig,
     QuantizerConfig,
-    SQCodecConfig,
 )
 from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
@@ -107,7 +108,6 @@ def _model_facts(name: str) -> dict[str, Any]:
         model = open_model(name, note=note)
     config = model.config
     model.check()
-    facts = next(facts for kind, facts in _MODEL_FACTS.items() if isinstance(config, kind))
     source = {"source": _source(model.source)} if model.source else {}
     return {
         "model": config.name,
@@ -122,10 +122,22 @@ def _model_facts(name: str) -> dict[str, Any]:
         "quantizer": _quantizer(config.quantizer),
         "parameters": _count_parameters(model.path / WEIGHTS),
         "entropy_coding": TABLES in model.files,
-        **facts(config),
+        **_facts_of(config),
         "bytes": sum((model.path / file).stat().st_size for file in model.files),
         "checksums": "ok",
     }
+
+
+def _facts_of(config: ModelConfig) -> dict[str, Any]:
+    """Rates, stages and Transformers."""
+    if isinstance(config, ImageConfig):
+        return _image_model_facts(config)
+    architecture = architecture_of(config)
+    if architecture is None:
+        return _audio_model_facts(config)
+    facts = architecture.describe(config)
+    stages = {name: _stages(*zip(*x)) for name, x in facts.items() if not isinstance(x, str)}
+    return {**_rates(config), **facts, **stages}
 
 
 def _rates(config: AudioModelConfig) -> dict[str, Any]:
@@ -149,20 +161,6 @@ def _audio_model_facts(config: AudioConfig) -> dict[str, Any]:
     }
 
 
-def _sqcodec_facts(config: SQCodecConfig) -> dict[str, Any]:
-    encoder = (config.encoder_layers, config.encoder_outer_layers)
-    decoder = (config.decoder_layers, config.decoder_outer_layers)
-    return {
-        **_rates(config),
-        "encoder": _stages(config.encoder_dims, config.encoder_depths, (1, *config.strides)),
-        "decoder": _stages(config.decoder_dims, config.decoder_depths, config.decoder_strides),
-        "transformer": (
-            f"{sum(encoder)} + {sum(decoder)} layers of {config.feature_dim}, blocks of "
-            f"{config.attention_window} tokens"
-        ),
-    }
-
-
 def _image_model_facts(config: ImageConfig) -> dict[str, Any]:
     strides = (config.patch_size, *(2 for _ in config.dims[1:]))
     window = config.attention_window
@@ -175,13 +173,6 @@ def _image_model_facts(config: ImageConfig) -> dict[str, Any]:
             f"{config.dims[-1]}, windows of {window} x {window} tokens"
         ),
     }
-
-
-_MODEL_FACTS = {
-    AudioConfig: _audio_model_facts,
-    SQCodecConfig: _sqcodec_facts,
-    ImageConfig: _image_model_facts,
-}
 
 
 def _source(source: dict[str, Any]) -> str:

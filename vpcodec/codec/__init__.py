@@ -1,6 +1,6 @@
 """Codecs: what a user holds. Audio or images to tokens and back, as arrays or files."""
 
-from .. import upstream as _published  # noqa: F401  registers its names
+from .. import published as _published  # noqa: F401  registers itself
 from .audio import AudioCodec, FileStats
 from .base import Codec, Report, Source
 from .image import ImageCodec, ImageStats

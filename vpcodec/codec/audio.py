@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config import SQCodecConfig
+from ..backends import Stream, architecture_of
+from ..checks import check_samples, check_tokens
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..tokenfile import (
     MAX_LOST_TOKENS,
@@ -18,14 +19,7 @@ from ..tokenfile import (
     TokenWriter,
 )
 from .base import Codec, Report, Source, open_target
-from .streams import (
-    CHUNK_SECONDS,
-    DecoderStream,
-    EncoderStream,
-    WindowedDecoderStream,
-    WindowedEncoderStream,
-    check_samples,
-)
+from .streams import CHUNK_SECONDS, DecoderStream, EncoderStream
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
@@ -86,7 +80,7 @@ class AudioCodec(Codec, kind="audio"):
         Raises:
             ValueError: wrong shape or dtype, a token out of range, n_samples beyond the tokens.
         """
-        tokens = self._check_tokens(tokens, "(C, N)")
+        tokens = check_tokens(tokens, "(C, N)", self.codebook_size)
         length = tokens.shape[1] * self.hop_length
         if n_samples is not None and not 0 <= n_samples <= length:
             raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
@@ -237,15 +231,17 @@ class AudioCodec(Codec, kind="audio"):
             and header.hop_length == self.hop_length
         )
 
-    def encoder_stream(self, channels: int = 1) -> EncoderStream | WindowedEncoderStream:
+    def encoder_stream(self, channels: int = 1) -> EncoderStream | Stream:
         """A stream that takes audio at the model's rate, piece by piece."""
-        windowed = isinstance(self.config, SQCodecConfig)
-        return (WindowedEncoderStream if windowed else EncoderStream)(self, channels)
+        if architecture := architecture_of(self.config):
+            return architecture.encoder_stream(self.config, self.backend, channels)
+        return EncoderStream(self, channels)
 
-    def decoder_stream(self, channels: int = 1) -> DecoderStream | WindowedDecoderStream:
+    def decoder_stream(self, channels: int = 1) -> DecoderStream | Stream:
         """A stream that takes tokens piece by piece."""
-        windowed = isinstance(self.config, SQCodecConfig)
-        return (WindowedDecoderStream if windowed else DecoderStream)(self, channels)
+        if architecture := architecture_of(self.config):
+            return architecture.decoder_stream(self.config, self.backend, channels)
+        return DecoderStream(self, channels)
 
     @property
     def chunk_frames(self) -> int:

@@ -164,25 +164,6 @@ class Codec(ABC):
             reader.coder = own or bundled_coder(header)
         return reader
 
-    def _check_tokens(self, tokens: np.ndarray, axes: str) -> np.ndarray:
-        """Tokens as int64 with the `axes` (C, ...), of which the first may be missing."""
-        tokens = np.asarray(tokens)
-        n_axes = axes.count(",") + 1
-        if tokens.ndim == n_axes - 1:
-            tokens = tokens[None]
-        if (
-            tokens.ndim != n_axes
-            or not len(tokens)
-            or (tokens.size and tokens.dtype.kind not in "iu")
-        ):
-            raise ValueError(
-                f"tokens must be {axes} integers, got {tokens.dtype} of shape {tokens.shape}"
-            )
-        if tokens.size and not (tokens.min() >= 0 and tokens.max() < self.codebook_size):
-            bad = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise ValueError(f"token {bad} is outside [0, {self.codebook_size})")
-        return tokens.astype(np.int64, copy=False)
-
 
 class CountedOutput:
     """A binary output that counts its bytes."""

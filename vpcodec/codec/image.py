@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checks import check_tokens
 from ..media.image import MAX_PIXELS, image_writer, load_image
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
 from .base import Codec, Report, Source, open_target
@@ -85,7 +86,7 @@ class ImageCodec(Codec, kind="image"):
             ValueError: wrong shape or dtype, a token out of range, size or components that do not
                 fit the tokens.
         """
-        tokens = self._check_tokens(tokens, "(C, rows, columns)")
+        tokens = check_tokens(tokens, "(C, rows, columns)", self.codebook_size)
         channels, rows, columns = tokens.shape
         if not tokens.size or channels > 2:
             raise ValueError(f"tokens of shape {tokens.shape} are those of no image")

@@ -1,23 +1,19 @@
-"""The models, in torch: the native ones, and the published SQCodec."""
+"""The native models, in torch."""
 
-from ..config import ImageConfig, ModelConfig, SQCodecConfig
+from ..config import ImageConfig, ModelConfig
 from .audio import AudioAutoencoder
 from .image import ImageAutoencoder
-from .sqcodec import SQCodecAutoencoder
 
 __all__ = [
     "AudioAutoencoder",
     "Autoencoder",
     "ImageAutoencoder",
-    "SQCodecAutoencoder",
     "build_model",
 ]
 
-Autoencoder = AudioAutoencoder | ImageAutoencoder | SQCodecAutoencoder
+Autoencoder = AudioAutoencoder | ImageAutoencoder
 
 
 def build_model(config: ModelConfig) -> Autoencoder:
     """The model of a configuration, with fresh weights."""
-    if isinstance(config, SQCodecConfig):
-        return SQCodecAutoencoder(config)
     return ImageAutoencoder(config) if isinstance(config, ImageConfig) else AudioAutoencoder(config)

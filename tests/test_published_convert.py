@@ -18,12 +18,13 @@ from hub_server import Hub  # noqa: E402
 from published import random_weights, save_modules  # noqa: E402
 
 from vpcodec import Codec  # noqa: E402
-from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
+from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.media.audio import load, resample  # noqa: E402
 from vpcodec.model_folder import ModelError  # noqa: E402
-from vpcodec.upstream import MODULES, Published, find, open_published  # noqa: E402
-from vpcodec.upstream.convert import convert  # noqa: E402
+from vpcodec.published import MODULES, Published, find, open_published  # noqa: E402
+from vpcodec.published.config import SQCodecConfig  # noqa: E402
+from vpcodec.published.convert import convert  # noqa: E402
 
 SPEECH = Path(__file__).parent / "resources" / "speech.wav"
 TINY = Published(
@@ -64,8 +65,8 @@ def weights(tmp_path_factory) -> Path:
 def known(monkeypatch, tmp_path):
     """TINY is one of the published models, and this test has a cache of its own."""
     models = (find("zhai-lw/L3AC:1kbps"), TINY)
-    monkeypatch.setattr("vpcodec.upstream.catalog.PUBLISHED", models)
-    monkeypatch.setattr("vpcodec.upstream.PUBLISHED", models)
+    monkeypatch.setattr("vpcodec.published.catalog.PUBLISHED", models)
+    monkeypatch.setattr("vpcodec.published.PUBLISHED", models)
     monkeypatch.setenv("VPCODEC_CACHE", str(tmp_path / "cache"))
 
 
@@ -95,8 +96,8 @@ def quick(model, monkeypatch):
         for name in ("encoder.onnx", "decoder.onnx"):
             shutil.copy(model / name, folder)
 
-    monkeypatch.setattr("vpcodec.upstream.convert._write_graphs", copy)
-    monkeypatch.setattr("vpcodec.upstream.convert._verify", lambda folder, config: None)
+    monkeypatch.setattr("vpcodec.published.convert._write_graphs", copy)
+    monkeypatch.setattr("vpcodec.published.convert._verify", lambda folder, config: None)
 
 
 @pytest.fixture
@@ -203,7 +204,7 @@ def test_a_folder_that_appears_meanwhile_is_kept(model, weights, quick, monkeypa
         shutil.copytree(model, tmp_path / "new")
         (tmp_path / "new" / "first.txt").write_text("first")
 
-    monkeypatch.setattr("vpcodec.upstream.convert._verify", verify)
+    monkeypatch.setattr("vpcodec.published.convert._verify", verify)
     files = {module: weights / f"{module}.pt" for module in MODULES}
     with pytest.raises(FileExistsError):
         convert(files, TINY, tmp_path / "new")
@@ -223,7 +224,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(weights, monkeypatch, tmp_pat
     def fail(*args):
         raise RuntimeError("no such operator\nand a long story")
 
-    monkeypatch.setattr("vpcodec.upstream.convert._write_graphs", fail)
+    monkeypatch.setattr("vpcodec.published.convert._write_graphs", fail)
     files = {module: weights / f"{module}.pt" for module in MODULES}
     with pytest.raises(ModelError, match=r"exported \(no such operator\)$"):
         convert(files, TINY, tmp_path / "made")

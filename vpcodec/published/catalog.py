@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import FSQConfig, SQCodecConfig
+from ..config import FSQConfig
 from ..model_folder import ModelError
+from .config import SQCodecConfig
 
 MODULES = ("encoder", "quantizer", "decoder", "en_encoder", "en_decoder")
 

@@ -12,8 +12,7 @@ import onnx
 import torch
 from torch import nn
 
-from ..models import SQCodecAutoencoder
-from ..models.sqcodec import BlockAttention, Level, TransformerLayer
+from .network import BlockAttention, Level, SQCodecAutoencoder, TransformerLayer
 
 TILE_NUMBERS = 1 << 19  # of the widest tensor of a tile
 SHORTEST_TILE = 80  # halos; two more of them are computed in vain

@@ -1,6 +1,12 @@
-"""Codecs that others published: SQCodec and its second version, L3AC."""
+"""Codecs that others published: SQCodec and its second version, L3AC.
 
+All of it is here, and nobody below names it: importing this room registers the architecture with
+the backends and the names of the models with the hub.
+"""
+
+from ..backends import register
 from ..hub import register_source
+from .architecture import SQCODEC
 from .cache import is_converted, open_published
 from .catalog import MODULES, PUBLISHED, Published, find, is_published
 from .source import PublishedModels
@@ -15,4 +21,5 @@ __all__ = [
     "open_published",
 ]
 
+register(SQCODEC)
 register_source(PublishedModels())

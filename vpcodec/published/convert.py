@@ -13,7 +13,6 @@ from safetensors.torch import save
 from .. import __version__
 from ..backends.onnx import OnnxBackend
 from ..backends.torch import TorchBackend
-from ..config import SQCodecConfig
 from ..graphs import ExportError, same_signal, same_tokens, save_graph, strip, trace
 from ..media.files import atomic_folder
 from ..model_folder import (
@@ -25,8 +24,10 @@ from ..model_folder import (
     read_folder,
     write_folder_config,
 )
-from ..models import SQCodecAutoencoder, build_model
+from .architecture import load
 from .catalog import Published
+from .config import SQCodecConfig
+from .network import SQCodecAutoencoder
 from .tiling import settle, tiled
 from .weights import read_weights
 
@@ -61,8 +62,7 @@ def convert(
         tensors = read_weights(files, config)
         weights = save(tensors, metadata={"format": "pt"})
         (folder / WEIGHTS).write_bytes(weights)
-        model = build_model(config).eval().requires_grad_(False)
-        model.load_state_dict(tensors)
+        model = load(config, tensors).requires_grad_(False)
         if not all(torch.isfinite(value).all() for value in model.parameters()):
             raise ModelError(f"{published.spec}: a direction of its weight norm is zero")
         if config.architecture == "sqcodec":

@@ -14,11 +14,13 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
+from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.graphs import strip, trace  # noqa: E402
-from vpcodec.models import SQCodecAutoencoder, build_model  # noqa: E402
 from vpcodec.models.layers import State  # noqa: E402
-from vpcodec.upstream import tiling  # noqa: E402
+from vpcodec.published import tiling  # noqa: E402
+from vpcodec.published.architecture import load  # noqa: E402
+from vpcodec.published.config import SQCodecConfig  # noqa: E402
+from vpcodec.published.network import SQCodecAutoencoder  # noqa: E402
 
 CONFIG = SQCodecConfig(
     name="small",
@@ -44,10 +46,9 @@ Decode = Callable[[np.ndarray, dict[str, np.ndarray]], list[np.ndarray]]
 
 @pytest.fixture(scope="module")
 def model() -> SQCodecAutoencoder:
-    model = build_model(CONFIG).eval().requires_grad_(False)
     weights = random_weights(CONFIG)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    return model
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    return load(CONFIG, tensors).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

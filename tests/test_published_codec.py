@@ -13,11 +13,12 @@ from published import random_weights  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
 from vpcodec import Codec, read_tokens  # noqa: E402
-from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
+from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.media.audio import load, resample  # noqa: E402
 from vpcodec.media.audio import save as save_audio  # noqa: E402
 from vpcodec.model_folder import WEIGHTS, fingerprint, write_folder_config  # noqa: E402
-from vpcodec.models import build_model  # noqa: E402
+from vpcodec.published.architecture import load as load_model  # noqa: E402
+from vpcodec.published.config import SQCodecConfig  # noqa: E402
 from vpcodec.tokenfile import TokenFileError  # noqa: E402
 
 SHAPES = dict(
@@ -83,9 +84,7 @@ def codec(request, tmp_path_factory) -> Codec:
 def network(codec):
     """The torch model itself, which takes whole clips."""
     config = codec.config
-    model = build_model(config).eval()
-    model.load_state_dict({k: torch.from_numpy(v) for k, v in random_weights(config).items()})
-    return model
+    return load_model(config, {k: torch.from_numpy(v) for k, v in random_weights(config).items()})
 
 
 def clip(codec: Codec, seconds: float) -> np.ndarray:
@@ -123,7 +122,7 @@ def test_windows_have_the_tokens_of_the_whole_clip(codec, network, monkeypatch):
     samples = clip(codec, 3.3)
     tokens = encode_whole(network, samples)
     assert len(np.unique(tokens)) > 15
-    monkeypatch.setattr("vpcodec.codec.streams.ENCODE_SECONDS", 0.2)
+    monkeypatch.setattr("vpcodec.published.streams.ENCODE_SECONDS", 0.2)
     assert codec.encoder_stream()._window * codec.hop_length < codec.sample_rate
     if codec.config.architecture == "l3ac":  # which has no silence behind the clip
         n = samples.shape[1] // codec.hop_length - 5
@@ -134,8 +133,8 @@ def test_windows_have_the_tokens_of_the_whole_clip(codec, network, monkeypatch):
 
 
 def test_pieces_of_any_length_give_the_same_tokens_and_audio(codec, monkeypatch):
-    monkeypatch.setattr("vpcodec.codec.streams.ENCODE_SECONDS", 0.2)
-    monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.5)
+    monkeypatch.setattr("vpcodec.published.streams.ENCODE_SECONDS", 0.2)
+    monkeypatch.setattr("vpcodec.published.streams.DECODE_SECONDS", 0.5)
     samples = clip(codec, 2.1)
     tokens, rng = codec.encode(samples), np.random.default_rng(0)
     stream = codec.encoder_stream()
@@ -155,7 +154,7 @@ def test_windows_decode_as_the_whole_but_for_the_normalisation(codec, network, m
     tokens = codec.encode(clip(codec, 3.0))
     monkeypatch.setattr("torch.instance_norm", lambda x, *rest: x)
     expected = decode_whole(network, tokens)
-    monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.4)
+    monkeypatch.setattr("vpcodec.published.streams.DECODE_SECONDS", 0.4)
     assert codec.decoder_stream()._window * 3 < tokens.shape[1]
     found = codec.decode(tokens)
     assert found.shape == expected.shape
@@ -167,7 +166,7 @@ def test_windows_decode_as_the_whole_but_for_the_normalisation(codec, network, m
 def test_windows_are_faded_into_each_other(codec, monkeypatch):
     """Where the second window begins, it is still the first, and 10 ms later it is itself."""
     tokens = codec.encode(clip(codec, 3.0))
-    monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.4)
+    monkeypatch.setattr("vpcodec.published.streams.DECODE_SECONDS", 0.4)
     windows: list[np.ndarray] = []
     run = codec.backend.decode
 
@@ -190,7 +189,7 @@ def test_windows_are_faded_into_each_other(codec, monkeypatch):
 
 def test_the_last_window_is_as_long_as_the_others(codec, monkeypatch):
     """Or its end would be normalised over next to nothing."""
-    monkeypatch.setattr("vpcodec.codec.streams.DECODE_SECONDS", 0.3)
+    monkeypatch.setattr("vpcodec.published.streams.DECODE_SECONDS", 0.3)
     stream = codec.decoder_stream()
     lengths: list[int] = []
     run = codec.backend.decode

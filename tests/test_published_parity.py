@@ -18,9 +18,9 @@ from published import (  # noqa: E402
     whole_windows,
 )
 
-from vpcodec.config import SQCodecConfig  # noqa: E402
-from vpcodec.models import build_model  # noqa: E402
-from vpcodec.upstream import PUBLISHED, Published  # noqa: E402
+from vpcodec.published import PUBLISHED, Published  # noqa: E402
+from vpcodec.published.architecture import load  # noqa: E402
+from vpcodec.published.config import SQCodecConfig  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,8 +34,8 @@ class Ours:
     """Our model with the weights; clips (T,), tokens (N,), on both sides whole."""
 
     def __init__(self, config: SQCodecConfig, weights: Mapping[str, np.ndarray]) -> None:
-        self.model = build_model(config).eval()
-        self.model.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+        tensors = {name: torch.tensor(value) for name, value in weights.items()}
+        self.model = load(config, tensors)
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from speed import RATE, SPEECH, machine, make_clip, peak_rss, timed
 
-from vpcodec.upstream import MODULES, PUBLISHED
+from vpcodec.published import MODULES, PUBLISHED
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -54,7 +54,7 @@ def official(spec: dict[str, Any]) -> Official:
 
 def prepare(spec: dict[str, Any]) -> None:
     """Make the files that the authors would publish, and our folder of them."""
-    from vpcodec.upstream.convert import convert
+    from vpcodec.published.convert import convert
 
     published = BY_NAME[spec["model"]]
     Path(spec["files"]).mkdir()

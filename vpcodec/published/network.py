@@ -1,7 +1,7 @@
 """The published SQCodec and L3AC (SQCodec's second version), for inference with their weights.
 
 Features are (B, T, C), channels last, because that suits matrix products and norms over channels;
-what is affine is folded into the matrices beforehand (`fold`):
+what is affine is folded into the matrices beforehand (`tensors.fold`):
 
 - weight norm: g v / |v|;
 - GRN, whose response is divided by its own mean over one channel, and thus (1 + gamma) x + beta;
@@ -15,16 +15,15 @@ window, `past` holds as much as it was given, none at the beginning of a clip.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..config import SQCodecConfig
+from ..models.layers import State, gelu, snake
 from ..quantizers import FSQ
-from .layers import State, gelu, snake
+from .config import SQCodecConfig
 
 ENCODER_POOLS = (1, 5, 11, 21, 45)  # windows of TPooling in the first block; 1 is the wave itself
 ENHANCE_POOLS = (1, 3, 5, 9)
@@ -81,14 +80,6 @@ class SQCodecAutoencoder(nn.Module):
         `next` of "decoder.features" and "decoder.tokens" is those of all N tokens.
         """
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
-
-    def load_state_dict(self, published: dict[str, torch.Tensor], strict: bool = True):
-        """Load published tensors, named "module.name in its file"; see `fold`."""
-        try:
-            folded = fold(published, self.config)
-        except (KeyError, IndexError, RuntimeError) as error:  # missing, or of another shape
-            raise RuntimeError(f"not the published tensors ({error})") from None
-        return super().load_state_dict(folded, strict)
 
 
 class Encoder(nn.Module):
@@ -262,7 +253,7 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
         x = _keep(x, inside)
-        # As a picture of one row: ONNX Runtime has fast depthwise kernels for pictures only.
+        # As an image of height 1: ONNX Runtime has fast depthwise kernels for images only.
         y = x.unsqueeze(1).permute(0, 3, 1, 2)
         y = F.conv2d(y, self.kernel, self.bias, padding=(0, TAPS // 2), groups=self.channels)
         v = self.widen(self.norm(y.permute(0, 2, 3, 1).squeeze(1)))
@@ -475,198 +466,3 @@ def _interpolate(x: torch.Tensor, factor: int) -> torch.Tensor:
         other = before if at < 0 else after
         phases.append(x * (1 - abs(at)) + other * abs(at) if at else x)
     return torch.stack(phases, 2).flatten(1, 2)
-
-
-def fold(published: dict[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
-    """Published tensors to those of `SQCodecAutoencoder`; computed in float64, given in float32.
-
-    Args:
-        published: by "module.name in its file".
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
-    folded: dict[str, torch.Tensor] = {}
-    source = _Source(published)
-    width, heads = config.feature_dim, config.attention_heads
-
-    def put(name: str, value: torch.Tensor) -> None:
-        folded[name] = value.float().contiguous()
-
-    def affine(name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """weight as published, (C', C) or (C', C, taps): taps go before channels."""
-        if weight.ndim == 3:
-            weight = weight.permute(0, 2, 1).flatten(1)
-        put(f"{name}.weight", weight.T)
-        put(f"{name}.bias", bias)
-
-    def norm(name: str, at: str) -> None:
-        put(f"{name}.weight", source[f"{at}.weight"])
-        put(f"{name}.bias", source[f"{at}.bias"])
-
-    def unit(name: str, at: str) -> None:
-        at += ".module"
-        weight, bias = source.layer(f"{at}.dw_conv")
-        put(f"{name}.kernel", weight.unsqueeze(2))
-        put(f"{name}.bias", bias)
-        norm(f"{name}.norm", f"{at}.norm")
-        scale = source.snake_scale(f"{at}.act")
-        weight, bias = source.layer(f"{at}.pw_conv1")
-        affine(f"{name}.widen", weight * scale[:, None], bias * scale)
-        weight, bias = source.layer(f"{at}.pw_conv2")
-        narrow = weight * (1 + source[f"{at}.grn.gamma"]) / scale
-        affine(
-            f"{name}.narrow", narrow, bias + weight @ source[f"{at}.grn.beta"][0] + narrow.sum(1)
-        )
-
-    def transformer(name: str, at: str, layers: int, window: int) -> None:
-        if not layers:
-            return
-        for i in range(layers):
-            attention, feed_forward = f"{at}.layers.{i}.0", f"{at}.layers.{i}.1"
-            norm(f"{name}.layers.{i}.attention_norm", f"{attention}.norm")
-            norm(f"{name}.layers.{i}.feed_forward_norm", f"{feed_forward}.0")
-            qkv = source[f"{attention}.to_qkv.weight"].clone()
-            qkv[: heads * (width // 4)] *= (width // 4) ** -0.5
-            put(f"{name}.layers.{i}.qkv.weight", qkv)
-            put(f"{name}.layers.{i}.out.weight", source[f"{attention}.to_out.weight"])
-            put(f"{name}.layers.{i}.widen.weight", source[f"{feed_forward}.1.weight"])
-            put(f"{name}.layers.{i}.narrow.weight", source[f"{feed_forward}.4.weight"])
-        bias = source.distance_bias(f"{at}.dynamic_pos_bias.mlp", 2 * window)
-        moved = torch.full((heads, 3 * window), MASKED, dtype=torch.float64)
-        moved[:, : window + 1] = bias[: window + 1].flip(0).T  # distances w .. 0
-        moved[:, 2 * window + 1 :] = bias[window + 1 :].flip(0).T  # distances 2 w - 1 .. w + 1
-        put(f"{name}.distance_bias", moved)
-
-    # First block: the convolution of each branch and the one that mixes them are one matrix.
-    mix, mix_bias = source.layer("encoder.blocks.0.conv_1")
-    taps = torch.zeros(mix.shape[0], TAPS, len(ENCODER_POOLS), dtype=torch.float64)
-    for i in range(len(ENCODER_POOLS)):
-        weight, bias = source.layer(f"encoder.blocks.0.blocks.{i}.1")
-        part = mix[:, i * BRANCH_CHANNELS : (i + 1) * BRANCH_CHANNELS, 0]
-        taps[:, :, i] = part @ weight[:, 0]
-        mix_bias = mix_bias + part @ bias
-    put("encoder.first.spread.weight", taps.flatten(1).T)
-    put("encoder.first.spread.bias", mix_bias)
-    weight, bias = source.layer("encoder.blocks.0.conv_2")
-    affine("encoder.first.merge", weight[:, :-1, 0], bias)
-    put("encoder.first.wave", weight[:, -1, 0])
-
-    for i, depth in enumerate(config.encoder_depths):
-        for j in range(depth):
-            unit(f"encoder.stages.{i}.{j}", f"encoder.blocks.{2 * i + 1}.{j}")
-        if i < len(config.strides):
-            affine(f"encoder.downs.{i}", *source.layer(f"encoder.blocks.{2 * i + 2}.0"))
-            norm(f"encoder.down_norms.{i}", f"encoder.blocks.{2 * i + 2}.1")
-    affine("encoder.last", *source.layer(f"encoder.blocks.{2 * len(config.strides) + 2}"))
-    outer_window = config.attention_window * config.token_stride
-    transformer(
-        "encoder.outer",
-        "en_encoder.down_trans.trans",
-        config.encoder_outer_layers,
-        outer_window,
-    )
-    if config.encoder_outer_layers:
-        affine("encoder.shrink", *source.layer("en_encoder.down_trans.down_layer"))
-    transformer(
-        "encoder.inner",
-        "en_encoder.local_trans",
-        config.encoder_layers,
-        config.attention_window,
-    )
-    affine(
-        "encoder.project",
-        source["quantizer.project_in.weight"],
-        source["quantizer.project_in.bias"],
-    )
-
-    # Published codes are 2 z - 1, ours (z - 1/2) sqrt(12).
-    affine(
-        "decoder.project",
-        source["quantizer.project_out.weight"] / math.sqrt(3),
-        source["quantizer.project_out.bias"],
-    )
-    transformer(
-        "decoder.inner",
-        "en_decoder.local_trans",
-        config.decoder_layers,
-        config.attention_window,
-    )
-    transformer(
-        "decoder.outer", "en_decoder.up_trans.trans", config.decoder_outer_layers, outer_window
-    )
-    affine("decoder.first", *source.layer("decoder.blocks.0"))
-    for i, depth in enumerate(config.decoder_depths):
-        for j in range(depth):
-            units = f"decoder.levels.{i - 1}.units" if i else "decoder.stage"
-            unit(f"{units}.{j}", f"decoder.blocks.{3 * i + 1}.{j}")
-        at = f"decoder.blocks.{3 * i + 2}"
-        branches = [source.layer(f"{at}.blocks.{k}.1") for k in range(len(ENHANCE_POOLS))]
-        put(f"decoder.enhances.{i}.kernels", torch.stack([weight for weight, _ in branches]))
-        put(f"decoder.enhances.{i}.bias", torch.cat([bias for _, bias in branches]))
-        weight = source[f"{at}.merge_layer.1.weight"][:, :, 0]
-        bias = source[f"{at}.merge_layer.1.bias"] + weight @ source[f"{at}.merge_layer.0.bias"]
-        affine(f"decoder.levels.{i}.gate", weight * source[f"{at}.merge_layer.0.weight"], bias + 1)
-        affine(f"decoder.levels.{i}.up", *source.layer(f"decoder.blocks.{3 * i + 3}.0"))
-        norm(f"decoder.levels.{i}.norm", f"decoder.blocks.{3 * i + 3}.2")
-
-    last = f"decoder.levels.{len(config.decoder_depths) - 1}.units.0"
-    at = f"decoder.blocks.{3 * len(config.decoder_depths) + 1}.block"
-    parts: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("first_scale", "dilated", "dilated_bias", "mix", "mix_bias")
-    }
-    for i in range(len(LAST_DILATIONS)):
-        block = f"{at}.0.{i}.module.block"
-        first, second = source.snake_scale(f"{block}.0"), source.snake_scale(f"{block}.2")
-        weight, bias = source.layer(f"{block}.1")
-        dilated = weight / first[:, None]
-        parts["first_scale"].append(first[:, None])
-        parts["dilated"].append(dilated * second[:, None, None])
-        parts["dilated_bias"].append((bias + dilated.sum((1, 2))) * second)
-        weight, bias = source.layer(f"{block}.3")
-        parts["mix"].append(weight / second[:, None])
-        parts["mix_bias"].append(bias + parts["mix"][-1].sum((1, 2)))
-    for name, tensors in parts.items():
-        put(f"{last}.{name}", torch.stack(tensors))
-    scale = source.snake_scale(f"{at}.1")
-    weight, bias = source.layer(f"{at}.2")
-    synthesis = (weight[0] / scale[:, None]).T
-    put(f"{last}.last_scale", scale[:, None])
-    put(f"{last}.synthesis", synthesis)
-    put(f"{last}.synthesis_taps", synthesis.sum(1)[:, None])
-    put(f"{last}.synthesis_bias", bias)
-    return folded
-
-
-class _Source:
-    """Published tensors in float64."""
-
-    def __init__(self, published: dict[str, torch.Tensor]) -> None:
-        self._published = published
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._published[name].double()
-
-    def layer(self, at: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of a layer with weight norm, w = g v / |v| per output."""
-        gain = self[f"{at}.parametrizations.weight.original0"]
-        direction = self[f"{at}.parametrizations.weight.original1"]
-        length = direction.flatten(1).norm(dim=1).reshape(gain.shape)
-        return gain * direction / length, self[f"{at}.bias"]
-
-    def snake_scale(self, at: str) -> torch.Tensor:
-        """2 alpha of a Snake, (C,)."""
-        alpha = self[f"{at}.alpha"].flatten()
-        sign = torch.where(alpha < 0, -1.0, 1.0)
-        return 2 * sign * alpha.abs().clamp(min=SMALLEST_ALPHA)
-
-    def distance_bias(self, at: str, n: int) -> torch.Tensor:
-        """Attention bias by distance, (n, heads): a small network, evaluated once.
-
-        In float32, as it is published: distances of hundreds make its rounding count.
-        """
-        x = torch.arange(n, dtype=torch.float32).unsqueeze(1)
-        for i in (0, 2, 4):
-            x = F.linear(x, self[f"{at}.{i}.weight"].float(), self[f"{at}.{i}.bias"].float())
-            x = F.silu(x) if i < 4 else x
-        return x.double()

@@ -21,10 +21,14 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from helpers import flipped  # noqa: E402
 from published import random_weights, save_modules  # noqa: E402
 
-from vpcodec.config import FSQConfig, SQCodecConfig  # noqa: E402
+from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.model_folder import ModelError  # noqa: E402
-from vpcodec.upstream import MODULES, PUBLISHED, find, is_published  # noqa: E402
-from vpcodec.upstream.weights import expected_shapes, read_weights  # noqa: E402
+from vpcodec.published import MODULES, PUBLISHED, find, is_published  # noqa: E402
+from vpcodec.published.architecture import load  # noqa: E402
+from vpcodec.published.config import SQCodecConfig  # noqa: E402
+from vpcodec.published.network import SQCodecAutoencoder  # noqa: E402
+from vpcodec.published.tensors import expected_shapes, fold  # noqa: E402
+from vpcodec.published.weights import read_weights  # noqa: E402
 
 SMALL = SQCodecConfig(  # with all parts of the published ones
     name="small",
@@ -419,3 +423,26 @@ def test_numbers_that_are_not_finite_are_refused(files, value):
 def test_every_file_is_checked(files, module):
     os.truncate(files[module], files[module].stat().st_size // 2)
     assert refused(files, module) == "truncated or damaged"
+
+
+# ------------------------------------------------------------------------------- the table of names
+
+
+def test_the_state_of_a_model_is_what_folding_gives_and_loads_again(weights):
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    model = load(SMALL, tensors)
+    state = model.state_dict()
+    assert {k: v.shape for k, v in fold(tensors, SMALL).items()} == {
+        k: v.shape for k, v in state.items()
+    }
+    other = SQCodecAutoencoder(SMALL)
+    other.load_state_dict(state)
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+
+
+def test_a_missing_tensor_is_named(weights):
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    name = "decoder.blocks.1.0.module.act.alpha"
+    del tensors[name]
+    with pytest.raises(RuntimeError, match=f"not the published tensors .*{re.escape(name)}"):
+        load(SMALL, tensors)
