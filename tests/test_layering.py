@@ -35,6 +35,7 @@ MAY_USE_TORCH = (
     "published.tiling",
     "published.weights",
     "backends.torch",
+    "metrics.distillmos",
     "metrics.neural",
 )
 TORCH = {"torch", "torchaudio", "torchvision"}

@@ -211,7 +211,12 @@ class EvalConfig(Evaluation):
     max_seconds: float = Field(
         15.0, ge=0.5, le=600, description="Beginning of each file that is used."
     )
-    best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr"] = Field(
+    metrics: tuple[Literal["distillmos", "dnsmos_p808", "dnsmos_sig", "estoi"], ...] = Field(
+        (),
+        description="Measured beside pesq_wb, stoi, mel_distance and si_sdr; distillmos needs the "
+        "package of that name.",
+    )
+    best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr", "distillmos", "dnsmos_p808"] = Field(
         "mel_distance", description="What decides which averaged weights are kept as the best."
     )
 

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from ..metrics.audio import mel_distance, si_sdr
+from ..metrics.base import Clip
 from ..metrics.image import BEST_PSNR, ms_ssim, psnr, ssim
-from ..metrics.speech import pesq_wb, stoi
+from ..metrics.registry import MEASURES
 from .pool import Pool
 
 METRICS = ("pesq_wb", "stoi", "si_sdr", "mel_distance")
@@ -28,7 +28,11 @@ class Workers:
         self._pool = Pool(count, nice=19)
 
     def submit(
-        self, reference: np.ndarray, degraded: np.ndarray, rate: int
+        self,
+        reference: np.ndarray,
+        degraded: np.ndarray,
+        rate: int,
+        names: tuple[str, ...] = METRICS,
     ) -> Future[dict[str, float]]:
         """Have two signals (T,) compared, as float32: a future of `measure`.
 
@@ -40,7 +44,7 @@ class Workers:
         if reference.ndim != 1 or reference.shape != degraded.shape:
             raise ValueError(f"signals of shapes {reference.shape} and {degraded.shape}, not (T,)")
         pair = (np.ascontiguousarray(x, np.float32) for x in (reference, degraded))
-        return self._pool.submit(measure, *pair, rate)
+        return self._pool.submit(measure, *pair, rate, names)
 
     def submit_image(self, reference: np.ndarray, degraded: np.ndarray) -> Future[dict[str, float]]:
         """Have two images (H, W, C) of uint8 compared: a future of `measure_image`.
@@ -72,13 +76,20 @@ class Workers:
         self.close()
 
 
-def measure(reference: np.ndarray, degraded: np.ndarray, rate: int) -> dict[str, float]:
-    """Each of METRICS whose package is there -> value; ValueError as in `metrics.audio`."""
-    found = {}
-    for metric in (pesq_wb, stoi, mel_distance):
-        with suppress(ImportError):
-            found[metric.__name__] = metric(reference, degraded, rate)
-    return found | {"si_sdr": si_sdr(reference, degraded)}
+def measure(
+    reference: np.ndarray, degraded: np.ndarray, rate: int, names: tuple[str, ...] = METRICS
+) -> dict[str, float]:
+    """Each of the metrics named whose packages are there -> value; ValueError as in
+    `metrics.audio`."""
+    pair = Clip(reference, rate), Clip(degraded, rate)
+    found: dict[str, float] = {}
+    for entry in MEASURES:
+        wanted = [metric.name in names and not metric.missing for metric in entry.metrics]
+        if any(wanted):
+            with suppress(ImportError):
+                values = zip(entry.metrics, entry.function(*pair), wanted, strict=True)
+                found |= {metric.name: value for metric, value, take in values if take}
+    return found
 
 
 def measure_image(reference: np.ndarray, degraded: np.ndarray) -> dict[str, float]:

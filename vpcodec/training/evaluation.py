@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ..metrics.registry import METRICS
 from ..models import Autoencoder
 from ..recipe.base import Evaluation as EvalConfig
 from ..scoring.workers import Workers
@@ -44,7 +45,6 @@ class HeldOut(ABC):
     """
 
     kind: ClassVar[FileKind]
-    metrics: ClassVar[tuple[str, ...]]  # that `submit` gives
 
     def __init__(self, config: EvalConfig, model: Any) -> None:
         self.config: Any = config
@@ -68,6 +68,11 @@ class HeldOut(ABC):
     @abstractmethod
     def read(self, place: Any) -> np.ndarray:
         """An item; raises one of `kind.errors` where there is none to use."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> tuple[str, ...]:
+        """That `submit` gives."""
 
     def missing(self) -> list[str]:
         """Metrics whose package is not installed."""
@@ -136,7 +141,7 @@ class Evaluation:
         self.missing = held_out.missing()
         best = held_out.config.best
         if best in self.missing:
-            raise EvaluationError(f"eval.best is {best}, which needs pip install 'vpcodec[score]'")
+            raise EvaluationError(f"eval.best is {best}, which needs {METRICS[best].install}")
         self.items = self._read()
         self._running: deque[_Run] = deque()
         self._workers = Workers(min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // 2)))

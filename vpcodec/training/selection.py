@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from ..metrics.registry import METRICS
 from ..models import Autoencoder
 from ..recipe import Recipe
 from .checkpoints import BEST, load_checkpoint, save_checkpoint
 from .evaluation import Evaluation, HeldOut
 from .log import RunLog, read_metrics
 
-LOWER_IS_BETTER = {"mel_distance"}
 SHOWN = (
-    *("pesq_wb", "stoi", "mel_distance", "bitrate"),
+    *("distillmos", "dnsmos_p808", "pesq_wb", "stoi", "mel_distance", "bitrate"),
     *("psnr", "ssim", "ms_ssim", "bits_per_pixel"),
 )
 
@@ -55,7 +55,7 @@ class Selection:
         for text in self._evaluation.skipped:
             log.message(f"not evaluated: {text}")
         for name in self._evaluation.missing:
-            log.message(f"{name} is left out: pip install 'vpcodec[score]'")
+            log.message(f"{name} is left out: {METRICS[name].install}")
 
     def close(self) -> None:
         """End the evaluations under way."""
@@ -120,7 +120,7 @@ class Selection:
         _, before = load_checkpoint(self._path)
         if before.get("metric") != self._metric:
             return True
-        sign = -1 if self._metric in LOWER_IS_BETTER else 1
+        sign = -1 if METRICS[self._metric].better == "lower" else 1
         return sign * value > sign * before["value"]
 
     def _keep(

@@ -33,7 +33,11 @@ class HeldOutAudio(HeldOut):
     """Clips: (T,) float32, mono, at the model's rate, T a multiple of the hop."""
 
     kind = AUDIO_FILES
-    metrics = METRICS
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of `METRICS`, and what the recipe asks for beside them."""
+        return tuple(dict.fromkeys((*METRICS, *self.config.metrics, self.config.best)))
 
     def _places(self) -> list[Clip]:
         listing = list_audio(self.config.data)
@@ -53,8 +57,8 @@ class HeldOutAudio(HeldOut):
 
     def missing(self) -> list[str]:
         nothing = np.zeros(1, np.float32)
-        there = measure(nothing, nothing, self.model.sample_rate)
-        return [name for name in METRICS if name not in there]
+        there = measure(nothing, nothing, self.model.sample_rate, self.metrics)
+        return [name for name in self.metrics if name not in there]
 
     def codec(self, model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
         return codec_of(model, device)
@@ -62,7 +66,7 @@ class HeldOutAudio(HeldOut):
     def submit(
         self, workers: Workers, item: np.ndarray, decoded: np.ndarray
     ) -> Future[dict[str, float]]:
-        return workers.submit(item, decoded, self.model.sample_rate)
+        return workers.submit(item, decoded, self.model.sample_rate, self.metrics)
 
     def header(self, item: np.ndarray) -> AudioHeader:
         model = self.model

@@ -21,7 +21,7 @@ class HeldOutImages(HeldOut):
     """Images: (H, W, 3) uint8, each side a multiple of the model's block or less than one."""
 
     kind = IMAGE_FILES
-    metrics = IMAGE_METRICS
+    metrics = IMAGE_METRICS  # type: ignore[assignment]
 
     def _places(self) -> list[Path]:
         listing = list_files(self.config.data.path, self.kind)

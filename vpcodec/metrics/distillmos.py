@@ -1,0 +1,71 @@
+"""DistillMOS: how good speech sounds to listeners, by a distilled speech encoder.
+
+The package carries its weights (4.2 M parameters) and needs torch, which is imported when the
+metric is first computed.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import redirect_stdout
+from functools import lru_cache
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from .base import Clip, Metric, registered
+
+INSTALL = "pip install 'vpcodec[train]' distillmos"
+RATE = 16_000  # Hz
+MIN_SECONDS = 0.5  # below this there is too little to judge
+MAX_SECONDS = 60  # at once, which bounds memory
+
+
+@registered(
+    Metric(
+        name="distillmos",
+        label="DistillMOS",
+        unit="MOS",
+        better="higher",
+        kind="audio",
+        source="Stahl and Gamper 2025 (distillmos)",
+        rate=RATE,
+        needs_reference=False,
+        packages=("torch", "torchaudio", "distillmos"),
+        install=INSTALL,
+        default=False,
+    ),
+)
+def distillmos(_: Clip, degraded: Clip) -> tuple[float]:
+    """DistillMOS (Stahl and Gamper 2025), 1 to 5: quality of the degraded clip as listeners would
+    rate it; the reference has no part in it, nor has the level. NaN below 0.5 s. More than 60 s are
+    cut into equal parts of at most that, and averaged.
+
+    It works with one thread, so that it gives the same value wherever it is called.
+    """
+    samples = degraded.at(RATE).astype(np.float32, copy=False)
+    if len(samples) < MIN_SECONDS * RATE:
+        return (math.nan,)
+    model = _model()
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            parts = np.array_split(samples, -(-len(samples) // (MAX_SECONDS * RATE)))
+            values = [model(torch.from_numpy(part.copy())[None]).item() for part in parts]
+    finally:
+        torch.set_num_threads(threads)
+    return (float(np.mean(values)),)
+
+
+@lru_cache(maxsize=1)
+def _model() -> Any:
+    try:
+        from distillmos import ConvTransformerSQAModel
+    except ImportError as error:
+        raise ImportError(f"DistillMOS needs a package: {INSTALL}") from error
+    with redirect_stdout(StringIO()):  # it says where its weights lie
+        return ConvTransformerSQAModel().eval()
