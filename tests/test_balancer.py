@@ -228,3 +228,41 @@ def test_two_processes_with_half_the_batch_each_train_as_one_with_all(tmp_path: 
     for rank in range(2):
         weights = load_file(tmp_path / f"{rank}.safetensors")
         torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_between_measurements_one_pass_gives_the_gradient_of_the_same_averages():
+    balancer, other = (Balancer({"small": 1.0, "large": 3.0}, 0.9) for _ in range(2))
+    for seed, measure in enumerate((True, False, False)):
+        output = signal(4, 100, seed=seed).requires_grad_()
+        losses = two_losses(output)
+        before = balancer.state_dict()["total"].clone()
+        found = balancer.gradient(losses, output, measure=measure)
+        if measure:
+            torch.testing.assert_close(found, other.gradient(losses, output))
+            continue
+        assert torch.equal(balancer.total, before)
+        averages = (balancer.total / balancer.count).tolist()
+        expected = 0
+        for share, average, loss in zip((0.25, 0.75), averages, losses.values()):
+            (gradient,) = torch.autograd.grad(loss, output, retain_graph=True)
+            expected = expected + share * gradient / average
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_that_comes_later_is_measured_at_once():
+    balancer = Balancer({"small": 1.0, "large": 1.0}, 0.9)
+    output = signal(4, 100).requires_grad_()
+    losses = two_losses(output)
+    balancer.gradient({"small": losses["small"]}, output)
+    balancer.gradient(losses, output, measure=False)
+    assert (balancer.count > 0).all()
+
+
+def test_a_balancer_that_was_restored_goes_on_without_measuring():
+    balancer, restored = (Balancer({"small": 1.0, "large": 1.0}, 0.9) for _ in range(2))
+    output = signal(4, 100).requires_grad_()
+    balancer.gradient(two_losses(output), output)
+    restored.load_state_dict(balancer.state_dict())
+    output = signal(4, 100, seed=1).requires_grad_()
+    results = [b.gradient(two_losses(output), output, measure=False) for b in (balancer, restored)]
+    assert torch.equal(*results) and torch.equal(balancer.total, restored.total)

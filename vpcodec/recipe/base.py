@@ -84,6 +84,11 @@ class Losses(Strict):
         description="Gradient balancer: weights become shares of the gradient at the output "
         "instead of factors of the losses (all but `quantizer`).",
     )
+    balancer_every: Positive = Field(
+        1,
+        description="Measure the norms of the gradients at every n-th step, which costs a backward "
+        "pass through the losses for each of them; between these steps one serves all.",
+    )
     balancer_decay: float = Field(
         0.99, ge=0, lt=1, description="Of the balancer's averages of gradient norms."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import distributed, nn
 
@@ -32,6 +34,7 @@ class Balancer(nn.Module):
         self.weights = dict(weights)
         self.decay = decay
         self.scale = scale
+        self._measured: set[str] = set()  # the losses that have an average
         self.register_buffer("total", torch.zeros(len(weights)))  # decayed sum of the norms,
         self.register_buffer("count", torch.zeros(len(weights)))  # and of ones: their average
 
@@ -40,12 +43,18 @@ class Balancer(nn.Module):
         losses: dict[str, torch.Tensor],
         output: torch.Tensor,
         loss_scale: torch.Tensor | float = 1.0,
+        *,
+        measure: bool = True,
     ) -> torch.Tensor:
         """The combined gradient at `output`, for the caller to backpropagate.
 
         Updates the averages. A gradient that is exactly zero adds nothing and counts for nothing;
         one that is not finite passes into the result, but not into the averages. Leaves the
         gradients of parameters alone; keeps the graph.
+
+        Without `measure` the averages stay as they are and the gradient is that of the weighted
+        sum of the losses, in one pass instead of one for each; losses that have not been measured
+        yet are, all the same.
 
         Args:
             losses: name -> scalar, a function of `output` (what does not need a gradient is left
@@ -60,13 +69,20 @@ class Balancer(nn.Module):
         Raises:
             KeyError: a loss without a weight.
         """
+        pulling = {n: x for n, x in losses.items() if self.weights[n] and x.requires_grad}
+        if not pulling:
+            return torch.zeros_like(output)
+        share = self.scale / sum(self.weights[name] for name in pulling)
+        if not measure and self._measured.issuperset(pulling):
+            averages = dict(zip(self.weights, self._averages()))
+            terms = [self.weights[n] / averages[n] * loss for n, loss in pulling.items()]
+            total = share * torch.stack(terms).sum() * loss_scale
+            return torch.autograd.grad(total, output, retain_graph=True)[0]
         gradients = {}
-        for name, loss in losses.items():
-            if self.weights[name] and loss.requires_grad:
-                (g,) = torch.autograd.grad(loss * loss_scale, output, retain_graph=True)
-                gradients[name] = g.float() / loss_scale
+        for name, loss in pulling.items():
+            (g,) = torch.autograd.grad(loss * loss_scale, output, retain_graph=True)
+            gradients[name] = g.float() / loss_scale
         averages = dict(zip(self.weights, self._update(gradients, output.device)))
-        share = self.scale / sum(self.weights[name] for name in gradients) if gradients else 0.0
         combined = torch.zeros_like(output, dtype=torch.float32)
         for name, g in gradients.items():
             combined += share * self.weights[name] * g / averages[name]
@@ -91,5 +107,13 @@ class Balancer(nn.Module):
         counts = torch.isfinite(norms) & (norms > 0)
         self.total = torch.where(counts, self.decay * self.total + norms, self.total)
         self.count = torch.where(counts, self.decay * self.count + 1, self.count)
-        # Where nothing has counted yet, gradients are zero or not finite, and stay so.
+        self._measured |= set(gradients)
+        return self._averages()
+
+    def _averages(self) -> torch.Tensor:
+        """Of the norms; where nothing has counted yet gradients are zero or not finite, so 1."""
         return torch.where(self.count > 0, self.total / self.count, 1.0)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._measured = {n for n, count in zip(self.weights, self.count.tolist()) if count}

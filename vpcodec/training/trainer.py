@@ -246,7 +246,12 @@ class Trainer:
         if not learn:
             pass
         elif self.recipe.loss.balancer:
-            gradient = self.balancer.gradient(terms, output, scaler.scale(output.new_ones(())))
+            gradient = self.balancer.gradient(
+                terms,
+                output,
+                scaler.scale(output.new_ones(())),
+                measure=self.step % self.recipe.loss.balancer_every == 0,
+            )
             roots, gradients = [output], [gradient * share]
             if own.requires_grad:
                 roots, gradients = [*roots, scaler.scale(own * share)], [*gradients, None]
