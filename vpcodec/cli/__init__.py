@@ -51,18 +51,18 @@ def _interruptible() -> Iterator[None]:
     go, as in what Python calls back while it imports, it would be printed and forgotten, and is
     raised once more.
     """
-    interrupted = False
+    interrupted, hook = False, sys.unraisablehook
 
     def interrupt(number: int, frame: Any) -> None:
         nonlocal interrupted
         interrupted = True
         raise KeyboardInterrupt
 
-    def unraisable(problem: Any, otherwise: Any = sys.unraisablehook) -> None:
+    def unraisable(problem: Any) -> None:
         if interrupted and issubclass(problem.exc_type, KeyboardInterrupt):
             _thread.start_new_thread(interrupt_again, ())
         else:
-            otherwise(problem)
+            hook(problem)
 
     def interrupt_again() -> None:
         time.sleep(0.01)  # until the main thread is out of there
@@ -84,7 +84,7 @@ def _interruptible() -> Iterator[None]:
         raise
     finally:
         if ours:
-            sys.unraisablehook = sys.__unraisablehook__
+            sys.unraisablehook = hook
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

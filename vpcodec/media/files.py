@@ -76,8 +76,8 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        with _naming(path, path), open(path, "wb") as file:
-            yield file
+        with _naming(path, path), open(path, "wb") as device:
+            yield device
         return
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
