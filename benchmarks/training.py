@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,14 @@ class Stopwatch:
         return wrapped
 
 
-def measure(recipe: Path, overrides: list[str], warmup: int, steps: int) -> dict[str, float]:
+def measure(
+    recipe: Path, overrides: list[str], warmup: int, steps: int, threads: int | None
+) -> dict[str, float]:
     """Run one variant: seconds per step and of its parts, and audio or megapixels per second."""
     import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
     from vpcodec.recipe import load_recipe
     from vpcodec.training.trainer import Trainer
@@ -159,6 +165,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--batch", type=int, help="data.batch_size; default: the recipe's")
     parser.add_argument("--only", nargs="*", help="variants whose name contains one of these")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[None], help="of torch; default: its choice"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     from vpcodec.recipe import load_recipe
@@ -172,13 +181,15 @@ def main() -> None:
         common.append(f"data.batch_size={args.batch}")
     context = multiprocessing.get_context("spawn")
     results: dict[str, dict[str, float]] = {}
-    for name, overrides in VARIANTS.items():
+    for (name, overrides), threads in product(VARIANTS.items(), args.threads):
         if args.only and not any(word in name for word in args.only):
             continue
-        print(f"{name} ...", file=sys.stderr)
         overrides = [*common, *overrides]
+        if threads is not None:
+            name = f"{name}, {threads} threads"
+        print(f"{name} ...", file=sys.stderr)
         with ProcessPoolExecutor(1, context) as pool:
-            done = pool.submit(measure, args.recipe, overrides, args.warmup, args.steps)
+            done = pool.submit(measure, args.recipe, overrides, args.warmup, args.steps, threads)
             results[name] = done.result()
     if args.json:
         print(json.dumps(results, indent=2))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import vpcodec  # noqa: F401  (before any test loads ONNX Runtime: it turns telemetry off)
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 

@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
 FLOORS = [
+    {"threads"},
     {"media", "entropy", "usage", "checks"},
     {"config", "recipe", "tokenfile", "metrics"},
     {"model_folder"},

@@ -728,7 +728,7 @@ def test_the_best_weights_are_kept_and_can_be_exported(evaluated_run, tmp_path, 
 def test_a_step_may_be_compiled(tmp_path, monkeypatch, kind):
     compiled = []
     monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__)
+        torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__)
     )
     run = Trainer(short("train.compile=true", kind=kind), tmp_path)
     parts = (run.model.encoder, run.model.decoder, run.discriminators)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Read by dependencies when they load; what the user has set stays.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, hf_xet, transformers
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray
 
 __version__ = "0.1.0"
 __all__ = ["Codec", "__version__", "read_tokens", "score", "write_tokens"]

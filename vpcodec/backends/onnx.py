@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ..model_folder import ModelError, ModelFolder
+from ..threads import compiled_code
 from .architecture import architecture_of
 
 State = dict[str, np.ndarray]
@@ -51,7 +52,7 @@ class OnnxBackend:
     def _load(self, name: str) -> _Graph:
         path = self.model.file(name)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised
         architecture = architecture_of(self.model.config)
         options.enable_mem_pattern = architecture is None or architecture.plan_memory
         if self.threads is not None:
@@ -59,6 +60,7 @@ class OnnxBackend:
         try:
             session = ort.InferenceSession(str(path), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many kinds
+            _check_memory(error)
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from None
         return _Graph(session)
@@ -83,6 +85,18 @@ class _Graph:
                 name: np.zeros((len(x), *shape), np.float32) for name, shape in self.shapes.items()
             }
         feed = {self.input.name: x} | {f"past.{name}": value for name, value in state.items()}
-        y, *following = self.session.run(self.outputs, feed)
+        try:
+            with compiled_code():
+                y, *following = self.session.run(self.outputs, feed)
+        except Exception as error:
+            _check_memory(error)
+            raise
         names = (name.removeprefix("next.") for name in self.outputs[1:])
         return y, dict(zip(names, following))
+
+
+def _check_memory(error: Exception) -> None:
+    """Raise MemoryError if that is what an exception of ONNX Runtime says."""
+    words = ("bad allocation", "bad_alloc", "allocate memory")
+    if isinstance(error, MemoryError) or any(word in str(error) for word in words):
+        raise MemoryError("in ONNX Runtime") from None

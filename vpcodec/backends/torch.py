@@ -8,6 +8,7 @@ import torch
 from ..model_folder import WEIGHTS, ModelError, ModelFolder
 from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
+from ..threads import compiled_code
 from .architecture import architecture_of
 
 
@@ -43,7 +44,7 @@ class TorchBackend:
             past = {k: v.to(self.device) for k, v in zero_state(shapes, len(x)).items()}
         state = State(past)
         # Else cuDNN's convolutions may round to ten bits of mantissa, and tokens would differ.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with compiled_code(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             y = function(torch.from_numpy(np.ascontiguousarray(x)).to(self.device), state)
         return y.cpu().numpy(), state.next
 

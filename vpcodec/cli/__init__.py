@@ -1,70 +1,111 @@
-"""The command line: one thin module per command."""
+"""The command line: one thin module per command.
+
+What is imported here takes no time, so that Ctrl-C is ours from the beginning.
+"""
 
 from __future__ import annotations
 
+import _thread
+import errno
 import os
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import typer
-
-from .. import published as _published  # noqa: F401  registers itself
-from . import convert, decode, encode, export, info, models, prune, score, tables, train
-
-app = typer.Typer(
-    name="vpcodec",
-    help="A neural codec: audio or images to tokens and back.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("encode")(encode.encode)
-app.command("decode")(decode.decode)
-app.command("info")(info.info)
-app.command("score")(score.score)
-app.command("train")(train.train)
-app.command("export")(export.export)
-
-models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
-models_app.callback()(models.models)
-models_app.command("push")(models.push)
-models_app.command("convert")(convert.convert)
-models_app.command("tables")(tables.tables)
-models_app.command("prune")(prune.prune)
-app.add_typer(models_app, name="models")
-
-
-def _version(value: bool) -> None:
-    if value:
-        from .. import __version__
-
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
-    ),
-) -> None:
-    pass
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2, never a traceback.
 
-    Ctrl-C ends with code 130, which typer sees to.
+    Ctrl-C ends with code 130 and without a word, also while modules are imported.
     """
-    from .errors import USER_ERRORS, explain
-
     if sys.stderr is None:  # closed; print would take stdout instead
         sys.stderr = open(os.devnull, "w")
+    with _interruptible():
+        from .app import app
+        from .errors import USER_ERRORS, explain
+
+        try:
+            with _flushed():
+                app()
+        except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+            _drop_stdout()
+            sys.exit(1)
+        except USER_ERRORS as error:
+            _drop_stdout()
+            if isinstance(error, OSError) and not error.filename and error.errno in FULL:
+                error.filename = "stdout"  # files have their names
+            print(f"vpcodec: {explain(error)}", file=sys.stderr)
+            sys.exit(2)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C ends the program with code 130, whatever becomes of KeyboardInterrupt.
+
+    An import of compiled code may make another exception of it; where an exception has nowhere to
+    go, as in what Python calls back while it imports, it would be printed and forgotten, and is
+    raised once more.
+    """
+    interrupted, hook = False, sys.unraisablehook
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    def unraisable(problem: Any) -> None:
+        if interrupted and issubclass(problem.exc_type, KeyboardInterrupt):
+            _thread.start_new_thread(interrupt_again, ())
+        else:
+            hook(problem)
+
+    def interrupt_again() -> None:
+        time.sleep(0.01)  # until the main thread is out of there
+        _thread.interrupt_main()
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
     try:
-        app()
-    except USER_ERRORS as error:
-        print(f"vpcodec: {explain(error)}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        if ours:
+            signal.signal(signal.SIGINT, interrupt)
+    except ValueError:  # not the main thread: signals are somebody else's
+        ours = False
+    try:
+        if ours:
+            sys.unraisablehook = unraisable
+        yield
+    except BaseException:
+        if interrupted:
+            sys.exit(130)
+        raise
+    finally:
+        if ours:
+            sys.unraisablehook = hook
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """What is printed inside has left the program at the end; else an OSError that names stdout."""
+    try:
+        yield
+    finally:
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError as error:
+            error.filename = "stdout"
+            raise
+
+
+def _drop_stdout() -> None:
+    """Where stdout takes no more, let Python's own flush at the exit have somewhere to go."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(1)

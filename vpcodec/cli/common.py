@@ -270,7 +270,8 @@ def run(
             if fail_fast:
                 stop.set()
             text = explain(error)
-            named = name in text or (item.target != "-" and item.target in text)
+            target = "stdout:" if item.target == "-" else item.target
+            named = name in text or target in text
             return text if named else f"{name}: {text}"
         finally:
             progress.finish(item.source)

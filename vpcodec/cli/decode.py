@@ -50,7 +50,6 @@ def decode(
     To a pipe, audio goes as WAV and an image as PNG. A folder gives all that it holds, or with
     --model what is of the model's kind.
     """
-    from ..media.files import find_files
     from ..tokenfile import TokenReader
     from . import common, kinds
 
@@ -72,7 +71,7 @@ def decode(
     items, kept, single = common.plan(
         inputs,
         output,
-        find=lambda folder: find_files(folder, (".tok",)),
+        find=lambda folder: kinds.find(folder, (".tok",)),
         wanted=lambda source: only is None or kinds.of_tokens(source) in (None, only),
         input_suffixes=(".tok",),
         suffix=suffix_for,

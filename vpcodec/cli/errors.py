@@ -25,13 +25,16 @@ USER_ERRORS = (
     TokenFileError,
     UsageError,
     MissingExtra,
+    MemoryError,
     OSError,
 )
 
 
 def explain(error: BaseException) -> str:
     """One line for a user."""
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, MemoryError):
+        text = f"out of memory ({error})" if str(error) else "out of memory"
+    elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = str(error)

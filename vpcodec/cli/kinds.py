@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,13 @@ SUFFIXES = AUDIO.suffixes | IMAGE.suffixes
 OUTPUTS = AUDIO.outputs | IMAGE.outputs
 
 
-def find(folder: Path) -> list[Path]:
-    """The files of all kinds in a folder; as `vpcodec.media.files.find_files`."""
-    return find_files(folder, SUFFIXES)
+def find(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """The files of all kinds in a folder; what is no file is named on stderr and left out."""
+
+    def skipped(path: Path) -> None:
+        print(f"vpcodec: {folder / path}: skipped, it is not a regular file", file=sys.stderr)
+
+    return find_files(folder, suffixes, skipped=skipped)
 
 
 def of_suffix(path: str | Path) -> Kind | None:

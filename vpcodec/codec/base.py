@@ -166,19 +166,26 @@ class Codec(ABC):
 
 
 class CountedOutput:
-    """A binary output that counts its bytes."""
+    """A binary output that counts its bytes; errors call it `name`."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
+        self._name = name
         self.bytes = 0
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            if error.filename is None:
+                error.filename = self._name
+            raise
         self.bytes += len(data)
 
 
 def open_target(target: Source, stack: ExitStack) -> CountedOutput:
     """A stream as it is, or a file that appears whole when `stack` ends, or not at all."""
-    stream = hasattr(target, "write")
-    return CountedOutput(target if stream else stack.enter_context(atomic_output(target)))
+    if hasattr(target, "write"):
+        return CountedOutput(target, "stdout")
+    return CountedOutput(stack.enter_context(atomic_output(target)), os.fspath(target))

@@ -1,6 +1,9 @@
 """Streams: audio to tokens and back, piece by piece, with the answers of the whole.
 
 Native models are causal and go on from their state.
+
+Threads may share a codec, each with streams of its own: a stream that another thread is pushing to
+raises RuntimeError, and goes on as if it had not been asked.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checks import check_channels, check_samples, check_tokens
+from ..threads import Exclusive, alone
 
 if TYPE_CHECKING:
     from .audio import AudioCodec
@@ -17,10 +21,11 @@ if TYPE_CHECKING:
 CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
 
 
-class EncoderStream:
+class EncoderStream(Exclusive):
     """Audio in pieces of any length to tokens; the same tokens as `encode` of the whole."""
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
+        super().__init__()
         self._codec = codec
         self._channels = channels
         self._reset()
@@ -29,6 +34,7 @@ class EncoderStream:
         self._state: Any = None
         self._rest = np.zeros((self._channels, 0), np.float32)
 
+    @alone
     def push(self, samples: np.ndarray) -> np.ndarray:
         """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
         samples = check_samples(samples)
@@ -43,6 +49,7 @@ class EncoderStream:
         )
         return tokens
 
+    @alone
     def flush(self) -> np.ndarray:
         """The token of the last, incomplete frame, if any: (C, 0 or 1). Starts anew afterwards."""
         missing = -self._rest.shape[1] % self._codec.hop_length
@@ -51,10 +58,11 @@ class EncoderStream:
         return tokens
 
 
-class DecoderStream:
+class DecoderStream(Exclusive):
     """Tokens in pieces of any length to audio; the same samples as `decode` of the whole."""
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
+        super().__init__()
         self._codec = codec
         self._channels = channels
         self._reset()
@@ -64,6 +72,7 @@ class DecoderStream:
         self._late = self._codec.config.decoder_delay * self._codec.hop_length
         self._last = np.zeros((self._channels, 0), np.int64)
 
+    @alone
     def push(self, tokens: np.ndarray) -> np.ndarray:
         """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
         tokens = check_tokens(tokens, "(C, N)", self._codec.codebook_size)
@@ -76,6 +85,7 @@ class DecoderStream:
         self._late -= late
         return samples[:, late:]
 
+    @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
         """The samples of the last tokens, if any, and those held back, (C, n). Starts anew.
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import stat
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing that a killed run left is removed there
+    fcntl = None  # type: ignore[assignment]
+
 
 def find_files(
-    folder: str | os.PathLike[str], suffixes: Collection[str], *, recursive: bool = True
+    folder: str | os.PathLike[str],
+    suffixes: Collection[str],
+    *,
+    recursive: bool = True,
+    skipped: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """The files in `folder` with one of `suffixes`: sorted paths relative to it, nothing hidden.
 
-    Raises OSError where a folder cannot be read.
+    Links are followed to files. Pipes, devices, sockets and links that lead back to themselves are
+    left out and not opened; `skipped` is told each, relative to `folder`. A link to nothing counts
+    as a file, which is missing. Raises OSError where a folder cannot be read.
     """
 
     def fail(error: OSError) -> None:
@@ -27,7 +41,23 @@ def find_files(
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         paths = (Path(parent, name) for name in names if not name.startswith("."))
         found += [path.relative_to(folder) for path in paths if path.suffix.lower() in suffixes]
-    return sorted(found)
+    kept = []
+    for path in sorted(found):
+        if _may_be_read(Path(folder, path)):
+            kept.append(path)
+        elif skipped is not None:
+            skipped(path)
+    return kept
+
+
+def _may_be_read(path: Path) -> bool:
+    """Whether it is a regular file, or missing, which is an error of its own."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        return error.errno != errno.ELOOP
 
 
 @contextmanager
@@ -35,33 +65,117 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open `path` for writing so that nobody ever sees it half written.
 
     The data go to a hidden file beside `path`, which takes its place at the end; on any exception,
-    KeyboardInterrupt included, the hidden file is removed and `path` stays as it was. A symbolic
-    link keeps pointing to its target, which is the file replaced. Devices and named pipes cannot
-    be replaced and are written directly.
+    KeyboardInterrupt included, the hidden file is removed and `path` stays as it was. What a
+    process that was killed left for `path` is removed first. A symbolic link keeps pointing to its
+    target, which is the file replaced. Devices and named pipes cannot be replaced and are written
+    directly.
 
-    Raises OSError (FileNotFoundError, IsADirectoryError, PermissionError, ...) where that fails.
+    Raises OSError (FileNotFoundError, IsADirectoryError, PermissionError, ...) where that fails;
+    it names `path`.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        with _naming(path, path), open(path, "wb") as file:
-            yield file
+        with _naming(path, path), open(path, "wb") as device:
+            yield device
         return
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "its folder does not exist", os.fspath(path))
+    with _naming(path, target), suppress(FileNotFoundError):
+        os.lstat(target)  # a name that is too long is refused before anything is computed
     if os.path.exists(target) and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
-    temporary = os.path.join(folder, f".{os.urandom(8).hex()}.tmp")
-    try:
-        with _naming(path, temporary), open(temporary, "xb") as file:
+    with _hidden_file(path, target) as file, _naming(path, file.name):
+        try:
             yield file
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        except BaseException:
+            with suppress(OSError):  # of what could not be written; the first error counts
+                file.close()
+            raise
+        file.close()
+        os.replace(file.name, target)
+
+
+@contextmanager
+def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO]:
+    """A new hidden file beside `target`; at the end it is removed unless it has another name.
+
+    The name follows from that of `target`, so that the next run finds what a killed one left: a
+    file that nobody locks. Files that are locked are of others who write the same just now.
+    """
+    folder, name = os.path.split(target)
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    hidden, lock = "", None
+    try:
+        for i in count():
+            hidden = os.path.join(folder, f".{digest}-{i}.tmp")
+            _remove_abandoned(hidden)
+            try:
+                file = open(hidden, "xb")
+            except FileExistsError:
+                continue
+            except OSError as error:
+                error.filename = os.fspath(path)
+                raise
+            lock = os.dup(file.fileno())
+            if _lock(lock) and _is_at(lock, hidden):
+                break
+            os.close(lock)  # another process took it for abandoned before it was locked
+            lock = None
+            file.close()
+        yield file
+    finally:  # an interrupt may have come anywhere
+        if lock is None:
+            _remove_abandoned(hidden)
+        else:
+            _remove_own(hidden, lock)
+
+
+def _remove_own(path: str, lock: int) -> None:
+    """Remove a hidden file, if it is still there, and unlock it."""
+    ours = _is_at(lock, path)
+    if fcntl is None:  # where a file that is open cannot be removed
+        os.close(lock)
+    if ours:
+        with suppress(OSError):
+            os.unlink(path)
+    if fcntl is not None:
+        os.close(lock)
+
+
+def _remove_abandoned(path: str) -> None:
+    """Remove a hidden file whose process is gone."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file; false where another process has. Where the system has no locks all is well."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+    return True
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -87,7 +201,20 @@ def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Ite
         yield
     except OSError as error:
         if error.errno is not None and error.filename in (None, opened):
-            error.filename = os.fspath(path)
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+@contextmanager
+def _hidden_folder(path: Path) -> Iterator[str]:
+    """A folder beside `path` that is removed at the end; errors about it name `path`."""
+    temporary = path.parent / f".{path.name}-"
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=temporary.name) as folder:
+            yield folder
+    except OSError as error:
+        if str(error.filename or "").startswith(str(temporary)):
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -112,7 +239,7 @@ def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterato
 
     refuse_existing()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+    with _hidden_folder(path) as temporary:
         folder, replaced = Path(temporary) / path.name, Path(temporary) / "replaced"
         folder.mkdir()
         yield folder

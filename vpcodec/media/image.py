@@ -276,7 +276,7 @@ def _pillow(trouble: str) -> Iterator[None]:
 
     try:
         yield
-    except (ImageError, DecompressionBombError):
+    except (ImageError, DecompressionBombError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # names only the Python object
         raise ImageError(trouble) from error

@@ -12,6 +12,7 @@ import numpy as np
 from ..backends import Backend
 from ..checks import check_channels, check_samples, check_tokens
 from ..model_folder import ModelError
+from ..threads import Exclusive, alone
 from .config import SQCodecConfig
 
 ENCODE_SECONDS = 1.0  # about the length of a window of SQCodec's encoder
@@ -23,7 +24,7 @@ MAX_WINDOW = 8_400  # tokens, which bounds the memory of the models of high rate
 FADE_SECONDS = 0.01  # between windows of the decoder
 
 
-class WindowedEncoderStream:
+class WindowedEncoderStream(Exclusive):
     """Audio in pieces of any length to the tokens of a published SQCodec.
 
     The same tokens as of the whole clip at once: attention goes on from its state, and the
@@ -31,6 +32,7 @@ class WindowedEncoderStream:
     """
 
     def __init__(self, config: SQCodecConfig, backend: Backend, channels: int) -> None:
+        super().__init__()
         self._channels = channels
         self._hop = config.hop_length
         self._window = _whole_blocks(config, ENCODE_SECONDS)
@@ -45,6 +47,7 @@ class WindowedEncoderStream:
         self._windows.reset()
         self._rest = np.zeros((self._channels, 0), np.float32)
 
+    @alone
     def push(self, samples: np.ndarray) -> np.ndarray:
         """(T,) or (C, T) samples -> (C, n) int64 tokens that are now certain."""
         samples = check_samples(samples)
@@ -61,6 +64,7 @@ class WindowedEncoderStream:
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
 
+    @alone
     def flush(self) -> np.ndarray:
         """The tokens still held back, (C, n). Starts anew afterwards."""
         n = -(-self._rest.shape[1] // self._hop)
@@ -73,7 +77,7 @@ class WindowedEncoderStream:
         return tokens
 
 
-class WindowedDecoderStream:
+class WindowedDecoderStream(Exclusive):
     """Tokens in pieces of any length to the audio of a published SQCodec.
 
     Clips of up to about twice `DECODE_SECONDS` are decoded at once. Of longer ones the attention is
@@ -84,6 +88,7 @@ class WindowedDecoderStream:
     """
 
     def __init__(self, config: SQCodecConfig, backend: Backend, channels: int) -> None:
+        super().__init__()
         self._config = config
         self._channels = channels
         self._window = _whole_blocks(config, DECODE_SECONDS)
@@ -101,6 +106,7 @@ class WindowedDecoderStream:
         self._rest = np.zeros((self._channels, 0), np.int64)
         self._tail: np.ndarray | None = None  # what the window before made of this one's beginning
 
+    @alone
     def push(self, tokens: np.ndarray) -> np.ndarray:
         """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
         tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
@@ -123,6 +129,7 @@ class WindowedDecoderStream:
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
 
+    @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
         """The samples of the last tokens, if any, and those held back, (C, n). Starts anew."""
         parts = [] if tokens is None else [self.push(tokens)]

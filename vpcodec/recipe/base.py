@@ -184,8 +184,8 @@ class TrainConfig(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Autocast; auto: bf16 where the machine multiplies it faster, else fp32. fp16 "
-        "needs a GPU.",
+        description="Autocast; auto: bf16 where the machine multiplies it faster and computes the "
+        "networks as in fp32, else fp32. fp16 needs a GPU.",
     )
     compile: bool = Field(False, description="torch.compile for encoder, decoder, discriminators.")
     log_every: Positive = Field(20, description="Steps between rows of metrics.jsonl.")

@@ -51,6 +51,7 @@ class Crops(ABC):
 
     Attributes:
         tokens: of one crop.
+        shape: of one crop.
 
     Raises:
         DataError: a corpus is missing, empty or damaged, or has not one file that can be read.
@@ -59,6 +60,7 @@ class Crops(ABC):
     kind: ClassVar[FileKind]
     axes: ClassVar[int]  # along which a crop has a place in what it is cut from
     tokens: int
+    shape: tuple[int, ...]
 
     def __init__(
         self, config: Data, *, seed: int, process: int = 0, processes: int = 1, workers: int = 0

@@ -47,6 +47,7 @@ from .checkpoints import (
 from .hardware import (
     TrainingError,
     choose_precision,
+    compile_options,
     deferred_interrupt,
     loader_workers,
     make_accelerator,
@@ -58,6 +59,7 @@ from .optim import (
     learning_rate,
     set_learning_rate,
 )
+from .precision import Network, find_fault
 from .selection import Selection, evaluated
 from .task import Task
 
@@ -165,10 +167,53 @@ class Trainer:
         self._wrapped_discriminators: nn.Module | None = None
         if self.discriminators is not None:
             self._wrapped_discriminators = self.accelerator.prepare_model(self.discriminators)
-        if recipe.train.compile:
-            for module in (self.model.encoder, self.model.decoder, self.discriminators):
-                if module is not None:
-                    module.compile()
+        self._compile()
+        if found is None and recipe.train.precision == "auto":
+            self._check_precision()
+
+    def _compile(self) -> None:
+        """Have the networks compiled at their next use, if the recipe says so."""
+        if not self.recipe.train.compile:
+            return
+        options = compile_options(self.precision, self.device)
+        for module in (self.model.encoder, self.model.decoder, self.discriminators):
+            if module is not None:
+                module.compile(options=options)
+
+    def _check_precision(self) -> None:
+        """Take float32 where a network gives something else in what "auto" has chosen."""
+        if self.precision not in AUTOCAST:
+            return
+        compiled = self.recipe.train.compile
+        fault = find_fault(self._networks(), AUTOCAST[self.precision], compiled=compiled)
+        if compiled:
+            torch.compiler.reset()  # compiled for the run as in one that is resumed
+        if self._any(fault is not None):
+            fault = fault or "another process has found a fault"
+            self.notes.append(
+                f"train.precision=auto takes fp32: in {self.precision} on this machine, {fault}"
+            )
+            self.precision = "fp32"
+            self._compile()
+
+    def _networks(self) -> list[Network]:
+        """The networks with batches like those that they are trained on, of noise."""
+        data = self.recipe.data
+        size = data.batch_size if self.recipe.train.compile else min(data.batch_size, 4)
+        generator = torch.Generator().manual_seed(self.recipe.train.seed)
+        batch = torch.randn(size, *self.data.shape, generator=generator) / 4
+        batch = batch.clamp(-1, 1).to(self.device)
+        with torch.no_grad():
+            latents = self.model.encoder.forward(batch)
+        latents = torch.randn(latents.shape, generator=generator).to(self.device)
+        networks = [
+            Network("encoder", self.model.encoder, batch),
+            Network("decoder", self.model.decoder, latents.requires_grad_()),
+        ]
+        if self.discriminators is not None:
+            target = self.model.target(batch).clone().requires_grad_()
+            networks.append(Network("discriminators", self.discriminators, target))
+        return networks
 
     def learning_rate(self, step: int) -> float:
         """Of the codec at a step; the discriminators' is the same share of their peak."""
@@ -331,7 +376,8 @@ class Trainer:
     def _not_finite(self, step: int) -> TrainingError:
         found = checkpoints(self.folder)
         kept = f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
-        return TrainingError(f"step {step}: loss or gradient is not finite; {kept}")
+        advice = "; train.precision=fp32 may help" if self.precision != "fp32" else ""
+        return TrainingError(f"step {step}: loss or gradient is not finite; {kept}{advice}")
 
     def train(self) -> None:
         """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop.

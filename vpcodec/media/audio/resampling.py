@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
+from ...threads import compiled_code
 from .common import AudioError
 
 MAX_RESAMPLING = 256  # the largest ratio between two sample rates
@@ -55,7 +56,8 @@ class Resampler:
 
     def _resample(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
         frames = np.ascontiguousarray(samples.T, dtype=np.float32)
-        return self._stream.resample_chunk(frames, last).T
+        with compiled_code():
+            return self._stream.resample_chunk(frames, last).T
 
 
 def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:

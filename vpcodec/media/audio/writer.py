@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -20,6 +20,7 @@ from .sound import ForwardSoundFile
 from .wav import WIDTHS, encode, to_int, wav_header
 
 MAX_VORBIS_RATE = 200_000  # Hz; libsndfile crashes on more
+ROOM = 2**22  # bytes that a disk which is full has no room for
 
 
 class AudioWriter:
@@ -86,8 +87,17 @@ class AudioWriter:
             sound = ForwardSoundFile(descriptor, "w", *layout, format=format, closefd=False)
         except sf.LibsndfileError as error:
             raise AudioError(f"{refusal} ({reason(error)})") from error
-        with sound:
+        try:
             yield sound
+        except BaseException:
+            with suppress(sf.LibsndfileError):  # of what could not be written
+                sound.close()
+            raise
+        try:
+            sound.close()
+        except sf.LibsndfileError:
+            self._raise_system_error()
+            raise
         if is_regular(self._file):
             self._check_written(format)
 
@@ -99,7 +109,18 @@ class AudioWriter:
             except AudioError:
                 written = -1
         if written is not None and written < self.n_samples:
+            self._raise_system_error()
             raise AudioError(f"{self.n_samples} samples could not be written as {format}")
+
+    def _raise_system_error(self) -> None:
+        """Raise what the system says when it is asked for more; libsndfile does not tell why.
+
+        The file is one that could not be written, so that its contents do not matter any more.
+        """
+        if is_regular(self._file):
+            self._file.seek(0, os.SEEK_END)
+            self._write_bytes(bytes(ROOM))
+            os.fsync(self._file.fileno())
 
     def write(self, samples: np.ndarray) -> None:
         """Append float samples (C, n), rounded to the nearest value that the subtype can hold."""
@@ -121,8 +142,12 @@ class AudioWriter:
             return
         if bits := re.fullmatch(r"(?:PCM|ALAC)_[SU]?(\d+)", self.subtype):
             frames = to_int(frames, int(bits[1]))  # libsndfile would round some formats down
-        for start in range(0, len(frames), BLOCK):  # its Vorbis encoder crashes on millions
-            self._sound.write(frames[start : start + BLOCK])
+        try:
+            for start in range(0, len(frames), BLOCK):  # its Vorbis encoder crashes on millions
+                self._sound.write(frames[start : start + BLOCK])
+        except sf.LibsndfileError:
+            self._raise_system_error()
+            raise
 
     def _write_bytes(self, data: bytes) -> None:
         left = memoryview(data)

@@ -54,6 +54,7 @@ class AudioCrops(Crops):
         self.sample_rate = sample_rate
         self.tokens = -(-int(config.crop_seconds * sample_rate) // hop_length)
         self.length = self.tokens * hop_length
+        self.shape = (self.length,)
         self._noise = None if config.noise is None else self._scan(config.noise)
         self._mark_cached()
 

@@ -54,6 +54,7 @@ class ImageCrops(Crops):
         super().__init__(config, seed=seed, process=process, processes=processes, workers=workers)
         self.size = config.crop_size
         self.tokens = (self.size // hop_length) ** 2
+        self.shape = (3, self.size, self.size)
         # What is cached is what would be read again: which images are does not change a crop.
         self._room = config.cache_mb * 2**20 // max(1, self.workers)  # bytes
         self._caching = nullcontext() if self.workers else threading.Lock()  # none crosses a fork
