@@ -134,7 +134,7 @@ class _CodebookConfig(Strict):
 
 
 class VPConfig(_CodebookConfig):
-    """Variational perturbation: no codebook in training, k-means afterwards."""
+    """Vector perturbation: no codebook in training, k-means afterwards."""
 
     training_only: ClassVar[frozenset[str]] = frozenset(
         {

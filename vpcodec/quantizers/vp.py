@@ -1,4 +1,4 @@
-"""Variational perturbation (VP-VAE paper, section 3.2): training without a codebook."""
+"""Vector perturbation (VP-VAE paper, section 3.2): training without a codebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .queue import QueueQuantizer
 QUEUE_PER_CODE = 16  # latents per code in the default queue
 SMALLEST_QUEUE = 1 << 16
 CALIBRATION_TOKENS = 1 << 14
-CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
+CALIBRATION_ITERATIONS = 15  # of k-means; its error hardly falls after these
 CALIBRATION_TOLERANCE = 0.005
 LEAST_PER_CODE = 4
 LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
@@ -133,11 +133,11 @@ class VP(QueueQuantizer):
         if first:
             self.push(flat)
         walk = Walk(self, self.recent(self.search_size))
-        moved, accepted = walk.run(flat, self.eta, self.generator(flat.device))
+        perturbed, accepted = walk.run(flat, self.eta, self.generator(flat.device))
         if not first:
             self.push(flat)
-        noise = (moved - flat).square().sum(1).mean()
-        return moved.reshape(latents.shape), {"accepted": accepted, "noise": noise}
+        noise = (perturbed - flat).square().sum(1).mean()
+        return perturbed.reshape(latents.shape), {"accepted": accepted, "noise": noise}
 
     def fit(
         self,
@@ -207,9 +207,9 @@ class VP(QueueQuantizer):
         if error is None:
             error = _codebook_error(data, self.codebook_size, seed)
         searched = min(self.search_size or len(data), len(data) // 2)
-        walk, tokens = Walk(self, data[:searched]), data[searched:][:CALIBRATION_TOKENS]
+        walk, rest = Walk(self, data[:searched]), data[searched:][:CALIBRATION_TOKENS]
         for walk.steps in range(self.least_steps, max(self.least_steps, MOST_STEPS) + 1):
-            found = _match(walk, tokens, error, seed)
+            found = _match(walk, rest, error, seed)
             if found is not None:
                 self.eta.fill_(found.eta)
                 self.mh_steps = found.mh_steps
@@ -227,13 +227,13 @@ class VP(QueueQuantizer):
         self.mh_steps = int(state[-1])
 
 
-def _match(walk: Walk, tokens: torch.Tensor, error: float, seed: int) -> Calibration | None:
-    """The eta with which a walk perturbs by `error`; None if there is none up to the largest."""
+def _match(walk: Walk, latents: torch.Tensor, error: float, seed: int) -> Calibration | None:
+    """The eta at which a walk perturbs by `error`; None if even LARGEST_ETA is too small."""
 
     def noise(eta: float) -> float:
-        generator = torch.Generator(tokens.device).manual_seed(seed)
-        moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
-        return (moved - tokens).square().sum(1).mean().item()
+        generator = torch.Generator(latents.device).manual_seed(seed)
+        perturbed, _ = walk.run(latents, torch.tensor(eta).to(latents), generator)
+        return (perturbed - latents).square().sum(1).mean().item()
 
     eta = 1.0
     for _ in range(30):
@@ -267,7 +267,15 @@ def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> flo
 
 
 class Walk:
-    """Metropolis-Hastings steps of a `VP` among the points S'."""
+    """Metropolis-Hastings steps of a `VP` among the points S'.
+
+    The names are those of the VP-VAE paper, section 3.2: z, its neighbour distances D_k(z) and
+    D_M(z), and the proposal z' = z + u with |u| at most R(z) = eta D_M(z).
+
+    Args:
+        quantizer: the settings: D, K, k, steps per token, whether proposals may be rejected.
+        points: (|S'|, D) float32 latents that are searched.
+    """
 
     def __init__(self, quantizer: VP, points: torch.Tensor) -> None:
         self.dim = quantizer.dim
@@ -276,37 +284,48 @@ class Walk:
         self.points = points
         self.counted = distinct(points, SAME * cell_width(points, quantizer.codebook_size))
         wanted = max(quantizer.neighbors, round(len(points) / quantizer.codebook_size))
-        order = min(wanted, len(points))
-        self.orders = (min(quantizer.neighbors, order), order)
-        mass = self.counted.sum() / quantizer.codebook_size  # M'
-        self.shrink = (mass / order) ** (1 / self.dim)
+        j = min(wanted, len(points))
+        self.orders = (min(quantizer.neighbors, j), j)
+        m_subset = self.counted.sum() / quantizer.codebook_size  # M'
+        self.d_m_scale = (m_subset / j) ** (1 / self.dim)
 
     def run(
         self, latents: torch.Tensor, eta: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) latents -> (N, D) perturbed ones, and the share of accepted proposals."""
+        """Perturb latents.
+
+        Args:
+            latents: (N, D) float32.
+            eta: scalar.
+            generator: of the random numbers, on the device of the latents.
+
+        Returns:
+            (N, D) perturbed latents, and the share of accepted proposals.
+        """
         shape, device = latents.shape, latents.device
-        here, near, far = latents, *self.distances(latents)
-        share = torch.zeros((), device=device)
+        z, d_k, d_m = latents, *self.distances(latents)
+        accept_rate = torch.zeros((), device=device)
         for _ in range(self.steps):
-            way = torch.randn(shape, device=device, generator=generator)
-            length = torch.rand(shape[0], device=device, generator=generator)
-            chance = torch.rand(shape[0], device=device, generator=generator)
-            length = eta * far * length ** (1 / self.dim)
-            there = here + torch.nn.functional.normalize(way, dim=1) * length.unsqueeze(1)
-            near_there, far_there = self.distances(there)
+            direction = torch.randn(shape, device=device, generator=generator)
+            radius = torch.rand(shape[0], device=device, generator=generator)
+            log_u = torch.rand(shape[0], device=device, generator=generator).log()
+            radius = eta * d_m * radius ** (1 / self.dim)  # uniform in the ball of radius R(z)
+            step = torch.nn.functional.normalize(direction, dim=1) * radius.unsqueeze(1)
+            proposal = z + step
+            proposal_d_k, proposal_d_m = self.distances(proposal)
             if self.metropolis:
-                ratio = (near * far).log() - (near_there * far_there).log()
-                accepted = (chance.log() < self.dim * ratio) & (length <= eta * far_there)
+                log_ratio = (d_k * d_m).log() - (proposal_d_k * proposal_d_m).log()
+                reversible = radius <= eta * proposal_d_m  # eq. 7
+                accepted = (log_u < self.dim * log_ratio) & reversible
             else:
-                accepted = there.isfinite().all(1)
-            here = torch.where(accepted.unsqueeze(1), there, here)
-            near = torch.where(accepted, near_there, near)
-            far = torch.where(accepted, far_there, far)
-            share += accepted.float().mean() / self.steps
-        return here, share
+                accepted = proposal.isfinite().all(1)
+            z = torch.where(accepted.unsqueeze(1), proposal, z)
+            d_k = torch.where(accepted, proposal_d_k, d_k)
+            d_m = torch.where(accepted, proposal_d_m, d_m)
+            accept_rate += accepted.float().mean() / self.steps
+        return z, accept_rate
 
     def distances(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """D_k on S', and the estimate of D_M."""
-        near, far = kth_distances(latents, self.points, self.orders, counted=self.counted)
-        return near.clamp(min=TINY), far.clamp(min=TINY) * self.shrink
+        """D_k and the estimate of D_M of (N, D) latents, both (N,) float32 and above 0."""
+        d_k, d_j = kth_distances(latents, self.points, self.orders, counted=self.counted)
+        return d_k.clamp(min=TINY), d_j.clamp(min=TINY) * self.d_m_scale
