@@ -26,7 +26,7 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # what a token file can hold
-MAX_TABLE = 2**20  # codes of a table: more take too long to make and to search
+MAX_STORED_CODES = 2**20  # in a stored codebook: more take too long to fit and to search
 PARTS = ("encoder", "decoder")
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}
@@ -127,10 +127,12 @@ class FSQConfig(GridConfig):
 
 
 class _CodebookConfig(Strict):
-    """A quantizer whose codebook is a table."""
+    """A quantizer with a stored codebook."""
 
     dim: Positive = Field(5, description="Latent dimensions.")
-    codebook_size: Annotated[int, Field(gt=0, le=MAX_TABLE)] = Field(16_384, description="Codes.")
+    codebook_size: Annotated[int, Field(gt=0, le=MAX_STORED_CODES)] = Field(
+        16_384, description="Codes."
+    )
 
 
 class VPConfig(_CodebookConfig):
@@ -175,7 +177,9 @@ class VPConfig(_CodebookConfig):
     def _enough_latents(self) -> VPConfig:
         if self.queue_size is not None and self.queue_size < self.codebook_size:
             raise ValueError("queue_size must be at least codebook_size")
-        if self.neighbors > min(self.search_size or MAX_TABLE, self.queue_size or MAX_TABLE):
+        if self.neighbors > min(
+            self.search_size or MAX_STORED_CODES, self.queue_size or MAX_STORED_CODES
+        ):
             raise ValueError("neighbors must be at most search_size and queue_size")
         return self
 
@@ -264,6 +268,11 @@ class ModelConfig(Strict):
     quantizer: QuantizerConfig = Field(
         default_factory=FSPConfig, description="One of the quantizers below, told by its `type`."
     )
+
+    @property
+    def modality(self) -> str:
+        """ "audio" or "image": what config.json calls `kind`."""
+        return self.kind
 
     @property
     def codebook_size(self) -> int:

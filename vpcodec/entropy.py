@@ -25,7 +25,7 @@ import numpy as np
 TABLES = "entropy.safetensors"
 MAX_TABLES_BYTES = 1 << 26
 FORMAT = "1"  # of the tables
-MARK_BYTES = 2  # of the tables' hash, in front of each payload
+TABLES_ID_BYTES = 2  # of the tables' SHA-256, in front of each payload
 
 PRECISION = 15  # bits of a probability
 LOW = 1 << 16  # of the rANS state, which stays below 2^32 and moves 16 bits at a time
@@ -56,7 +56,7 @@ class TokenCoder:
         lags: frames before that are inputs. averages: shifts of the running averages, in order.
         lane: frames per lane.
         order: int32 (K,), a permutation: what a token is called before it is split; none: itself.
-        mark: first bytes of the hash of the tables.
+        tables_id: first bytes of the SHA-256 of the tables file.
 
     Raises:
         EntropyError: shapes that do not fit, or numbers so large that float32 were not exact.
@@ -75,10 +75,10 @@ class TokenCoder:
         averages: tuple[int, ...],
         lane: int,
         order: np.ndarray | None = None,
-        mark: bytes = bytes(MARK_BYTES),
+        tables_id: bytes = bytes(TABLES_ID_BYTES),
     ) -> None:
         self.levels = np.array(levels, np.int64)
-        self.lags, self.averages, self.lane, self.mark = lags, averages, lane, mark
+        self.lags, self.averages, self.lane, self.tables_id = lags, averages, lane, tables_id
         self.size = int(self.levels.sum())
         self.offsets = np.cumsum(self.levels) - self.levels
         self.codebook_size = int(np.prod(self.levels))
@@ -164,7 +164,7 @@ class TokenCoder:
         alive = np.broadcast_to(alive[:, None], (lanes.shape[1], self.depth, len(lanes)))
         starts = starts.transpose(1, 2, 0)[alive].tolist()
         frequencies = frequencies.transpose(1, 2, 0)[alive].tolist()
-        return self.mark + _push(starts, frequencies)
+        return self.tables_id + _push(starts, frequencies)
 
     def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
         """Tokens int64 (n_frames, channels) of a payload.
@@ -172,9 +172,9 @@ class TokenCoder:
         Raises:
             EntropyError: other tables made it, or it is damaged.
         """
-        if payload[:MARK_BYTES] != self.mark:
+        if payload[:TABLES_ID_BYTES] != self.tables_id:
             raise EntropyError("coded with other tables")
-        payload = payload[MARK_BYTES:]
+        payload = payload[TABLES_ID_BYTES:]
         if len(payload) % 2 or len(payload) < 4:
             raise EntropyError("the payload has no whole words")
         words = np.frombuffer(payload, "<u2").tolist()
@@ -362,19 +362,19 @@ def parse_tables(data: bytes) -> TokenCoder:
         raise EntropyError(f"more than {MAX_TABLES_BYTES} bytes")
     try:
         size = int.from_bytes(data[:8], "little")
-        table = json.loads(data[8 : 8 + size])
-        facts = table.pop("__metadata__")
+        header = json.loads(data[8 : 8 + size])
+        facts = header.pop("__metadata__")
         if facts["format"] != FORMAT:
             raise EntropyError(f"tables of format {facts['format']!r}, not {FORMAT}")
-        arrays = {name: _array(entry, data[8 + size :]) for name, entry in table.items()}
+        arrays = {name: _array(entry, data[8 + size :]) for name, entry in header.items()}
         settings: dict[str, Any] = {
             "levels": tuple(json.loads(facts["levels"])),
             "averages": tuple(json.loads(facts["averages"])),
             "lags": int(facts["lags"]),
             "lane": int(facts["lane"]),
         }
-        mark = hashlib.sha256(data).digest()[:MARK_BYTES]
-        return TokenCoder(**arrays, **settings, mark=mark)
+        tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
+        return TokenCoder(**arrays, **settings, tables_id=tables_id)
     except EntropyError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):

@@ -21,10 +21,10 @@ from .model_folder import CARD, CONFIG, ModelError, ModelFolder, read_folder
 from .tokenfile import TokenHeader
 
 DEFAULT_MODEL = "speech-3k"
-DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
+DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # modality -> name
 MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
 SHOWN_BYTES = 1 << 20  # downloads from here on show their progress
-TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # kind -> what the Hub calls it
+TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # modality -> what the Hub calls it
 LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
@@ -216,7 +216,7 @@ def push(
     model.check()
     if CARD in model.files:
         raise ModelError(f"{folder / CONFIG}: lists {CARD}, which may change without the model")
-    card = _complete_card(folder / CARD, model.config.kind)
+    card = _complete_card(folder / CARD, model.config.modality)
     if not re.fullmatch("[^/]+/[^/]+", repo):
         raise ModelError(f"{repo!r} is not the name of a repository (owner/name)")
     with _hub_for(f"{folder}: cannot be pushed to {repo}"):
@@ -244,20 +244,20 @@ def push(
 def _open_repository(repo: str, revision: str | None) -> ModelFolder:
     """A model from the Hub, all of its files checked; config.json says which these are."""
     found = download(repo, patterns=[CONFIG], revision=revision)
-    model = mended(repo, found, CONFIG, lambda: read_folder(found.folder))
+    model = read_or_refetch(repo, found, CONFIG, lambda: read_folder(found.folder))
     if not all((found.folder / name).exists() for name in model.files):
         names = [glob.escape(name) for name in (*model.files, CARD)]
         download(repo, patterns=names, revision=found.commit)
     for name in sorted(model.files):
-        mended(repo, found, name, lambda name=name: model.file(name))
+        read_or_refetch(repo, found, name, lambda name=name: model.file(name))
     return model
 
 
-def mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
-    """What `read` gives; if it refuses the file `name`, after that was fetched once more.
+def read_or_refetch(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
+    """The result of `read`; a file `name` that it refuses is fetched once more, then read again.
 
     Raises:
-        ModelError: refused again, or not to be fetched.
+        ModelError: the file is refused again, or cannot be fetched.
     """
     try:
         return read()
@@ -293,7 +293,7 @@ def _check_listing(label: str, files: list[Any], patterns: list[str]) -> int:
     return size
 
 
-def _complete_card(path: Path, kind: str) -> bytes:
+def _complete_card(path: Path, modality: str) -> bytes:
     """The card of a model with what the Hub needs to show it; nothing else is changed.
 
     Raises:
@@ -307,7 +307,7 @@ def _complete_card(path: Path, kind: str) -> bytes:
         facts = yaml.safe_load(front[2]) if front else {}
         if not (isinstance(facts, dict) and facts.get("license")):
             raise ModelError(f"{path}: names no licence (`license: ...` between two lines of ---)")
-        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[kind]}
+        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[modality]}
         missing = {name: value for name, value in needed.items() if name not in facts}
         lines = "".join(f"{name}: {value}{front[1]}" for name, value in missing.items())
         if yaml.safe_load(front[2] + lines) != facts | missing:

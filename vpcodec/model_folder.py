@@ -119,7 +119,7 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
     try:
         data = json.loads(text)
-        mark = bytes.fromhex(data.pop("fingerprint"))
+        fingerprint = bytes.fromhex(data.pop("fingerprint"))
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
         source = dict(data.pop("source", {}))
         if not all(str(source.get(key, "")).isprintable() for key in ("model", "commit")):
@@ -128,18 +128,18 @@ def read_folder(path: Path) -> ModelFolder:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, ConfigError) else "not a model description"
         raise ModelError(f"{file}: {reason}") from None
-    if len(mark) != 16:
+    if len(fingerprint) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
     fits = {name: Path(name).name == name and name.isprintable() for name in files}
     if stranger := next((name for name, fit in fits.items() if not fit), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
-    return ModelFolder(path, config, mark, files, source)
+    return ModelFolder(path, config, fingerprint, files, source)
 
 
 def write_folder_config(
     path: Path,
     config: ModelConfig,
-    mark: bytes,
+    fingerprint: bytes,
     files: list[str],
     *,
     source: dict[str, Any] | None = None,
@@ -148,7 +148,7 @@ def write_folder_config(
     data = config.model_dump(mode="json")
     if source:
         data["source"] = source
-    data["fingerprint"] = mark.hex()
+    data["fingerprint"] = fingerprint.hex()
     data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
     with atomic_output(path / CONFIG) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

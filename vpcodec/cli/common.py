@@ -17,8 +17,9 @@ from typing import Any
 
 import typer
 
+from ..progress import Progress
 from .errors import USER_ERRORS, MissingExtra, UsageError, explain
-from .kinds import Kind, Row, summary
+from .modalities import Modality, Result, summary
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
@@ -159,7 +160,7 @@ def _check(items: list[Item]) -> None:
             raise UsageError(f"{item.target}: both {other} and {item.source} would go there")
 
 
-class Progress:
+class ProgressBar:
     """How much is done of all running items, on stderr when it is a terminal and takes a while."""
 
     def __init__(self, label: str, n_items: int) -> None:
@@ -228,7 +229,7 @@ class _Stopped(BaseException):
 def run(
     items: list[Item],
     kept: list[Item],
-    work: Callable[[Item, Callable[[int, int | None], None]], tuple[Kind, Any]],
+    work: Callable[[Item, Progress], tuple[Modality, Any]],
     *,
     label: str,
     jobs: int,
@@ -237,33 +238,33 @@ def run(
 ) -> None:
     """Process items, `jobs` at a time; sum up on stderr or, with `as_json`, print a document.
 
-    `work` takes an item and what to report progress to, and gives its kind and what went through.
+    `work` takes an item and a progress callback, and returns its modality and statistics.
 
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
-    results: list[Row] = []
+    results: list[Result] = []
     failures: list[str] = []
     started = time.perf_counter()
     stop = threading.Event()
     workers = {threading.current_thread()}
-    progress = Progress(label, len(items))
+    bar = ProgressBar(label, len(items))
 
-    def one(item: Item) -> Row | str | None:
-        """A row of results, or why there is none; None for an item that is not tried."""
+    def one(item: Item) -> Result | str | None:
+        """The result of an item, or why there is none; None if it was not tried."""
         workers.add(threading.current_thread())
         if stop.is_set():
             return None
 
-        def report(done: int, total: int | None) -> None:
+        def progress(stage: str, done: int, total: int | None) -> None:
             if stop.is_set():
                 raise _Stopped
-            progress.report(item.source, done, total)
+            bar.report(item.source, done, total)
 
         began = time.perf_counter()
         name = "stdin" if item.source == "-" else item.source
         try:
-            kind, stats = work(item, report)
+            modality, stats = work(item, progress)
         except BrokenPipeError:
             raise
         except (*USER_ERRORS, ValueError) as error:
@@ -273,16 +274,16 @@ def run(
             named = name in text or (item.target != "-" and item.target in text)
             return text if named else f"{name}: {text}"
         finally:
-            progress.finish(item.source)
-        row = kind.row(stats, time.perf_counter() - began)
-        return {"source": item.source, "target": item.target, "kind": kind.name} | row
+            bar.finish(item.source)
+        result = modality.result(stats, time.perf_counter() - began)
+        return {"source": item.source, "target": item.target, "kind": modality.name} | result
 
     def join() -> None:  # the pool forgets a thread if an interrupt comes while it starts
         for worker in workers - {threading.current_thread()}:
             worker.join()
 
     with ExitStack() as stack:
-        stack.callback(progress.close)
+        stack.callback(bar.close)
         stack.enter_context(_parents(item.target for item in items if item.target != "-"))
         stack.callback(join)
         each = map

@@ -28,7 +28,7 @@ def convert(
     A FOLDER holds encoder.pt, quantizer.pt, decoder.pt, en_encoder.pt and en_decoder.pt. Checked:
     that they hold those tensors and nothing that runs, and that the graphs agree with torch.
     """
-    from ..published import find, open_published
+    from ..published import look_up, open_published
     from ..published.cache import convert_folder
     from . import common
 
@@ -37,7 +37,7 @@ def convert(
             if model is None or output is None:
                 raise common.UsageError(f"{source}: a folder needs --as NAME and --output FOLDER")
             note(f"converting {source}")
-            folder = convert_folder(Path(source), find(model), output, force=force)
+            folder = convert_folder(Path(source), look_up(model), output, force=force)
         elif model is not None:
             raise common.UsageError(f"{source}: there is no such folder")
         else:

@@ -111,7 +111,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     source = {"source": _source(model.source)} if model.source else {}
     return {
         "model": config.name,
-        "kind": config.kind,
+        "kind": config.modality,
         "description": config.description,
         "license": config.license,
         "path": str(model.path),
@@ -195,9 +195,9 @@ def _count_parameters(path: Path) -> int:
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            table = json.loads(file.read(min(size, path.stat().st_size)))
-        table.pop("__metadata__", None)
-        return sum(math.prod(entry["shape"]) for entry in table.values())
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        return sum(math.prod(entry["shape"]) for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{path}: not a safetensors file") from None
 

@@ -15,7 +15,7 @@ from . import options
 def models(context: typer.Context, as_json: bool = options.JSON) -> None:
     """List the models, bundled and published; or do something with one.
 
-    * marks what is taken for its kind without --model.
+    * marks the defaults: what encode takes without --model.
     """
     if context.invoked_subcommand is not None:
         return
@@ -63,7 +63,7 @@ def _row(name: str, config: ModelConfig, path: Path | None) -> dict[str, Any]:
     """What is said of a model; one without a path is not bundled."""
     return {
         "name": name,
-        "kind": config.kind,
+        "kind": config.modality,
         "bundled": path is not None,
         "default": False,
         **_rates(config),
@@ -93,8 +93,8 @@ def _line(row: dict[str, Any], width: int) -> str:
     else:
         side = row["hop_length"]
         rates = f"{row['bits_per_pixel']:>7.3f} bit/pixel  {side} x {side} pixels/token"
-    mark = "*" if row["default"] else " "
+    star = "*" if row["default"] else " "
     return (
-        f"{mark} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
+        f"{star} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
         f"{row['description']}"
     )

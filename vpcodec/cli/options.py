@@ -13,7 +13,7 @@ MODEL = typer.Option(
     "-m",
     help="Model: bundled name, folder, owner/name[@revision], or owner/name:model as of "
     "`vpcodec models`; default: "
-    + ", ".join(f"{name} for {kind}" for kind, name in DEFAULT_MODELS.items())
+    + ", ".join(f"{name} for {modality}" for modality, name in DEFAULT_MODELS.items())
     + ".",
 )
 BACKEND = typer.Option("onnx", help="What runs the model: onnx or torch.")

@@ -25,14 +25,12 @@ def prune(
     from ..training.corpora import DataError
     from ..training.pruning import PruningError, prune_folder
 
-    progress = common.Progress("prune", 1)
+    bar = common.ProgressBar("prune", 1)
     try:
-        n = prune_folder(
-            folder, load_recipe(recipe), output, batches=batches, report=progress.report
-        )
+        n = prune_folder(folder, load_recipe(recipe), output, batches=batches, report=bar.report)
     except (DataError, PruningError) as error:
         raise common.UsageError(str(error)) from None
     finally:
-        progress.close()
+        bar.close()
     following = f"vpcodec train {recipe} --init-from {output}"
     typer.echo(f"{output}: {n / 1e6:.1f} M parameters; next: {following}")

@@ -66,7 +66,7 @@ def score(
     from ..scoring.run import Scoring, build_systems
     from ..scoring.systems import ScoreError
 
-    progress = Progress()
+    bars = StageBars()
     try:
         scoring = Scoring(
             reference,
@@ -80,8 +80,8 @@ def score(
         for reason in scoring.bench.unavailable.values():
             print(f"vpcodec: left out: {reason}", file=sys.stderr)
         lines = Lines(jsonl, resume)
-        with progress:
-            scores = scoring.run(lines.known, on_row=lines.write, progress=progress.report)
+        with bars:
+            scores = scoring.run(lines.known, on_row=lines.write, progress=bars.report)
         lines.finish(scores, scoring.files)
         if scores.rows:
             _print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
@@ -125,22 +125,22 @@ def _print(text: str) -> None:
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-class Progress:
+class StageBars:
     """A bar for each stage of the work."""
 
     def __init__(self) -> None:
         self._label = ""
         self._bar: Any = None
 
-    def report(self, label: str, done: int, total: int) -> None:
+    def report(self, label: str, done: int, total: int | None) -> None:
         from . import common
 
         if label != self._label:
             self.__exit__()
-            self._label, self._bar = label, common.Progress(label, total)
+            self._label, self._bar = label, common.ProgressBar(label, total or 1)
         self._bar.finish("")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StageBars:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -217,7 +217,7 @@ def _list(as_json: bool) -> None:
             {
                 "name": metric.name,
                 "label": metric.label,
-                "kind": metric.kind,
+                "kind": metric.modality,
                 "unit": metric.unit,
                 "better": metric.better,
                 "rate": metric.rate,
@@ -232,13 +232,13 @@ def _list(as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for metric in metrics:
-        mark = "-" if metric.missing else "*" if metric.default else " "
+        flag = "-" if metric.missing else "*" if metric.default else " "
         rate = f"{metric.rate:,} Hz" if metric.rate else ""
         reference = "" if metric.needs_reference else "no reference"
         lack = f"needs {', '.join(metric.missing)}" if metric.missing else ""
         words = (metric.unit, metric.better, rate, reference, metric.source, lack)
         print(
-            f"{mark} {metric.name:<22} {metric.kind:<6} "
+            f"{flag} {metric.name:<22} {metric.modality:<6} "
             + "; ".join(word for word in words if word)
         )
     print("* computed without being named; - its packages are missing")

@@ -29,15 +29,15 @@ def tables(
     common.need_extra("train", "torch", "safetensors")
     from ..training.entropy import TableError, add_tables
 
-    progress = common.Progress("tables", 2)
+    bar = common.ProgressBar("tables", 2)
     try:
         bits = add_tables(
-            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=progress.report
+            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=bar.report
         )
     except TableError as error:
         raise common.UsageError(str(error)) from None
     finally:
-        progress.close()
+        bar.close()
     from ..model_folder import read_folder
 
     nominal = read_folder(folder).config.bits_per_token

@@ -10,6 +10,7 @@ import numpy as np
 from ..backends import Stream, architecture_of
 from ..checks import check_samples, check_tokens
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
+from ..progress import Progress
 from ..tokenfile import (
     MAX_LOST_TOKENS,
     AudioHeader,
@@ -18,14 +19,14 @@ from ..tokenfile import (
     TokenReader,
     TokenWriter,
 )
-from .base import Codec, Report, Source, open_target
+from .base import Codec, Source, open_target
 from .streams import CHUNK_SECONDS, DecoderStream, EncoderStream
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
 
 
-class AudioCodec(Codec, kind="audio"):
+class AudioCodec(Codec, modality="audio"):
     """An audio model ready to encode and decode; see `Codec`."""
 
     @property
@@ -94,7 +95,7 @@ class AudioCodec(Codec, kind="audio"):
         *,
         raw: RawFormat | None = None,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> FileStats:
         """Audio file (or binary stream) to token file (or stream), in constant memory.
 
@@ -103,7 +104,7 @@ class AudioCodec(Codec, kind="audio"):
             target: path of the token file, which appears whole or not at all, or a stream.
             raw: layout of headerless PCM.
             name: of a stream, in errors.
-            report: called with the samples done so far and in all.
+            progress: told the samples that are done.
 
         Raises:
             AudioError, OSError: source or target cannot be used.
@@ -130,8 +131,8 @@ class AudioCodec(Codec, kind="audio"):
             for block in reader.blocks(max(1, round(seconds * reader.sample_rate))):
                 n_samples += block.shape[1]
                 writer.write(stream.push(resampler.process(block)))
-                if report:
-                    report(n_samples, reader.n_samples)
+                if progress:
+                    progress("encoding", n_samples, reader.n_samples)
             writer.write(stream.push(resampler.flush()))
             writer.write(stream.flush())
             writer.close(n_samples)
@@ -149,7 +150,7 @@ class AudioCodec(Codec, kind="audio"):
         raw: str | None = None,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> FileStats:
         """Token file (or binary stream) to audio file (or stream), in constant memory.
 
@@ -162,7 +163,7 @@ class AudioCodec(Codec, kind="audio"):
             recover: put silence where blocks are damaged instead of stopping there (a reader has
                 its own setting).
             force: decode although the tokens are another model's.
-            report: called with the samples done so far (at the model's rate) and in all.
+            progress: told the samples that are done, at the model's rate.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
@@ -185,8 +186,8 @@ class AudioCodec(Codec, kind="audio"):
                 nonlocal done
                 done += samples.shape[1]
                 writer.write(resampler.process(samples))
-                if report:
-                    report(done, header.model_samples)
+                if progress:
+                    progress("decoding", done, header.model_samples)
 
             def put_silence(n_samples: int) -> None:
                 step = self.chunk_frames * self.hop_length

@@ -1,4 +1,4 @@
-"""What codecs of all kinds share: the model, its facts, and the checks of tokens."""
+"""What codecs of both modalities share: the model, its facts, and the checks of tokens."""
 
 from __future__ import annotations
 
@@ -16,37 +16,39 @@ from ..entropy import TokenCoder
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_coder, open_model
 from ..media.files import atomic_output
 from ..model_folder import ModelError, ModelFolder
+from ..progress import Progress
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
 
 Source = str | os.PathLike[str] | BinaryIO
-Report = Callable[[int, int | None], None]  # samples or pixels done, and in all if known
 
 
 class Codec(ABC):
-    """A model ready to encode and decode; `Codec(...)` is the subclass for the model's kind.
+    """A model ready to encode and decode; `Codec(...)` is the subclass for the model's modality.
 
     Args:
         model: the folder, from `vpcodec.hub.open_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
 
     Raises:
-        ModelError: a subclass is given a model of another kind.
+        ModelError: a subclass is given a model of another modality.
     """
 
-    kind: ClassVar[str] = ""  # of the models of a subclass
-    _kinds: ClassVar[dict[str, type[Codec]]] = {}
+    modality: ClassVar[str] = ""  # of the models of a subclass
+    _classes: ClassVar[dict[str, type[Codec]]] = {}
 
-    def __init_subclass__(cls, *, kind: str | None = None, **more: Any) -> None:
+    def __init_subclass__(cls, *, modality: str | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
-        if kind is not None:
-            cls.kind = kind
-            Codec._kinds[kind] = cls
+        if modality is not None:
+            cls.modality = modality
+            Codec._classes[modality] = cls
 
     def __new__(cls, model: ModelFolder, backend: Backend) -> Self:
-        kind = model.config.kind
-        if cls.kind not in ("", kind):
-            raise ModelError(f"{model.config.name} is a model of kind {kind}, not {cls.kind}")
-        return super().__new__(cls if cls.kind else cls._kinds[kind])
+        modality = model.config.modality
+        if cls.modality not in ("", modality):
+            raise ModelError(
+                f"{model.config.name} is a model for {modality}, not for {cls.modality}"
+            )
+        return super().__new__(cls if cls.modality else cls._classes[modality])
 
     def __init__(self, model: ModelFolder, backend: Backend) -> None:
         self.model = model
@@ -73,11 +75,11 @@ class Codec(ABC):
             note: told what takes a while.
 
         Raises:
-            ModelError: unknown or damaged model, or one of another kind.
+            ModelError: unknown or damaged model, or one of another modality.
             ValueError: unknown backend.
         """
         if name is None:
-            name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
+            name = DEFAULT_MODELS.get(cls.modality, DEFAULT_MODEL)
         model = open_model(name, note=note)
         return cls(model, load_backend(backend, model, threads=threads, device=device))
 
@@ -119,7 +121,7 @@ class Codec(ABC):
         target: Source,
         *,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """File or stream to token file or stream; what went through."""
 
@@ -131,13 +133,13 @@ class Codec(ABC):
         *,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """Token file or stream to file or stream; what went through."""
 
     @abstractmethod
     def _fits(self, header: TokenHeader) -> bool:
-        """Whether tokens have the kind and the rates of this model's."""
+        """Whether tokens have the modality and the rates of this model's."""
 
     def _read(
         self, source: Source | TokenReader, stack: ExitStack, *, recover: bool, force: bool

@@ -12,14 +12,15 @@ import numpy as np
 
 from ..checks import check_tokens
 from ..media.image import MAX_PIXELS, image_writer, load_image
+from ..progress import Progress
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
-from .base import Codec, Report, Source, open_target
+from .base import Codec, Source, open_target
 
 TILE_SIDE = 512  # pixels of a tile without its surroundings; bounds memory
 LOST = 128  # the grey of patches whose tokens are lost
 
 
-class ImageCodec(Codec, kind="image"):
+class ImageCodec(Codec, modality="image"):
     """An image model ready to encode and decode; see `Codec`.
 
     Any size is taken: images are continued beyond their right and lower edges up to whole windows
@@ -32,13 +33,13 @@ class ImageCodec(Codec, kind="image"):
         """Nominal, of one channel of tokens."""
         return self.config.bits_per_pixel
 
-    def encode(self, pixels: np.ndarray, *, report: Report | None = None) -> np.ndarray:
+    def encode(self, pixels: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
         """Pixels to tokens.
 
         Args:
             pixels: (H, W) or (H, W, C), uint8, or float in [0, 1]; C is 1 (grey), 2 (grey and
                 alpha), 3 (RGB) or 4 (RGBA).
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Returns:
             (channels, rows, columns) int64: one channel, and a second one for alpha; rows =
@@ -51,7 +52,9 @@ class ImageCodec(Codec, kind="image"):
         height, width, components = pixels.shape
         hop = self.hop_length
         tokens = np.empty((_channels(components), *self._grid(height, width)), np.int64)
-        for down, right in self._tiles(height, width, self.config.encoder_halo, report):
+        for down, right in self._tiles(
+            height, width, self.config.encoder_halo, "encoding", progress
+        ):
             tile = _cut(
                 pixels, down.first * hop, down.last * hop, right.first * hop, right.last * hop
             )
@@ -68,7 +71,7 @@ class ImageCodec(Codec, kind="image"):
         size: tuple[int, int] | None = None,
         components: int | None = None,
         *,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Tokens to pixels.
 
@@ -77,7 +80,7 @@ class ImageCodec(Codec, kind="image"):
             size: height and width to cut to; None: rows and columns times hop_length.
             components: of the result, 1 (grey) or 3 (RGB) from one channel, 2 or 4 (with alpha)
                 from two; None: 3 or 4.
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Returns:
             (H, W, components) uint8.
@@ -100,14 +103,14 @@ class ImageCodec(Codec, kind="image"):
         if components not in (channels, channels + 2):
             raise ValueError(f"{channels} channels of tokens do not make {components} components")
         known = np.ones((rows, columns), bool)
-        return self._decode(tokens, known, (height, width, components), report)
+        return self._decode(tokens, known, (height, width, components), progress)
 
     def _decode(
         self,
         tokens: np.ndarray,
         known: np.ndarray,
         shape: tuple[int, int, int],
-        report: Report | None,
+        progress: Progress | None,
     ) -> np.ndarray:
         """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
 
@@ -117,7 +120,9 @@ class ImageCodec(Codec, kind="image"):
         height, width, components = shape
         channels = len(tokens)
         pixels = np.empty(shape, np.uint8)
-        for down, right in self._tiles(height, width, self.config.decoder_halo, report):
+        for down, right in self._tiles(
+            height, width, self.config.decoder_halo, "decoding", progress
+        ):
             if not known[down.start : down.stop, right.start : right.stop].any():
                 continue
             part = pixels[down.start * hop : down.stop * hop, right.start * hop : right.stop * hop]
@@ -148,7 +153,7 @@ class ImageCodec(Codec, kind="image"):
         target: Source,
         *,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> ImageStats:
         """Image file (or binary stream) to token file (or stream).
 
@@ -156,7 +161,7 @@ class ImageCodec(Codec, kind="image"):
             source: a path to any image that Pillow reads, or a stream.
             target: path of the token file, which appears whole or not at all, or a stream.
             name: of a stream, in errors.
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Raises:
             ImageError, OSError: source or target cannot be used.
@@ -166,7 +171,7 @@ class ImageCodec(Codec, kind="image"):
         header = self.header(height, width, components)
         with ExitStack() as stack:
             output = open_target(target, stack)
-            tokens = self.encode(pixels, report=report)
+            tokens = self.encode(pixels, progress=progress)
             writer = TokenWriter(output, header, coder=self.coder)
             writer.write(tokens.reshape(header.channels, -1))
             writer.close()
@@ -180,7 +185,7 @@ class ImageCodec(Codec, kind="image"):
         format: str | None = None,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> ImageStats:
         """Token file (or binary stream) to image file (or stream).
 
@@ -191,7 +196,7 @@ class ImageCodec(Codec, kind="image"):
             recover: paint patches grey whose tokens are damaged instead of stopping there (a
                 reader has its own setting).
             force: decode although the tokens are another model's.
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
@@ -215,7 +220,7 @@ class ImageCodec(Codec, kind="image"):
         lost = lost.reshape(header.rows, header.columns)
         shape = header.height, header.width, header.components
         with image_writer(target, header.components, format=format) as write:
-            pixels = self._decode(tokens, ~lost, shape, report)
+            pixels = self._decode(tokens, ~lost, shape, progress)
             if lost.any():
                 for axis in (0, 1):
                     lost = lost.repeat(self.hop_length, axis)
@@ -241,17 +246,17 @@ class ImageCodec(Codec, kind="image"):
         return -(-height // self.hop_length), -(-width // self.hop_length)
 
     def _tiles(
-        self, height: int, width: int, halo: int, report: Report | None
+        self, height: int, width: int, halo: int, stage: str, progress: Progress | None
     ) -> Iterator[tuple[_Span, _Span]]:
-        """The tiles of an image of so many pixels; each is reported when the next one is asked."""
+        """The tiles of an image; each is reported as done when the next one is asked for."""
         hop, window = self.hop_length, self.config.attention_window
         axes = (_spans(n, hop, window, halo) for n in self._grid(height, width))
         done = 0
         for down, right in product(*axes):
             yield down, right
             done += down.length(hop, height) * right.length(hop, width)
-            if report:
-                report(done, height * width)
+            if progress:
+                progress(stage, done, height * width)
 
 
 @dataclass(frozen=True)

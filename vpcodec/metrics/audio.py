@@ -64,7 +64,7 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> floa
         label="Mel distance",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="mean difference of log10 mel spectra, five FFT sizes",
     ),
 )
@@ -101,7 +101,7 @@ def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="STFT distance",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Yamamoto et al. 2020, as in auraloss",
     ),
 )
@@ -133,7 +133,7 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="LSD",
         unit="dB",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Gray and Markel 1976, FFT 2048",
     ),
 )
@@ -184,7 +184,7 @@ def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: i
         label="MCD",
         unit="dB",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Kubichek 1993, 13 coefficients, no warping (librosa)",
         rate=16_000,
         packages=("librosa",),
@@ -223,7 +223,7 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SI-SDR",
         unit="dB",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Le Roux et al. 2019",
     ),
 )
@@ -252,7 +252,7 @@ def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SNR",
         unit="dB",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="10 log10 of signal over error",
     ),
 )

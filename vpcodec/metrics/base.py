@@ -33,7 +33,7 @@ class Metric:
         label: in tables.
         unit: "" for plain numbers.
         better: which way is better: "higher", "lower", or "zero" for differences; "" for neither.
-        kind: "audio", "image" or "both".
+        modality: "audio", "image" or "both".
         rate: Hz at which it is computed; None for any, or for images.
         needs_reference: whether it compares with an original.
         packages: that must be importable.
@@ -46,7 +46,7 @@ class Metric:
     label: str
     unit: str
     better: Literal["higher", "lower", "zero", ""]
-    kind: Literal["audio", "image", "both"]
+    modality: Literal["audio", "image", "both"]
     source: str
     rate: int | None = None
     needs_reference: bool = True

@@ -43,7 +43,7 @@ def psnr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="PSNR",
         unit="dB",
         better="higher",
-        kind="image",
+        modality="image",
         source="10 log10 of 255^2 over mean square error, at most 100",
     ),
 )
@@ -67,7 +67,7 @@ def ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SSIM",
         unit="",
         better="higher",
-        kind="image",
+        modality="image",
         source="Wang et al. 2004",
     ),
 )
@@ -102,7 +102,7 @@ def ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="MS-SSIM",
         unit="",
         better="higher",
-        kind="image",
+        modality="image",
         source="Wang et al. 2003",
     ),
 )
@@ -137,7 +137,7 @@ def lpips(reference: np.ndarray, degraded: np.ndarray, *, net: str = "alex") -> 
         label="LPIPS",
         unit="",
         better="lower",
-        kind="image",
+        modality="image",
         source="Zhang et al. 2018, AlexNet (lpips)",
         packages=("lpips", "torchvision"),
         install="pip install lpips torchvision",

@@ -36,7 +36,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Bit rate",
             unit="bit/s",
             better="lower",
-            kind="audio",
+            modality="audio",
             source="8 x size of the coded file / duration",
             needs_reference=False,
         ),
@@ -45,7 +45,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Bits per pixel",
             unit="bit",
             better="lower",
-            kind="image",
+            modality="image",
             source="8 x size of the coded file / pixels",
             needs_reference=False,
         ),
@@ -54,7 +54,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Entropy",
             unit="bit/token",
             better="higher",
-            kind="both",
+            modality="both",
             source="H = -sum p log2 p of all tokens",
             needs_reference=False,
         ),
@@ -63,7 +63,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Perplexity",
             unit="codes",
             better="higher",
-            kind="both",
+            modality="both",
             source="2^H",
             needs_reference=False,
         ),
@@ -72,7 +72,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="CVU",
             unit="",
             better="higher",
-            kind="both",
+            modality="both",
             source="codebook valid usage: 2^H / codebook size",
             needs_reference=False,
         ),
@@ -81,22 +81,22 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
 
 
 def choose(
-    kind: Literal["audio", "image"], names: Sequence[str] | None = None
+    modality: Literal["audio", "image"], names: Sequence[str] | None = None
 ) -> tuple[list[Measure], list[Metric], dict[str, str]]:
     """What to compute: the measures, the metrics that they give and were asked for, both in the
     order of tables, and for each that is left out, for want of a package, a line that says so.
 
     Args:
-        names: of metrics; "all" stands for each one of the kind whose packages are there. None:
+        names: of metrics; "all" stands for each one of the modality whose packages are there. None:
             the defaults.
 
     Raises:
-        MetricError: a name that is not a metric of this kind, or one whose package is missing.
+        MetricError: a name that is not a metric of this modality, or one whose package is missing.
     """
-    known = {name: metric for name, metric in METRICS.items() if metric.kind == kind}
+    known = {name: metric for name, metric in METRICS.items() if metric.modality == modality}
     named = set(names or ()) - {"all"}
     for name in sorted(named - set(known)):
-        raise MetricError(_unknown(name, kind, known))
+        raise MetricError(_unknown(name, modality, known))
     if names is None:
         wanted = {name for name, metric in known.items() if metric.default}
     else:
@@ -119,9 +119,9 @@ def _why_not(metric: Metric) -> str:
     return f"{metric.name} needs the package{plural} {', '.join(metric.missing)}: {metric.install}"
 
 
-def _unknown(name: str, kind: str, known: dict[str, Metric]) -> str:
+def _unknown(name: str, modality: str, known: dict[str, Metric]) -> str:
     if name in METRICS:
-        problem = f"{name} is no metric of {'images' if kind == 'image' else kind}"
+        problem = f"{name} is no metric of {'images' if modality == 'image' else modality}"
     elif name in SYSTEM_METRICS:
         problem = f"{name} is measured of each codec without being named"
     else:

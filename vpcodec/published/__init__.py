@@ -8,14 +8,14 @@ from ..backends import register
 from ..hub import register_source
 from .architecture import SQCODEC
 from .cache import is_converted, open_published
-from .catalog import MODULES, PUBLISHED, Published, find, is_published
+from .catalog import MODULES, PUBLISHED, Published, is_published, look_up
 from .source import PublishedModels
 
 __all__ = [
     "MODULES",
     "PUBLISHED",
     "Published",
-    "find",
+    "look_up",
     "is_converted",
     "is_published",
     "open_published",

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..hub import download, mended
+from ..hub import download, read_or_refetch
 from ..model_folder import ModelError, ModelFolder, read_folder
-from .catalog import MODULES, Published, find
+from .catalog import MODULES, Published, look_up
 
 CACHE = "VPCODEC_CACHE"  # environment variable: where converted models are kept
 FORMAT = 1  # of what `convert` makes; another one is converted anew
@@ -41,7 +41,7 @@ def open_published(
         FileExistsError: target exists and not `force`.
     """
     spec, _, revision = name.partition("@")
-    published = find(spec)
+    published = look_up(spec)
     kept = _kept(name)
     if target is None and kept.is_dir() and not force:
         return read_folder(kept)
@@ -51,7 +51,7 @@ def open_published(
     fetched = download(published.repo, patterns=list(published.files), revision=revision or None)
     for file in published.files:
         check = partial(_check, fetched.folder / file, fetched.sha256.get(file))
-        mended(published.repo, fetched, file, check)
+        read_or_refetch(published.repo, fetched, file, check)
     note(f"converting {name}, once")
     weights = (fetched.folder / published.files[0]).parent
     try:

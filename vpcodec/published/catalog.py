@@ -44,7 +44,7 @@ def is_published(name: str) -> bool:
     return any(name.partition(":")[0] == published.repo for published in PUBLISHED)
 
 
-def find(spec: str) -> Published:
+def look_up(spec: str) -> Published:
     """The published model of "owner/name:model".
 
     Raises:

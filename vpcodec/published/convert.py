@@ -67,9 +67,9 @@ def convert(
             raise ModelError(f"{published.spec}: a direction of its weight norm is zero")
         if config.architecture == "sqcodec":
             config = config.model_copy(update={"silence": _silence(model)})
-        mark = fingerprint(config, weights)
+        model_fingerprint = fingerprint(config, weights)
         try:
-            _write_graphs(model, folder, mark)
+            _write_graphs(model, folder, model_fingerprint)
         except (RuntimeError, AttributeError) as error:  # such as a torch with another exporter
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{published.spec}: cannot be exported ({reason})") from error
@@ -80,7 +80,7 @@ def convert(
         (folder / "README.md").write_text(_card(published, hashes))
         source = {"model": published.spec, "commit": commit, "sha256": hashes}
         names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
-        write_folder_config(folder, config, mark, names, source=source)
+        write_folder_config(folder, config, model_fingerprint, names, source=source)
         try:
             _verify(folder, config)
         except ExportError as error:
@@ -88,8 +88,8 @@ def convert(
     return read_folder(target)
 
 
-def _write_graphs(model: SQCodecAutoencoder, folder: Path, mark: bytes) -> None:
-    """Write encoder.onnx and decoder.onnx of the model with the fingerprint `mark`."""
+def _write_graphs(model: SQCodecAutoencoder, folder: Path, model_fingerprint: bytes) -> None:
+    """Write encoder.onnx and decoder.onnx of the model with the model's fingerprint."""
     exported, hop = tiled(model), model.config.hop_length
     frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
@@ -103,7 +103,7 @@ def _write_graphs(model: SQCodecAutoencoder, folder: Path, mark: bytes) -> None:
         graph = trace(exported, method, states, example, sides, units=units)
         strip(graph)
         settle(graph)
-        save_graph(graph, model.config, mark, folder / f"{name}.onnx")
+        save_graph(graph, model.config, model_fingerprint, folder / f"{name}.onnx")
 
 
 @torch.inference_mode()

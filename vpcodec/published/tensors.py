@@ -1,6 +1,6 @@
-"""The one table of the published tensors: their names and shapes, and what becomes of each.
+"""The one list of the published tensors: their names and shapes, and what becomes of each.
 
-Published names are "module.name in its file". A row of the table is a layer: where it is in the
+Published names are "module.name in its file". An entry of the list is a layer: where it is in the
 published files, where in `SQCodecAutoencoder`, its published shapes, and its folding into the
 matrices of ours; see `network` for what is folded.
 """
@@ -32,7 +32,7 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 
 def expected_shapes(config: SQCodecConfig) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of all weights of a model. All are float32."""
-    return {name: shape for layer in table(config) for name, shape in layer.shapes()}
+    return {name: shape for layer in layers(config) for name, shape in layer.shapes()}
 
 
 def fold(published: Mapping[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
@@ -45,14 +45,14 @@ def fold(published: Mapping[str, torch.Tensor], config: SQCodecConfig) -> dict[s
     try:
         return {
             name: value.float().contiguous()
-            for layer in table(config)
+            for layer in layers(config)
             for name, value in layer.fold(source)
         }
     except (KeyError, IndexError, RuntimeError) as error:
         raise RuntimeError(f"not the published tensors ({error})") from None
 
 
-def table(config: SQCodecConfig) -> Iterator[_Layer]:
+def layers(config: SQCodecConfig) -> Iterator[_Layer]:
     """All layers of a model, module by module."""
     yield from _encoder(config)
     width, dim = config.feature_dim, config.quantizer.dim
@@ -123,7 +123,7 @@ def _units(ours: str, theirs: str, depth: int, channels: int) -> Iterator[_Unit]
 
 
 class _Layer(ABC):
-    """A row of the table."""
+    """An entry of the list."""
 
     @abstractmethod
     def shapes(self) -> Named:

@@ -70,7 +70,7 @@ class Quantizer(nn.Module, ABC):
         latent_std: standard deviation of the latents that it wants to be fed with.
         training_state: names in the state dict that training alone needs; models are stored
             without them and load without them.
-        tables: buffers that have no rows before they are filled, and their rows then.
+        lazy_buffers: buffers that stay empty until they are first filled -> their length then.
     """
 
     dim: int
@@ -80,7 +80,7 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables: dict[str, int] = {}
+        self.lazy_buffers: dict[str, int] = {}
 
     @property
     def fitted(self) -> bool:
@@ -152,18 +152,18 @@ class Quantizer(nn.Module, ABC):
         missing_keys: list[str],
         *rest: Any,
     ) -> None:
-        """Give tables the rows of the stored ones; miss no training state."""
-        for name, rows in self.tables.items():
+        """Size lazy buffers as stored; allow training state to be missing."""
+        for name, length in self.lazy_buffers.items():
             stored, own = state_dict.get(prefix + name), self._buffers[name]
             if stored is None and name in self.training_state:
-                self._buffers[name] = own[:0]  # that of other codes
-            if stored is not None and len(stored) in (0, rows) and len(stored) != len(own):
+                self._buffers[name] = own[:0]  # it belonged to other codes
+            if stored is not None and len(stored) in (0, length) and len(stored) != len(own):
                 self._buffers[name] = own.new_zeros(len(stored), *own.shape[1:])
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *rest
         )
-        needless = {prefix + name for name in self.training_state}
-        missing_keys[:] = [key for key in missing_keys if key not in needless]
+        optional = {prefix + name for name in self.training_state}
+        missing_keys[:] = [key for key in missing_keys if key not in optional]
 
 
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:

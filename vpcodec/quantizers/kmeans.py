@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from scipy.spatial import cKDTree
 
+from ..progress import Progress
 from .base import check_positive
 from .knn import kth_distances, nearest
 
@@ -49,7 +50,7 @@ def kmeans(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     stream_passes: int = 5,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> KMeans:
     """Lloyd's algorithm from a k-means++ start; empty clusters move to badly served latents.
 
@@ -64,7 +65,7 @@ def kmeans(
         max_iterations: most passes over the latents in memory.
         tolerance: stop when a pass lowers the error by less than this share of it.
         stream_passes: most passes over a whole stream.
-        progress: called after every pass with its number and the error.
+        progress: told the passes that are done; their total is a limit, rarely reached.
 
     Raises:
         ValueError: codebook_size not positive, latents not finite, fewer different latents than
@@ -72,7 +73,6 @@ def kmeans(
     """
     check_positive(codebook_size=codebook_size, max_iterations=max_iterations)
     generator = torch.Generator().manual_seed(seed)
-    report = progress or (lambda iteration, error: None)
     if isinstance(data, torch.Tensor):
         sample, again = _flat(data), False
     else:
@@ -82,13 +82,14 @@ def kmeans(
         raise ValueError(f"{len(sample)} latents are too few for {codebook_size} codes")
     centroids = _plus_plus(sample, codebook_size, generator).to(sample.device)
     data_and_limits = [([sample], max_iterations)] + ([(data, stream_passes)] if again else [])
-    done = 0
+    done, most = 0, sum(limit for _, limit in data_and_limits)
     for batches, limit in data_and_limits:
         before = math.inf
         for i in range(limit):
             moved, counts, error = _lloyd(batches, centroids, sample, generator)
             done += 1
-            report(done, error)
+            if progress:
+                progress("k-means", done, most)
             settled = before - error <= tolerance * error and bool((counts > 0).all())
             if settled or i + 1 == limit:
                 break

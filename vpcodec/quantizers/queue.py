@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 
 from .base import NoCodebookError, check_positive, processes, rank
-from .table import TableQuantizer
+from .codebook import CodebookQuantizer
 
 
-class QueueQuantizer(TableQuantizer):
+class QueueQuantizer(CodebookQuantizer):
     """A quantizer that remembers latents of the steps before, and draws its own random numbers.
 
     The queue is part of the state dict, together with how many latents ever came in and with the
@@ -45,7 +45,7 @@ class QueueQuantizer(TableQuantizer):
         self._seed = int(torch.randint(2**62, ()) if seed is None else seed) % 2**62
         self._draws = 0
         self._pushed = 0
-        self.tables = {"queue": queue_size, "codebook": codebook_size}
+        self.lazy_buffers = {"queue": queue_size, "codebook": codebook_size}
         self.register_buffer("queue", torch.zeros(0, dim))
         self.register_buffer("codebook", torch.zeros(0, dim))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from .base import Quantized, check_positive, mean_square
-from .table import TableQuantizer
+from .codebook import CodebookQuantizer
 
 
-class SimVQ(TableQuantizer):
+class SimVQ(CodebookQuantizer):
     """`vector_quantize_pytorch.SimVQ` (arXiv 2411.02038) behind our contract.
 
     The library computes training passes, with autocast off: codes C W of a frozen Gaussian C,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from ..progress import Progress
 from .base import Quantized, check_positive, moment_loss, processes
 from .kmeans import KMeans, kmeans
 from .knn import SAME, TINY, cell_width, distinct, kth_distances, nearest
@@ -145,7 +146,7 @@ class VP(QueueQuantizer):
         *,
         seed: int = 0,
         max_iterations: int = 100,
-        progress: Callable[[int, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> KMeans:
         """Make the codebook by k-means; see `kmeans` for the arguments and for what is refused.
 

@@ -70,7 +70,7 @@ class VQ(QueueQuantizer):
         self.restart_below = restart_below
         self.register_buffer("counts", torch.zeros(0))
         self.register_buffer("sums", torch.zeros(0, dim))
-        self.tables |= {"counts": codebook_size, "sums": codebook_size}
+        self.lazy_buffers |= {"counts": codebook_size, "sums": codebook_size}
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """(..., D) latents -> nearest codes; in training the codes then follow the latents."""

@@ -33,7 +33,7 @@ class Job:
     """What is compared and how; the same in all processes.
 
     Attributes:
-        kind: "audio" or "image".
+        modality: "audio" or "image".
         root: folder of the references.
         systems: that are scored.
         metrics: names; None for the default ones.
@@ -42,7 +42,7 @@ class Job:
         rate: Hz at which audio is compared; None for that of each reference.
     """
 
-    kind: Literal["audio", "image"]
+    modality: Literal["audio", "image"]
     root: Path
     systems: tuple[System, ...]
     metrics: tuple[str, ...] | None = None
@@ -52,7 +52,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class Request:
     """A file, what to do with it, and what was found of it."""
 
     file: str
@@ -76,7 +76,7 @@ class Bench:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.systems = job.systems
-        self.measures, self.metrics, self.unavailable = choose(job.kind, job.metrics)
+        self.measures, self.metrics, self.unavailable = choose(job.modality, job.metrics)
         self._functions = [measure.function for measure in self.measures]
 
     @property
@@ -103,20 +103,20 @@ class Bench:
             found[number, rate] = finder
         return found
 
-    def work(self, task: Task) -> dict[int, Outcome]:
+    def work(self, request: Request) -> dict[int, Outcome]:
         """Number of the system -> outcome; -1 stands for the originals."""
         try:
-            original = _Original(*self._reference(task.file))
+            original = _Original(*self._reference(request.file))
         except _USER_ERRORS as error:
-            failure = _failure(task.file, "", error)
-            return {number: Outcome(failure=failure) for number in task.wanted}
+            failure = _failure(request.file, "", error)
+            return {number: Outcome(failure=failure) for number in request.wanted}
         outcomes = {}
-        for number, with_row in task.wanted.items():
+        for number, with_row in request.wanted.items():
             try:
-                outcomes[number] = self._outcome(task, number, with_row, original)
+                outcomes[number] = self._outcome(request, number, with_row, original)
             except _USER_ERRORS as error:
                 name = self.systems[number].name if number >= 0 else ORIGINAL
-                outcomes[number] = Outcome(failure=_failure(task.file, name, error))
+                outcomes[number] = Outcome(failure=_failure(request.file, name, error))
         return outcomes
 
     def example(self, file: str, delays: Mapping[tuple[int, int], int]) -> tuple[Any, Any, dict]:
@@ -134,27 +134,29 @@ class Bench:
             decoded[system.name][:, span] = part
         return original.signal, original.rate, decoded
 
-    def _outcome(self, task: Task, number: int, with_row: bool, original: _Original) -> Outcome:
+    def _outcome(
+        self, request: Request, number: int, with_row: bool, original: _Original
+    ) -> Outcome:
         if number < 0:
             values = self._values(original.clips(), original.clips(), originals=True)
-            return Outcome(self._row(ORIGINAL, task, original, None, 0.0, values))
+            return Outcome(self._row(ORIGINAL, request, original, None, 0.0, values))
         system = self.systems[number]
-        coded = system.code(self.job.root / task.file)
+        coded = system.code(self.job.root / request.file)
         outcome = Outcome()
         if coded.tokens is not None:
             outcome.codes, outcome.counts = np.unique(coded.tokens, return_counts=True)
         if with_row:
-            decoded, span, delay = self._aligned(original, coded, number, task.delays)
+            decoded, span, delay = self._aligned(original, coded, number, request.delays)
             values = self._values(original.clips(span), _wrapped(decoded, original.rate))
             outcome.row = self._row(
-                system.name, task, original, coded.n_bytes, delay, values, number
+                system.name, request, original, coded.n_bytes, delay, values, number
             )
         return outcome
 
     def _reference(self, file: str) -> tuple[np.ndarray, int | None]:
         """(C, T) and the rate of comparison, or (H, W, C) and None."""
         path = self.job.root / file
-        if self.job.kind == "image":
+        if self.job.modality == "image":
             return load_image(path), None
         samples, rate = load(path)
         wanted = self.job.rate or rate
@@ -199,10 +201,10 @@ class Bench:
             if set(wanted).isdisjoint(names):
                 continue
             try:
-                table = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
+                found = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
             except Exception as error:  # of any library
                 raise ScoreError(f"{names[0]}: {type(error).__name__}: {error}") from error
-            for name, column in zip(names, table.reshape(-1, len(names)).T):
+            for name, column in zip(names, found.reshape(-1, len(names)).T):
                 has = ~np.isnan(column)
                 values[name] = float(column[has].mean()) if has.any() else float("nan")
         return {name: values[name] for name in wanted}
@@ -210,7 +212,7 @@ class Bench:
     def _row(
         self,
         name: str,
-        task: Task,
+        request: Request,
         original: _Original,
         n_bytes: int | None,
         delay: float,
@@ -221,10 +223,10 @@ class Bench:
         seconds = None if original.rate is None else width / original.rate
         if n_bytes is not None:
             size = height * width if seconds is None else seconds
-            key = "bits_per_pixel" if seconds is None else "bitrate"
-            values = {key: 8 * n_bytes / size if size else float("nan")} | values
-        mark = fingerprint(self, number, task.file, task.delays)
-        return Row(name, task.file, delay, seconds, n_bytes, mark, values)
+            rate_name = "bits_per_pixel" if seconds is None else "bitrate"
+            values = {rate_name: 8 * n_bytes / size if size else float("nan")} | values
+        key = cache_key(self, number, request.file, request.delays)
+        return Row(name, request.file, delay, seconds, n_bytes, key, values)
 
 
 class _Original:
@@ -273,7 +275,7 @@ def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> 
     return round(float(np.median(others)) * rate) if others else 0
 
 
-def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
+def cache_key(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
     """Of all that a row depends on but the set of metrics: the file's size and time, the system,
     the settings, the delays and this version."""
     job = bench.job
@@ -296,7 +298,7 @@ def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int,
 
 
 def _asr_model() -> str:
-    from .neural import asr_model
+    from ..metrics.neural import asr_model
 
     return asr_model()
 
@@ -309,8 +311,8 @@ def _failure(file: str, system: str, error: BaseException) -> str:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
-    return f"{shape[1]} x {shape[0]} pixels, {kind},"
+    form = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
+    return f"{shape[1]} x {shape[0]} pixels, {form},"
 
 
 _bench: Bench | None = None  # of a worker process
@@ -337,7 +339,7 @@ def call(method: str, item: Any) -> Any:
 
 def lost(item: Any) -> Any:
     """What stands for the result of a process that died."""
-    if isinstance(item, Task):
+    if isinstance(item, Request):
         failure = f"{item.file}: the process that scored it died"
         return {number: Outcome(failure=failure) for number in item.wanted}
     return {}

@@ -139,7 +139,7 @@ def write_report(
 def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]:
     """All that the template draws."""
     quality = {metric.name for metric in _quality(scores)}
-    rate = _RATES[scores.kind]
+    rate = _RATES[scores.modality]
     keys = ("name", "label", "unit", "better", "source")
     names = sorted({row.file for row in scores.rows})
     shown = names[:: max(1, -(-len(names) // MAX_FILES))]
@@ -149,7 +149,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
     n_sounds = sum(1 + len(example.decoded) for example in examples)
     return {
         "title": title,
-        "kind": scores.kind,
+        "kind": scores.modality,
         "settings": list(scores.settings.items()),
         "rate": rate,
         "metrics": [
@@ -179,7 +179,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
             }
             | (
                 _images(example)
-                if scores.kind == "image"
+                if scores.modality == "image"
                 else _sounds(example, _AUDIO_BYTES // n_sounds)
             )
             for example in examples
@@ -198,7 +198,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
 
 def _quality(scores: Scores) -> list[Metric]:
     """The metrics that judge: not the rate, and not those of which more is neither good nor bad."""
-    rate = _RATES[scores.kind]["name"]
+    rate = _RATES[scores.modality]["name"]
     return [metric for metric in scores.metrics if metric.better and metric.name != rate]
 
 
@@ -388,8 +388,8 @@ def _wav(signal: np.ndarray, rate: int) -> str:
     return _address("audio/wav", data.getvalue())
 
 
-def _address(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _address(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _json(value: Any) -> str:

@@ -16,15 +16,15 @@ from ..media.audio import AUDIO_SUFFIXES
 from ..media.files import find_files
 from ..media.image import IMAGE_SUFFIXES
 from ..metrics.base import Clip, Measure
+from ..progress import Progress
 from ..usage import CodebookUsage
 from .alignment import DelayFinder
-from .bench import Align, Bench, Job, Task, begin, call, fingerprint, lost
+from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
 from .report import Example, choose_examples
 from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
 from .systems import Decoded, ScoreError, System, build_system, parse_codecs
 
-Progress = Callable[[str, int, int], None]
 ALIGNMENTS: dict[Align, str] = {
     "codec": "one delay per codec, found and removed",
     "file": "a delay per file, found and removed",
@@ -66,25 +66,27 @@ class Scoring:
             raise ScoreError(f"unknown alignment {align!r} (one of {', '.join(ALIGNMENTS)})")
         if not systems:
             raise ScoreError("nothing to compare with: name decoded files, a model or a codec")
-        kind, root, self.files = _find(Path(reference))
-        if kind == "image":
+        modality, root, self.files = _find(Path(reference))
+        if modality == "image":
             align, level, rate = "none", False, None
         if isinstance(metrics, str):
             metrics = metrics.split(",")
         names = None if metrics is None else tuple(name.strip() for name in metrics)
         if jobs < 1:
             raise ScoreError(f"jobs must be at least 1, got {jobs}")
-        self.job = Job(kind, root, tuple(systems), names, align, level, rate)
+        self.job = Job(modality, root, tuple(systems), names, align, level, rate)
         self.bench = Bench(self.job)
         for system in self.bench.systems:
-            if system.kind not in (None, kind):
-                raise ScoreError(f"{system.name} is for {system.kind}, {reference} is {kind}")
+            if system.modality not in (None, modality):
+                raise ScoreError(
+                    f"{system.name} is for {system.modality}, {reference} is {modality}"
+                )
         names = [system.name for system in self.bench.systems]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ScoreError(f"{min(twice)} is there twice; NAME=PATH gives another name")
         for measure in self.bench.measures:
             if not all(metric.default for metric in measure.metrics):
-                _try(measure, kind)
+                _try(measure, modality)
         self._jobs = min(jobs, len(self.files))
         self._delays: dict[tuple[int, int], int] = {}
 
@@ -98,24 +100,24 @@ class Scoring:
         """Score all files.
 
         Args:
-            known: rows of an earlier run; those that hold all metrics and whose fingerprint is
+            known: rows of an earlier run; those that hold all metrics and whose cache key is
                 still right are not computed again.
             on_row: called with each new row, in the order of files.
-            progress: called with what is done, of how many, and what it is.
+            progress: told the files that are done, in each stage.
         """
         report = progress or (lambda label, done, total: None)
         with _Each(self.job, self.bench, self._jobs) as each:
             if self.job.align == "codec":
                 self._delays = self._find_delays(each, report)
             known = {(row.system, row.file): row for row in known}
-            tasks, rows = self._tasks(known.values())
+            requests, rows = self._requests(known.values())
             usages = {
                 number: CodebookUsage(system.codebook_size)
                 for number, system in enumerate(self.bench.systems)
                 if system.codebook_size
             }
             failed = []
-            for i, outcomes in enumerate(each.map("work", tasks)):
+            for i, outcomes in enumerate(each.map("work", requests)):
                 for number, outcome in outcomes.items():
                     if outcome.failure:
                         failed.append(outcome.failure)
@@ -123,12 +125,12 @@ class Scoring:
                         usages[number].add(outcome.codes, outcome.counts)
                     if row := outcome.row:
                         before = known.get((row.system, row.file))
-                        if before and before.fingerprint == row.fingerprint:
+                        if before and before.cache_key == row.cache_key:
                             row = replace(row, values=before.values | row.values)
                         rows[number, row.file] = row
                         if on_row:
                             on_row(row)
-                report("scoring", i + 1, len(tasks))
+                report("scoring", i + 1, len(requests))
         return self._scores(rows, usages, list(dict.fromkeys(failed)))
 
     def examples(self, scores: Scores) -> list[Example]:
@@ -153,14 +155,14 @@ class Scoring:
             report("finding delays", i + 1, count)
         return {key: finder.delay for key, finder in total.items()}
 
-    def _tasks(self, known: Iterable[Row]) -> tuple[list[Task], dict[tuple[int, str], Row]]:
+    def _requests(self, known: Iterable[Row]) -> tuple[list[Request], dict[tuple[int, str], Row]]:
         """What is to be done, and the rows that need not be."""
         numbers = list(range(len(self.bench.systems)))
         if self.bench.without_reference:
             numbers.insert(0, -1)
         of_name = {self._name(number): number for number in numbers}
         by_key = {(of_name.get(row.system), row.file): row for row in known}
-        tasks, rows = [], {}
+        requests, rows = [], {}
         for file in self.files:
             wanted = {}
             for number in numbers:
@@ -172,8 +174,8 @@ class Scoring:
                 else:
                     wanted[number] = True
             if wanted:
-                tasks.append(Task(file, wanted, self._delays))
-        return tasks, rows
+                requests.append(Request(file, wanted, self._delays))
+        return requests, rows
 
     def _holds(self, row: Row, number: int) -> bool:
         """Whether a row is what would be computed now."""
@@ -187,7 +189,7 @@ class Scoring:
     def _is_current(self, row: Row, number: int) -> bool:
         """Whether nothing that its values depend on has changed."""
         try:
-            return row.fingerprint == fingerprint(self.bench, number, row.file, self._delays)
+            return row.cache_key == cache_key(self.bench, number, row.file, self._delays)
         except OSError:  # of a file that has gone; whoever reads it next will tell
             return False
 
@@ -225,7 +227,7 @@ class Scoring:
         order = {file: i for i, file in enumerate(self.files)}
         ordered = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order[key[1]]))]
         return Scores(
-            kind=self.job.kind,
+            modality=self.job.modality,
             systems=systems,
             rows=ordered,
             metrics=self.bench.metrics,
@@ -236,7 +238,7 @@ class Scoring:
 
     def _settings(self) -> dict[str, str]:
         found = {"reference": str(self.job.root), "files": str(len(self.files))}
-        if self.job.kind == "audio":
+        if self.job.modality == "audio":
             rate = f"{self.job.rate} Hz" if self.job.rate else "that of each reference"
             found |= {
                 "alignment": ALIGNMENTS[self.job.align],
@@ -296,10 +298,10 @@ def build_systems(
     return systems + [build_system(spec) for spec in (parse_codecs(text) if text else ())]
 
 
-def _try(measure: Measure, kind: str) -> None:
+def _try(measure: Measure, modality: str) -> None:
     """Have what needs a network loaded, or fail, before anything else is done."""
     random = np.random.default_rng(0)
-    if kind == "image":
+    if modality == "image":
         sample: Any = random.integers(256, size=(64, 64, 3), dtype=np.uint8)
     else:
         sample = Clip(random.normal(scale=0.1, size=32_000).astype(np.float32), 16_000)

@@ -33,7 +33,7 @@ class Row:
         delay: s, that was removed.
         seconds: of the reference; None for images.
         n_bytes: as coded; None where that is not known.
-        fingerprint: of all that the values depend on.
+        cache_key: digest of all that the values depend on; "fingerprint" in JSON.
         values: by name of the metric, "bitrate" (bit/s) or "bits_per_pixel" among them; NaN where
             a metric is not defined.
     """
@@ -43,13 +43,13 @@ class Row:
     delay: float
     seconds: float | None
     n_bytes: int | None
-    fingerprint: str
+    cache_key: str
     values: dict[str, float]
 
     def to_json(self) -> str:
         """One line: "key" is the file, and each metric stands under its name, as in VERSA's
         results; null where it is not defined."""
-        head = (self.file, self.system, self.delay, self.seconds, self.n_bytes, self.fingerprint)
+        head = (self.file, self.system, self.delay, self.seconds, self.n_bytes, self.cache_key)
         return json.dumps(dict(zip(_ROW_FIELDS, head)) | _finite(self.values), allow_nan=False)
 
     @classmethod
@@ -57,11 +57,15 @@ class Row:
         """What `to_json` wrote; ValueError for anything else."""
         try:
             found = json.loads(line)
-            file, system, delay, seconds, n_bytes, mark = (found.pop(key) for key in _ROW_FIELDS)
+            file, system, delay, seconds, n_bytes, cache_key = (
+                found.pop(key) for key in _ROW_FIELDS
+            )
             values = {key: math.nan if x is None else float(x) for key, x in found.items()}
             seconds = None if seconds is None else float(seconds)
             n_bytes = None if n_bytes is None else int(n_bytes)
-            return cls(str(system), str(file), float(delay), seconds, n_bytes, str(mark), values)
+            return cls(
+                str(system), str(file), float(delay), seconds, n_bytes, str(cache_key), values
+            )
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError("not a line that `vpcodec score --jsonl` wrote") from None
 
@@ -89,9 +93,9 @@ class Summary:
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
         """Of the values of all files, NaN where one has none."""
-        table = np.asarray(values, dtype=np.float64)
-        found = table[~np.isnan(table)]
-        missing = len(table) - len(found)
+        every = np.asarray(values, dtype=np.float64)
+        found = every[~np.isnan(every)]
+        missing = len(every) - len(found)
         if not len(found):
             return cls(0, missing, *[math.nan] * 6)
         low, high = _bootstrap(found) if len(found) > 1 else (math.nan, math.nan)
@@ -128,7 +132,7 @@ class Scores:
     """The result of scoring.
 
     Attributes:
-        kind: "audio" or "image".
+        modality: "audio" or "image".
         systems: as they were asked for; ORIGINAL first, where metrics without reference are among
             the metrics.
         rows: of all files and systems.
@@ -138,7 +142,7 @@ class Scores:
         settings: what was compared and how, for people.
     """
 
-    kind: str
+    modality: str
     systems: list[SystemScores]
     rows: list[Row]
     metrics: list[Metric]
@@ -149,7 +153,7 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """All but the rows, for JSON: null for what has no value."""
         return {
-            "kind": self.kind,
+            "kind": self.modality,
             "settings": self.settings,
             "systems": [
                 {
@@ -194,14 +198,14 @@ class Scores:
             for name in ("entropy", "perplexity", "cvu")
             if any(name in system.codebook for system in self.systems)
         ]
-        marks = {
+        directions = {
             "higher": "higher is better",
             "lower": "lower is better",
             "zero": "0 is best",
             "": "",
         }
         first = [_titled(describe(name)) for name in (*names, *codebook)]
-        last = [marks[describe(name).better] for name in (*names, *codebook)]
+        last = [directions[describe(name).better] for name in (*names, *codebook)]
         compared = [system for system in self.systems if system.name != ORIGINAL]
         detailed = len(compared) == 1 and len(self.rows) > len(self.systems)
         if detailed:
@@ -312,9 +316,9 @@ def _counted(summary: Summary) -> str:
 
 def _aligned(heads: list[str], columns: list[list[str]]) -> list[str]:
     """Lines of a table: the first and the last column to the left, numbers to the right."""
-    table = [[head, *column] for head, column in zip(heads, columns, strict=True)]
-    widths = [max(len(cell) for cell in column) for column in table]
-    lines: Iterable[tuple[str, ...]] = zip(*table, strict=True)
+    cells = [[head, *column] for head, column in zip(heads, columns, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in cells]
+    lines: Iterable[tuple[str, ...]] = zip(*cells, strict=True)
     return [
         "  ".join(
             cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)

@@ -68,7 +68,7 @@ class System(ABC):
     Attributes:
         name: in tables.
         spec: what `build_system` makes it of.
-        kind: "audio" or "image"; None takes both.
+        modality: "audio" or "image"; None takes both.
         identity: changes when its results may, for the same `files`: fingerprint, version of
             programs.
         codebook_size: of its tokens; None where it has none.
@@ -76,7 +76,7 @@ class System(ABC):
 
     name: str
     spec: str
-    kind: Literal["audio", "image"] | None
+    modality: Literal["audio", "image"] | None
     identity: str
     codebook_size: int | None = None
 
@@ -235,7 +235,7 @@ class Decoded(System):
         ScoreError, OSError: as `pair_files`.
     """
 
-    kind = None
+    modality = None
 
     def __init__(self, decoded: Path, references: Path, name: str | None = None) -> None:
         self.decoded = decoded
@@ -279,7 +279,7 @@ class Model(System):
         self.backend, self.threads = backend, threads
         folder = open_model(name)
         self.path = folder.path.resolve()
-        self.kind = folder.config.kind
+        self.modality = folder.config.modality
         self.identity = f"{folder.fingerprint.hex()} {backend}"
         self.codebook_size = folder.config.codebook_size
 
@@ -289,7 +289,7 @@ class Model(System):
         stats = codec.encode_file(source, coded)
         tokens = read_tokens(io.BytesIO(coded.getvalue()), coder=codec.coder)[0]
         coded.seek(0)
-        if self.kind == "image":
+        if self.modality == "image":
             codec.decode_file(coded, decoded)
             decoded.seek(0)
             pixels = with_components(load_image(decoded), stats.components)
@@ -344,7 +344,7 @@ class Opus(_Classic):
     """
 
     bitrate: int
-    kind = "audio"
+    modality = "audio"
     codec = "opus"
     example = "opus@6k"
     programs = ("opusenc", "opusdec")
@@ -408,7 +408,7 @@ class Codec2(_Classic):
     """
 
     mode: str
-    kind = "audio"
+    modality = "audio"
     codec = "codec2"
     example = "codec2@3200"
     programs = ("c2enc", "c2dec")
@@ -466,7 +466,7 @@ class _Picture(_Classic):
     """Pillow in memory, with its defaults but for the quality, from 0 to 100."""
 
     quality: int
-    kind = "image"
+    modality = "image"
     format: ClassVar[str]  # Pillow's name
     library: ClassVar[str]  # and that of what does the work
 
@@ -526,7 +526,9 @@ class WebP(_Picture):
     library = "webp"
 
 
-CODECS: dict[str, type[_Classic]] = {kind.codec: kind for kind in (Opus, Codec2, Jpeg, WebP)}
+CODECS: dict[str, type[_Classic]] = {
+    classic.codec: classic for classic in (Opus, Codec2, Jpeg, WebP)
+}
 
 
 def _parse_codec(text: str) -> _Classic:
