@@ -28,9 +28,10 @@ values are refused, and the message names the field.
     vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
 
 Overrides on the command line are `section.field=value`, with YAML values:
-`'data.train=[speech/, {path: music/, weight: 0.2}]'`. Repeat the command to resume. `--processes 4`
-trains in four processes on this machine, one per GPU; `torchrun -m vpcodec train ...` and `accelerate
-launch -m vpcodec train ...` work across machines. `data.batch_size` is per process.
+`'data.train=[speech/, {path: music/, weight: 0.2}]'`. Repeat the command to resume. With
+`--processes 4` it trains in four processes on this machine, one per GPU; `torchrun -m vpcodec train
+...` and `accelerate launch -m vpcodec train ...` work across machines. `data.batch_size` is per
+process.
 
 This page is generated from the code by `python docs/make_recipes.py`.
 """

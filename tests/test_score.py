@@ -152,7 +152,7 @@ def test_other_rates_are_brought_to_that_of_the_reference(folders):
 class Dying(System):
     """Kills its process on one file."""
 
-    name, spec, kind, identity = "dying", "", "audio", "1"
+    name, spec, modality, identity = "dying", "", "audio", "1"
 
     def _code(self, source: Path) -> Coded:
         if source.name == "1.wav":
@@ -163,7 +163,7 @@ class Dying(System):
 class Odd(System):
     """Fails in another way on each file."""
 
-    name, spec, kind, identity = "odd", "", "audio", "1"
+    name, spec, modality, identity = "odd", "", "audio", "1"
 
     def _code(self, source: Path) -> Coded:
         samples, rate = load(source)
