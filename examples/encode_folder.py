@@ -2,8 +2,8 @@
 
 python examples/encode_folder.py RECORDINGS TOKENS
 
-Writes one .npy file per recording, int64 (channels, frames), in the same sub-folders. For files that
-can be decoded to the original rate and length, use `vpcodec encode RECORDINGS TOKENS` instead.
+Writes one .npy file per recording, int64 (channels, frames), in the same sub-folders. For files
+that can be decoded to the original rate and length, use `vpcodec encode RECORDINGS TOKENS` instead.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _root(
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2, never a traceback.
 
-    Ctrl-C ends with code 130, which typer sees to.
+    After Ctrl-C, typer exits with code 130.
     """
     from .errors import USER_ERRORS, explain
 

@@ -1,4 +1,4 @@
-"""What the commands share: naming outputs, running many items, progress, errors."""
+"""What the commands share: naming outputs, processing many items, progress, errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
 
 def need_extra(extra: str, *packages: str) -> None:
-    """Refuse in one line when the packages of an extra are missing."""
+    """Raise MissingExtra if packages of an extra are not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in packages if find_spec(name) is None]
@@ -55,15 +55,25 @@ def plan(
     output_suffixes: Collection[str],
     force: bool,
 ) -> tuple[list[Item], list[Item], bool]:
-    """Pair every input with its output: items to do, items that exist already, is it one file.
+    """Pair every input with its output.
 
-    Of the files that `find` gives for a folder those that are `wanted` are taken; the others count
-    as well where results would have the same name, so that runs that want others get along.
+    The last of several inputs is the output if it is "-", has an output suffix, or is or looks like
+    a folder. Without an output, results go beside their inputs. An output that the user named is
+    replaced; one whose name is derived is kept unless `force`.
 
-    The last of several inputs is the output when it is "-", has an output suffix, or is a folder
-    or looks like one. Without an output, results stand beside their inputs, with the suffix that
-    `suffix` gives for them. A result whose name the user gave is replaced; a name that was derived
-    is kept unless `force`.
+    Args:
+        inputs: files, folders or "-".
+        output: a file, a folder, "-", or None.
+        find: lists the files of a folder.
+        wanted: which of them to take. The others still count where outputs would have the same
+            name, so that names do not depend on what is wanted.
+        input_suffixes: of files that can be inputs.
+        suffix: the suffix of the output for an input.
+        output_suffixes: of files that can be outputs.
+        force: replace existing outputs with derived names.
+
+    Returns:
+        The items to process, those whose outputs exist already, and whether it is a single file.
 
     Raises:
         UsageError: empty folder, two inputs for one output, output equal to input.
@@ -161,7 +171,7 @@ def _check(items: list[Item]) -> None:
 
 
 class ProgressBar:
-    """How much is done of all running items, on stderr when it is a terminal and takes a while."""
+    """A bar for all items, on stderr if that is a terminal and the work takes a while."""
 
     def __init__(self, label: str, n_items: int) -> None:
         self._label = label
@@ -174,7 +184,7 @@ class ProgressBar:
         self._share: dict[str, float] = {}
 
     def report(self, name: str, done: int, total: int | None) -> None:
-        """Item `name` has done `done` of `total` samples or pixels."""
+        """Item `name` has processed `done` of `total` units."""
         with self._lock:
             self._share[name] = done / total if total else 0.0
             self._show()
@@ -205,7 +215,7 @@ class ProgressBar:
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """Show on a terminal's stderr what is going on; nothing before the first text is told."""
+    """A callback that shows what is going on, on stderr if that is a terminal."""
     with ExitStack() as stack:
         spinner: Any = None
 
@@ -236,7 +246,7 @@ def run(
     fail_fast: bool,
     as_json: bool,
 ) -> None:
-    """Process items, `jobs` at a time; sum up on stderr or, with `as_json`, print a document.
+    """Process items, `jobs` at a time; summarise on stderr or, with `as_json`, print a document.
 
     `work` takes an item and a progress callback, and returns its modality and statistics.
 
@@ -278,7 +288,7 @@ def run(
         result = modality.result(stats, time.perf_counter() - began)
         return {"source": item.source, "target": item.target, "kind": modality.name} | result
 
-    def join() -> None:  # the pool forgets a thread if an interrupt comes while it starts
+    def join() -> None:  # the pool loses a thread if an interrupt arrives while it starts
         for worker in workers - {threading.current_thread()}:
             worker.join()
 
@@ -321,7 +331,7 @@ def run(
 
 @contextmanager
 def _parents(targets: Iterable[str]) -> Iterator[None]:
-    """The folders above the targets exist inside; those made but left empty go again."""
+    """Create the folders of the targets; remove those that end up empty."""
     made: set[Path] = set()
     try:
         for folder, target in {Path(target).parent: target for target in targets}.items():
@@ -339,7 +349,11 @@ def _parents(targets: Iterable[str]) -> Iterator[None]:
 
 
 def pipe_in() -> Any:
-    """Binary stdin; a terminal is refused, and so is a closed one."""
+    """Binary stdin.
+
+    Raises:
+        UsageError: it is a terminal, or closed.
+    """
     if sys.stdin is None:
         raise UsageError("stdin is closed")
     if sys.stdin.isatty():
@@ -348,7 +362,11 @@ def pipe_in() -> Any:
 
 
 def pipe_out() -> Any:
-    """Binary stdout; a terminal is refused, and so is a closed one."""
+    """Binary stdout.
+
+    Raises:
+        UsageError: it is a terminal, or closed.
+    """
     if sys.stdout is None:
         raise UsageError("stdout is closed")
     if sys.stdout.isatty():
@@ -359,7 +377,11 @@ def pipe_out() -> Any:
 class CodecCache:
     """Codecs by model name, each loaded once.
 
-    With several jobs, each file runs on one thread unless told.
+    Args:
+        backend: "onnx" or "torch".
+        device: "cpu", "cuda" or "auto".
+        threads: CPU threads per file; None: one with several jobs, else the backend's choice.
+        jobs: files processed in parallel.
     """
 
     def __init__(self, backend: str, device: str, threads: int | None, jobs: int) -> None:

@@ -13,7 +13,9 @@ from . import options
 
 def decode(
     inputs: list[str] = typer.Argument(
-        ..., metavar="IN... [OUT]", help="Token files, folders or - ; then a file, a folder or -."
+        ...,
+        metavar="IN... [OUT]",
+        help="Token files, folders or - (stdin); the output may come last.",
     ),
     output: str = options.OUTPUT,
     model: str = typer.Option(
@@ -21,21 +23,23 @@ def decode(
         "--model",
         "-m",
         help="Bundled name, folder, owner/name[@revision] or owner/name:model; "
-        "default: the file's.",
+        "default: the one that the file names.",
     ),
     backend: str = options.BACKEND,
     device: str = options.DEVICE,
     threads: int = options.THREADS,
     jobs: int = options.JOBS,
     force: bool = typer.Option(
-        False, "--force", help="Replace existing results; decode tokens of other weights."
+        False, "--force", help="Replace existing outputs; decode tokens of other weights."
     ),
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
     rate: int = typer.Option(
-        None, min=1, help="Output sample rate of audio, Hz; default: the original's."
+        None, min=1, help="Sample rate of decoded audio, Hz; default: the original rate."
     ),
-    subtype: str = typer.Option(None, help="Sample format of audio, such as PCM_24, FLOAT."),
+    subtype: str = typer.Option(
+        None, help="Sample format of decoded audio, such as PCM_24 or FLOAT."
+    ),
     raw: str = typer.Option(None, help="Write audio as headerless PCM: s16, s24, s32 or f32."),
     suffix: str = typer.Option(
         None,
@@ -43,13 +47,13 @@ def decode(
         "images.",
     ),
     recover: bool = typer.Option(
-        False, help="Put silence or grey where a file is damaged, and go on."
+        False, help="Replace damaged parts with silence or grey instead of stopping."
     ),
 ) -> None:
-    """Decode token files to audio or images: original rate, channels and size.
+    """Decode token files to audio or images, with the original rate, channels and size.
 
-    To a pipe, audio goes as WAV and an image as PNG. A folder gives all that it holds, or with
-    --model what is of the model's modality.
+    A pipe gets WAV or PNG. From a folder, all token files are decoded, or with --model those that
+    fit the model.
     """
     from ..media.files import find_files
     from ..tokenfile import TokenReader
@@ -111,7 +115,7 @@ def decode(
 
 
 def _trusted(name: str) -> str:
-    """A model that a token file names, if it is here; none is fetched on the file's word."""
+    """The model that a token file names, if it is local; nothing is fetched on a file's word."""
     from ..hub import is_local, name_of_model
     from . import common
 

@@ -15,7 +15,7 @@ def encode(
     inputs: list[str] = typer.Argument(
         ...,
         metavar="IN... [OUT]",
-        help="Audio or image files, folders or - ; then a file, a folder or -.",
+        help="Audio or image files, folders or - (stdin); the output may come last.",
     ),
     output: str = options.OUTPUT,
     model: str = options.MODEL,
@@ -26,13 +26,13 @@ def encode(
     force: bool = options.FORCE,
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
-    raw: str = typer.Option(None, help="Input is headerless PCM: s16, s24, s32 or f32."),
+    raw: str = typer.Option(None, help="The input is headerless PCM: s16, s24, s32 or f32."),
     rate: int = typer.Option(None, help="With --raw: sample rate, Hz; default: 16000."),
     channels: int = typer.Option(None, help="With --raw: channels; default: 1."),
 ) -> None:
     """Encode audio (any format, rate and channels) or images (any format and size) to tokens.
 
-    A folder gives all its audio and images, or with --model those of the model's modality.
+    From a folder, all audio and images are encoded, or with --model those that fit the model.
     """
     from ..hub import DEFAULT_MODELS
     from ..media.audio import RawFormat
@@ -58,7 +58,9 @@ def encode(
 
     alike = {modalities.of_suffix(item.source) for item in items}
     if codec is None and len(alike) == 1 and (modality := alike.pop()):
-        codecs.get(DEFAULT_MODELS[modality.name])  # a missing one is said once, not for every file
+        codecs.get(
+            DEFAULT_MODELS[modality.name]
+        )  # so a missing model is reported once, not for every file
 
     def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
         name, source = item.source, item.source

@@ -11,10 +11,10 @@ from . import options
 
 def export(
     run: Path = typer.Argument(..., help="Run folder of `vpcodec train`."),
-    output: Path = typer.Option(..., "--output", "-o", help="Model folder to make."),
+    output: Path = typer.Option(..., "--output", "-o", help="Model folder to create."),
     force: bool = options.FORCE,
 ) -> None:
-    """Export a run to ONNX, safetensors and config.json, checked against torch first."""
+    """Export a run to ONNX, safetensors and config.json, with the graphs checked against torch."""
     from . import common, modalities
 
     common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")

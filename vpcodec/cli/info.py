@@ -1,4 +1,4 @@
-"""vpcodec info: what a token file or a model is."""
+"""vpcodec info: describe a token file or a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from . import options
 
 
 def info(
-    target: str = typer.Argument(..., metavar="FILE|MODEL", help="A .tok file, - or a model."),
+    target: str = typer.Argument(
+        ..., metavar="FILE|MODEL", help="A .tok file, - (stdin), or a model."
+    ),
     as_json: bool = options.JSON,
 ) -> None:
-    """Describe a token file (and check it wholly) or a model."""
+    """Describe a token file, verifying it fully, or a model."""
     from . import common
 
     if target == "-" or os.path.isfile(target) or target.endswith(".tok"):
@@ -187,7 +189,7 @@ def _quantizer(config: QuantizerConfig) -> str:
 
 
 def _count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header (the file's hash has been checked)."""
+    """The number of parameters in a safetensors file, from its header (the hash is checked)."""
     import math
 
     from ..model_folder import ModelError

@@ -1,4 +1,4 @@
-"""vpcodec models prune: weights of a smaller model from those of a trained one."""
+"""vpcodec models prune: initial weights of a smaller model from a trained one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer
 
 def prune(
     folder: Path = typer.Argument(..., help="Model folder of a native audio model."),
-    recipe: Path = typer.Argument(..., help="Recipe of the smaller one, with its data."),
-    output: Path = typer.Option(..., "--output", "-o", help="Weights to make (.safetensors)."),
-    batches: int = typer.Option(16, min=1, help="Batches of the data to judge hidden units by."),
+    recipe: Path = typer.Argument(..., help="Recipe of the smaller model, with its data."),
+    output: Path = typer.Option(..., "--output", "-o", help="Weights to write (.safetensors)."),
+    batches: int = typer.Option(16, min=1, help="Batches of data to judge hidden units by."),
 ) -> None:
-    """Take the hidden units out of a model that matter least, down to a smaller one.
+    """Remove the hidden units of a model that matter least, to fit a smaller recipe.
 
-    Hidden layers, depths and attention_window can become smaller. Train on afterwards:
+    Hidden layers, depths and attention_window may be smaller. Continue with:
     vpcodec train RECIPE --init-from OUTPUT
     """
     from . import common

@@ -1,4 +1,4 @@
-"""Codecs: what a user holds. Audio or images to tokens and back, as arrays or files."""
+"""Codecs: audio or images to tokens and back, as arrays, streams or files."""
 
 from .. import published as _published  # noqa: F401  registers itself
 from .audio import AudioCodec, FileStats

@@ -1,4 +1,4 @@
-"""What codecs of both modalities share: the model, its facts, and the checks of tokens."""
+"""What both codecs share: the model, its properties, and the checks of token files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ Source = str | os.PathLike[str] | BinaryIO
 
 
 class Codec(ABC):
-    """A model ready to encode and decode; `Codec(...)` is the subclass for the model's modality.
+    """A model that is ready to encode and decode.
+
+    `Codec.from_pretrained` and `Codec(...)` return the subclass for the model's modality:
+    `AudioCodec` or `ImageCodec`.
 
     Args:
         model: the folder, from `vpcodec.hub.open_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
 
     Raises:
-        ModelError: a subclass is given a model of another modality.
+        ModelError: the model is for another modality than the subclass.
     """
 
-    modality: ClassVar[str] = ""  # of the models of a subclass
+    modality: ClassVar[str] = ""  # "audio" or "image" in subclasses
     _classes: ClassVar[dict[str, type[Codec]]] = {}
 
     def __init_subclass__(cls, *, modality: str | None = None, **more: Any) -> None:
@@ -68,14 +71,17 @@ class Codec(ABC):
         """Load a model by one of the names that `vpcodec.hub.open_model` takes.
 
         Args:
-            name: which model; None: the default of the class, speech-3k of `Codec`.
-            backend: "onnx" (no torch needed) or "torch".
+            name: which model; None: the default of the class, speech-3k for `Codec`.
+            backend: "onnx" (needs no torch) or "torch".
             threads: CPU threads; None leaves the choice to the backend.
             device: "cpu", "cuda" or "auto".
-            note: told what takes a while.
+            note: called with a line of text before a step that takes a while.
+
+        Returns:
+            The codec.
 
         Raises:
-            ModelError: unknown or damaged model, or one of another modality.
+            ModelError: unknown or damaged model, or one for another modality.
             ValueError: unknown backend.
         """
         if name is None:
@@ -85,25 +91,27 @@ class Codec(ABC):
 
     @property
     def name(self) -> str:
+        """The model's name, as in token files."""
         return self.config.name
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes that identify weights and configuration."""
+        """16 bytes that identify the weights and configuration."""
         return self.model.fingerprint
 
     @property
     def coder(self) -> TokenCoder | None:
-        """The entropy coder of token files; None where the model has no tables."""
+        """The entropy coder of token files; None if the model has no entropy tables."""
         return self.model.coder
 
     @property
     def hop_length(self) -> int:
-        """Samples per token, or side in pixels of the square that a token stands for."""
+        """Samples per token, or the side in pixels of the square that a token stands for."""
         return self.config.hop_length
 
     @property
     def codebook_size(self) -> int:
+        """K; tokens are integers from 0 to K - 1."""
         return self.config.codebook_size
 
     @abstractmethod
@@ -123,7 +131,7 @@ class Codec(ABC):
         name: str = "stdin",
         progress: Progress | None = None,
     ) -> Any:
-        """File or stream to token file or stream; what went through."""
+        """File or stream to token file or stream; returns statistics."""
 
     @abstractmethod
     def decode_file(
@@ -135,16 +143,16 @@ class Codec(ABC):
         force: bool = False,
         progress: Progress | None = None,
     ) -> Any:
-        """Token file or stream to file or stream; what went through."""
+        """Token file or stream to file or stream; returns statistics."""
 
     @abstractmethod
     def _fits(self, header: TokenHeader) -> bool:
-        """Whether tokens have the modality and the rates of this model's."""
+        """Whether tokens have the modality and the rates of this model."""
 
     def _read(
         self, source: Source | TokenReader, stack: ExitStack, *, recover: bool, force: bool
     ) -> TokenReader:
-        """A reader at its first block, of tokens that this model may decode."""
+        """A reader at its first block, with tokens that this model may decode."""
         reader = source
         if not isinstance(source, TokenReader):
             named = not hasattr(source, "read")
@@ -181,6 +189,6 @@ class CountedOutput:
 
 
 def open_target(target: Source, stack: ExitStack) -> CountedOutput:
-    """A stream as it is, or a file that appears whole when `stack` ends, or not at all."""
+    """A stream, or a file that appears complete when `stack` ends, or not at all."""
     stream = hasattr(target, "write")
     return CountedOutput(target if stream else stack.enter_context(atomic_output(target)))

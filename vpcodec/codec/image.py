@@ -21,16 +21,16 @@ LOST = 128  # the grey of patches whose tokens are lost
 
 
 class ImageCodec(Codec, modality="image"):
-    """An image model ready to encode and decode; see `Codec`.
+    """An image model that is ready to encode and decode; see `Codec`.
 
-    Any size is taken: images are continued beyond their right and lower edges up to whole windows
-    of the model, and large ones are coded tile by tile, with the tokens and pixels of the whole.
-    Grey is coded as RGB of equal channels, an alpha plane as a grey picture of its own.
+    Images may have any size. They are extended beyond their right and lower edges to whole windows
+    of the model. Large ones are coded in tiles, with exactly the tokens and pixels of the whole.
+    Grey is coded as RGB with equal channels, an alpha plane as a grey image of its own.
     """
 
     @property
     def bits_per_pixel(self) -> float:
-        """Nominal, of one channel of tokens."""
+        """Nominal bits per pixel of one channel of tokens."""
         return self.config.bits_per_pixel
 
     def encode(self, pixels: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
@@ -46,7 +46,7 @@ class ImageCodec(Codec, modality="image"):
             ceil(H / hop_length), columns = ceil(W / hop_length).
 
         Raises:
-            ValueError: wrong shape or dtype, no pixels, floats outside [0, 1].
+            ValueError: wrong shape or dtype, no pixels, or floats outside [0, 1].
         """
         pixels = _check_pixels(pixels)
         height, width, components = pixels.shape
@@ -78,7 +78,7 @@ class ImageCodec(Codec, modality="image"):
         Args:
             tokens: (rows, columns) or (channels, rows, columns) integers in [0, codebook_size).
             size: height and width to cut to; None: rows and columns times hop_length.
-            components: of the result, 1 (grey) or 3 (RGB) from one channel, 2 or 4 (with alpha)
+            components: of the result: 1 (grey) or 3 (RGB) from one channel, 2 or 4 (with alpha)
                 from two; None: 3 or 4.
             progress: told the pixels that are done.
 
@@ -86,8 +86,8 @@ class ImageCodec(Codec, modality="image"):
             (H, W, components) uint8.
 
         Raises:
-            ValueError: wrong shape or dtype, a token out of range, size or components that do not
-                fit the tokens.
+            ValueError: wrong shape or dtype, a token out of range, or a size or components that do
+                not fit the tokens.
         """
         tokens = check_tokens(tokens, "(C, rows, columns)", self.codebook_size)
         channels, rows, columns = tokens.shape
@@ -114,7 +114,7 @@ class ImageCodec(Codec, modality="image"):
     ) -> np.ndarray:
         """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
 
-        Tiles of which no token is `known`, bool (rows, columns), are skipped and hold anything.
+        Tiles without a `known` token, bool (rows, columns), are skipped; their pixels are undefined.
         """
         hop = self.hop_length
         height, width, components = shape
@@ -135,7 +135,7 @@ class ImageCodec(Codec, modality="image"):
         return pixels
 
     def header(self, height: int, width: int, components: int) -> ImageHeader:
-        """What a file with the tokens of an image (H, W, components) says about it."""
+        """The header of a token file for an image (H, W, components)."""
         return ImageHeader(
             model=self.name,
             fingerprint=self.fingerprint,
@@ -158,13 +158,14 @@ class ImageCodec(Codec, modality="image"):
         """Image file (or binary stream) to token file (or stream).
 
         Args:
-            source: a path to any image that Pillow reads, or a stream.
-            target: path of the token file, which appears whole or not at all, or a stream.
-            name: of a stream, in errors.
+            source: path of any image that Pillow reads, or a stream.
+            target: path of the token file, which appears complete or not at all, or a stream.
+            name: of a stream, for error messages.
             progress: told the pixels that are done.
 
         Raises:
-            ImageError, OSError: source or target cannot be used.
+            ImageError: the source cannot be read.
+            OSError: source or target cannot be opened or written.
         """
         pixels = load_image(source, name=name)
         height, width, components = pixels.shape
@@ -190,18 +191,18 @@ class ImageCodec(Codec, modality="image"):
         """Token file (or binary stream) to image file (or stream).
 
         Args:
-            source: path of a token file, a stream, or a reader that is at its first block.
-            target: path of the image file, which appears whole or not at all, or a stream.
-            format: a suffix such as "png"; None: that of the path, PNG for streams.
-            recover: paint patches grey whose tokens are damaged instead of stopping there (a
-                reader has its own setting).
-            force: decode although the tokens are another model's.
+            source: path of a token file, a stream, or a reader at its first block.
+            target: path of the image file, which appears complete or not at all, or a stream.
+            format: a suffix such as "png"; None: that of the path, or PNG for streams.
+            recover: paint patches with damaged tokens grey instead of stopping (a reader has its
+                own setting).
+            force: decode tokens of other weights all the same.
             progress: told the pixels that are done.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
-            ImageError, OSError: source or target cannot be used, which is found out before the
-                network runs.
+            ImageError: the target cannot hold the image.
+            OSError: source or target cannot be opened or written.
         """
         with ExitStack() as stack:
             reader = self._read(source, stack, recover=recover, force=force)
@@ -261,7 +262,7 @@ class ImageCodec(Codec, modality="image"):
 
 @dataclass(frozen=True)
 class ImageStats:
-    """What went through `encode_file` or `decode_file`.
+    """Statistics of `encode_file` or `decode_file`.
 
     Attributes:
         width, height: pixels.
@@ -280,11 +281,12 @@ class ImageStats:
 
     @property
     def channels(self) -> int:
-        """Of the tokens: 2 where there is alpha, else 1."""
+        """Channels of the tokens: 2 with alpha, else 1."""
         return _channels(self.components)
 
     @property
     def n_pixels(self) -> int:
+        """Width times height."""
         return self.width * self.height
 
     @property
@@ -324,7 +326,7 @@ def _spans(n_tokens: int, hop: int, window: int, halo: int) -> list[_Span]:
 
 
 def _cut(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """Part of an array (H, W, ...), which goes on beyond its edges with their last values."""
+    """Part of an array (H, W, ...), extended beyond its edges with their last values."""
     part = array[top:bottom, left:right]
     missing = [(0, bottom - top - part.shape[0]), (0, right - left - part.shape[1])]
     return np.pad(part, missing + [(0, 0)] * (array.ndim - 2), mode="edge")

@@ -110,7 +110,8 @@ def build_system(
 
     Args:
         spec: which.
-        backend, threads: of models.
+        backend: that runs models, "onnx" or "torch".
+        threads: CPU threads of a model.
         references: the folder or file with the originals, of decoded files.
 
     Raises:
