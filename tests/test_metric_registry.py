@@ -156,8 +156,8 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
         ("audio", "pesk_wb", "no metric 'pesk_wb'; did you mean pesq_wb.*si_sdr"),
         ("audio", "STOI", "no metric 'STOI'; did you mean stoi"),
         ("audio", "xyz", "no metric 'xyz'; there are pesq_wb"),
-        ("audio", "psnr", "psnr is no metric of audio; there are pesq_wb"),
-        ("image", "snr", "snr is no metric of images; there are psnr, ssim, ms_ssim, lpips"),
+        ("audio", "psnr", "psnr is not a metric of audio; there are pesq_wb"),
+        ("image", "snr", "snr is not a metric of images; there are psnr, ssim, ms_ssim, lpips"),
         ("audio", "cvu", "cvu is measured of each codec"),
     ],
 )

@@ -1,11 +1,11 @@
 """Entropy coding of audio tokens: an rANS coder driven by a small integer network.
 
 A token is split into digits (the levels of FSP and FSQ, or the path to a code in a tree over the
-codebook). The probabilities of each digit come from one hidden layer that sees the digits of earlier
-frames, two running averages of older ones, and the digits of the frame that are already known. All
-of it is integer arithmetic on tables that belong to the model, so encoder and decoder agree on every
-machine: matrix products run in float32 on integers whose sums stay below 2^24, where float32 is
-exact in any order of summation. docs/token-format.md specifies the coding.
+codebook). The probabilities of each digit come from one hidden layer that sees the digits of
+earlier frames, two running averages of older ones, and the digits of the frame that are already
+known. All of it is integer arithmetic on tables that belong to the model, so encoder and decoder
+agree on every machine: matrix products run in float32 on integers whose sums stay below 2^24, where
+float32 is exact in any order of summation. docs/token-format.md specifies the coding.
 
 A block is cut into lanes of `lane` frames that do not see each other. The network runs on all lanes
 at once, and one rANS state codes their digits in turn.
@@ -286,7 +286,7 @@ class TokenCoder:
         np.add(later, self.current[k].take(digits, 0), out=later)
 
     def _cumulative(self, sums: np.ndarray, k: int) -> np.ndarray:
-        """(N, D * H) sums -> (levels[k] + 1, N) int64 from 0 to 2^PRECISION, strictly increasing."""
+        """(N, D * H) sums -> (levels[k] + 1, N) int64, 0 to 2^PRECISION, strictly increasing."""
         units = np.clip(sums[:, k * self.hidden : (k + 1) * self.hidden], 0, HIDDEN_MAX)
         np.floor(units, out=units)
         logits = self.output[k] @ units.T

@@ -82,8 +82,8 @@ def bundled_folders() -> dict[str, Path]:
 def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) -> ModelFolder:
     """Find a model by a name that `--model` and `Codec.from_pretrained` take.
 
-    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from the Hub
-    are checked against their hashes; one that is damaged in the cache is fetched once more.
+    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from the
+    Hub are checked against their hashes; one that is damaged in the cache is fetched once more.
 
     Args:
         name: a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or a name
@@ -131,7 +131,7 @@ def is_local(name: str) -> bool:
 
 
 def bundled_coder(header: TokenHeader) -> TokenCoder | None:
-    """The entropy coder of the bundled model that made a token file; None if there is no such model."""
+    """The entropy coder of the bundled model that made a token file; None if there is none."""
     folder = bundled_folders().get(header.model)
     try:
         model = None if folder is None else read_folder(folder)

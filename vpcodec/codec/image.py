@@ -114,7 +114,8 @@ class ImageCodec(Codec, modality="image"):
     ) -> np.ndarray:
         """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
 
-        Tiles without a `known` token, bool (rows, columns), are skipped; their pixels are undefined.
+        Tiles without a `known` token, bool (rows, columns), are skipped: their pixels are
+        arbitrary.
         """
         hop = self.hop_length
         height, width, components = shape

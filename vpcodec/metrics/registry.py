@@ -1,4 +1,4 @@
-"""All metrics in the order of tables, and the choice among them."""
+"""All metrics in table order, and the choice among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST = ("speech", "audio", "prosody", "neural", "image")  # modules; others fol
 
 
 def _measures() -> tuple[Measure, ...]:
-    """What registered, once every module of this folder is imported."""
+    """All measures, after importing every module of this folder."""
     names = sorted(module.name for module in iter_modules(_FOLDERS))
     others = [name for name in names if name not in (*FIRST, "base", "registry")]
     modules = [import_module(f".{name}", __package__).__name__ for name in (*FIRST, *others)]
@@ -83,12 +83,16 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
 def choose(
     modality: Literal["audio", "image"], names: Sequence[str] | None = None
 ) -> tuple[list[Measure], list[Metric], dict[str, str]]:
-    """What to compute: the measures, the metrics that they give and were asked for, both in the
-    order of tables, and for each that is left out, for want of a package, a line that says so.
+    """Choose what to compute.
 
     Args:
-        names: of metrics; "all" stands for each one of the modality whose packages are there. None:
-            the defaults.
+        modality: of the files.
+        names: of metrics; "all" stands for every metric of the modality whose packages are
+            installed. None: the defaults.
+
+    Returns:
+        The measures and the metrics, both in table order; and for each metric that is left out
+        because a package is missing, a line that says so.
 
     Raises:
         MetricError: a name that is not a metric of this modality, or one whose package is missing.
@@ -112,7 +116,7 @@ def choose(
 
 
 def _why_not(metric: Metric) -> str:
-    """Empty for a metric whose packages are there."""
+    """Why a metric cannot be computed; empty if it can."""
     if not metric.missing:
         return ""
     plural = "s" if len(metric.missing) > 1 else ""
@@ -121,9 +125,9 @@ def _why_not(metric: Metric) -> str:
 
 def _unknown(name: str, modality: str, known: dict[str, Metric]) -> str:
     if name in METRICS:
-        problem = f"{name} is no metric of {'images' if modality == 'image' else modality}"
+        problem = f"{name} is not a metric of {'images' if modality == 'image' else modality}"
     elif name in SYSTEM_METRICS:
-        problem = f"{name} is measured of each codec without being named"
+        problem = f"{name} is always measured, without being named"
     else:
         near = difflib.get_close_matches(name.lower(), known, 1)
         problem = f"there is no metric {name!r}" + (f"; did you mean {near[0]}?" if near else "")

@@ -13,12 +13,12 @@ class LFQ(Quantizer):
     """The sign of each dimension (MAGVIT-v2, arXiv 2310.05737): K = 2^D codes in {-1, 1}^D.
 
     Loss: entropy_weight (E[H(p(c|z))] - H(E[p(c|z)])) + commitment mean (z - sg(c))^2, with
-    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be sure, all together should use every
-    code. p factorises over the dimensions, so the first entropy is a sum over them, and the average
-    over all codes is, exactly, one product of two matrices of 2^(D/2) columns.
+    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be certain, and all together should
+    use every code. p factorises over the dimensions, so the first entropy is a sum over them, and
+    the average over all codes is, exactly, one product of two matrices of 2^(D/2) columns.
 
-    Our own: vector-quantize-pytorch holds N x K probabilities, drops the result of its all-reduce
-    (two processes get the entropy of half a distribution), and returns int32.
+    We do not use vector-quantize-pytorch: it holds N x K probabilities, drops the result of its
+    all-reduce (two processes get the entropy of half a distribution), and returns int32.
 
     Args:
         dim: D, bits per token, at most 24.

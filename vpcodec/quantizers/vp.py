@@ -26,13 +26,13 @@ MOST_STEPS = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `VP.calibrate` found.
+    """The result of `VP.calibrate`.
 
     Attributes:
         eta: the factor of the radii that was set.
         mh_steps: the number of steps that was set.
-        noise: mean squared length of the perturbation with it, rejected ones counted as zero.
-        error: mean squared quantization error that it stands for.
+        noise: mean squared length of the perturbation, counting rejected proposals as zero.
+        error: mean squared quantization error that the noise should match.
     """
 
     eta: float
@@ -42,36 +42,36 @@ class Calibration:
 
 
 class VP(QueueQuantizer):
-    """Perturbs latents as a codebook of K codes would, and makes the codebook afterwards.
+    """Perturbs latents as a codebook of K codes would; the codebook is fitted afterwards.
 
     With D_m(z) the distance from z to its m-th nearest of the recent latents S, a token proposes
-    z' = z + u, u uniform in the ball of radius R(z) = eta D_M(z), M = |S| / K (eq. 3), and takes it
-    with the probability min{1, [D_k(z) D_M(z) / (D_k(z') D_M(z'))]^D} (eq. 8), or never if the way
-    back is longer than R(z') (eq. 7): a Metropolis-Hastings step that leaves the density
-    D_k(z)^-D unchanged. Otherwise z stays as it is. The perturbation is detached, so gradients
-    pass. The loss pulls mean and variance of the latents to 0 and 1 (eq. 11).
+    z' = z + u, with u uniform in the ball of radius R(z) = eta D_M(z), M = |S| / K (eq. 3). It
+    accepts with probability min{1, [D_k(z) D_M(z) / (D_k(z') D_M(z'))]^D} (eq. 8), and never if the
+    way back is longer than R(z') (eq. 7): a Metropolis-Hastings step that leaves the density
+    D_k(z)^-D unchanged. Otherwise z stays. The perturbation is detached, so gradients pass. The
+    loss pulls the mean and variance of the latents to 0 and 1 (eq. 11).
 
-    Both distances are estimated from the newest `search_size` latents S' of the queue, so that the
-    cost does not grow with K: with j = max(k, M'), M' = M |S'| / |S|, D_M is taken as
-    D_j(z) (M' / j)^(1/D), D_k as D_k on S'. Latents of S' that coincide (digital silence) count
-    once, so that they too get noise of the size of their cell. With `search_size=None` the whole
-    queue is searched.
+    Both distances are estimated from the newest `search_size` latents S' of the queue, so the cost
+    does not grow with K. With j = max(k, M') and M' = M |S'| / |S|, D_M is estimated as
+    D_j(z) (M' / j)^(1/D) on S', and D_k as D_k on S'. Latents of S' that coincide (digital silence)
+    count once, so that they get noise of the size of their cell too. With `search_size=None` the
+    whole queue is searched.
 
-    The codebook is made by `fit`, and only by it; eval needs it.
+    Only `fit` makes the codebook; eval needs it.
 
     Args:
         dim: D, 3 to 5 in the paper.
         codebook_size: K.
-        eta: radius of the proposals over D_M. The paper's 1 gives about half of the power of a
-            codebook's error, since about half of the proposals are rejected; 1.5 is about
-            right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
-        mh_steps: Metropolis-Hastings steps per token, at least (`calibrate` may raise them).
+        eta: radius of the proposals over D_M. The paper's 1 gives about half the power of a
+            codebook's error, because about half of the proposals are rejected; 1.5 is about right
+            for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
+        mh_steps: least Metropolis-Hastings steps per token; `calibrate` may raise them.
         neighbors: k of the density estimate.
-        search_size: |S'|, newest latents that are searched; None: all of the queue.
-        queue_size: |S|; default 16 K, at least 65,536.
+        search_size: |S'|, the newest latents that are searched; None: the whole queue.
+        queue_size: |S|; None: 16 K, at least 65,536.
         push_size: latents added per step and process.
-        metropolis: False accepts all proposals (the paper's ablation).
-        seed: of the random numbers; None draws it from torch's.
+        metropolis: False accepts all proposals (an ablation of the paper).
+        seed: of the random numbers; None draws one from torch's.
 
     Raises:
         ValueError: a size or number that is not positive.
@@ -110,7 +110,7 @@ class VP(QueueQuantizer):
         self.register_buffer("eta", torch.tensor(float(eta)))
 
     def forward(self, latents: torch.Tensor) -> Quantized:
-        """(..., D) latents -> perturbed (training) or nearest codes (eval)."""
+        """(..., D) latents -> perturbed latents (training) or nearest codes (eval)."""
         with torch.autocast(latents.device.type, enabled=False):
             z = self.check_latents(latents)
             loss = moment_loss(z, 1.0, shared=self.training)
@@ -123,9 +123,15 @@ class VP(QueueQuantizer):
 
     @torch.no_grad()
     def perturb(self, latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(..., D) float32 latents -> perturbed ones and statistics; the queue takes some of them.
+        """Perturb latents, and add some of them to the queue.
 
-        The very first latents are searched among themselves; later ones among those before.
+        The very first latents are searched among themselves, later ones among earlier ones.
+
+        Args:
+            latents: (..., D) float32.
+
+        Returns:
+            (..., D) perturbed latents, and statistics.
         """
         flat = latents.reshape(-1, self.dim)
         if len(flat) == 0 and processes() == 1:
@@ -148,13 +154,18 @@ class VP(QueueQuantizer):
         max_iterations: int = 100,
         progress: Progress | None = None,
     ) -> KMeans:
-        """Make the codebook by k-means; see `kmeans` for the arguments and for what is refused.
+        """Fit the codebook by k-means.
 
         Args:
-            latents: (..., D) latents, or an iterable of batches of them, such as the latents of a
-                training set; None: those in the queue. Processes of a group must give the same;
-                their queues are the same anyway, and nothing is exchanged.
+            latents: (..., D) latents, or an iterable of batches, such as the latents of a training
+                set; None: those in the queue. Processes of a group must pass the same latents
+                (their queues are equal); nothing is exchanged.
             seed: the same seed and latents give the same codebook.
+            max_iterations: most passes over the latents in memory.
+            progress: told the passes that are done.
+
+        Returns:
+            The result of `kmeans`.
 
         Raises:
             ValueError: latents of another width, not finite, or too few different ones.
@@ -173,7 +184,7 @@ class VP(QueueQuantizer):
         return result
 
     def forget_codebook(self) -> None:
-        """Be without a codebook again, as when training goes on."""
+        """Drop the codebook, as when training continues."""
         self.codebook = self.codebook[:0]
 
     @torch.no_grad()
@@ -186,15 +197,18 @@ class VP(QueueQuantizer):
     ) -> Calibration:
         """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
 
-        Strength is the mean squared length over all tokens, those whose proposal was rejected
-        included. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
+        The strength is the mean squared length over all tokens, including those whose proposal was
+        rejected. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
         leave, the number of steps grows.
 
         Args:
             latents: (..., D) latents to measure on; None: those in the queue.
-            error: mean squared error of a codebook of K codes on them, if it is known (`fit`
-                returns it); None: k-means is run for it, and the codebook is left alone.
+            error: mean squared error of a codebook of K codes on them, if known (`fit` returns it);
+                None: k-means is run to estimate it, and the codebook is left alone.
             seed: of k-means and of the measurement.
+
+        Returns:
+            What was set.
 
         Raises:
             ValueError: too few latents, or an error that 8 steps do not reach.
@@ -243,18 +257,18 @@ def _match(walk: Walk, latents: torch.Tensor, error: float, seed: int) -> Calibr
             return Calibration(eta, walk.steps, found, error)
         if found < error and eta == LARGEST_ETA:
             return None
-        # about eta^1.5, since fewer of the longer proposals are accepted
+        # grows about as eta^1.5, because fewer of the longer proposals are accepted
         eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
         eta = min(eta, LARGEST_ETA)
     return None
 
 
 def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
-    """Mean squared error that a codebook made of very many latents would have, within some 5 %.
+    """Mean squared error of a codebook fitted to very many latents, to about 5 %.
 
-    A codebook of few latents serves those too well and others too badly. Of Gaussian, uniform and
-    speech latents, with 4 to 256 per code, a third of the one error and two thirds of the other
-    come closest to what both tend to.
+    A codebook fitted to few latents fits those too well and others too badly. For Gaussian, uniform
+    and speech latents, 4 to 256 per code, a third of the former error plus two thirds of the latter
+    is closest to the common limit.
     """
     if len(latents) < 2 * LEAST_PER_CODE * codebook_size:
         raise ValueError(
