@@ -1,7 +1,7 @@
-"""Codecs that others published: SQCodec and its second version, L3AC.
+"""Codecs published by others: SQCodec and its second version, L3AC.
 
-All of it is here, and nobody below names it: importing this room registers the architecture with
-the backends and the names of the models with the hub.
+Everything about them is here, and no module outside names them: importing this package registers
+the architecture with the backends and the names of the models with the hub.
 """
 
 from ..backends import register

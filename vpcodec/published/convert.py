@@ -42,20 +42,23 @@ def convert(
     commit: str = "",
     force: bool = False,
 ) -> ModelFolder:
-    """Make a model folder of published weights.
+    """Make a model folder from published weights.
 
-    The weights are kept as they are, in model.safetensors; the graphs hold them folded.
+    model.safetensors keeps the weights as published; the graphs hold them folded.
 
     Args:
         files: module -> its .pt file, for all of `MODULES`.
-        published: what they are.
-        target: appears whole or not at all.
-        commit: of the repository, where they came from there.
+        published: which model they are.
+        target: the folder, which appears complete or not at all.
+        commit: of the repository that they came from, if any.
         force: replace an existing folder.
 
+    Returns:
+        The model folder.
+
     Raises:
-        ModelError: the files are not those weights, or their graphs differ from torch.
-        FileExistsError: target exists and not `force`.
+        ModelError: the files are not those weights, or the graphs differ from torch.
+        FileExistsError: target exists, without `force`.
     """
     with atomic_folder(target, force=force, mark=CONFIG) as folder:
         config = published.config
@@ -150,8 +153,8 @@ tags: [audio, codec, tokenizer, sqcodec]
 {config.description}
 
 The published weights of {weights}, by their authors, converted by
-vpcodec {__version__}, not trained anew. {config.sample_rate} Hz, {config.frame_rate:.2f} tokens/s
-from one codebook of {config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal.
+vpcodec {__version__} without further training. {config.sample_rate} Hz, {config.frame_rate:.2f}
+tokens/s from one codebook of {config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal.
 
     vpcodec encode in.wav out.tok --model {published.spec}
 
@@ -161,6 +164,6 @@ SHA-256 of the files that were converted:
 
 ## Limits
 
-Not causal: it codes whole clips or long windows, no live streams. The authors' code is MIT; where
+Not causal: for whole clips or long windows, not for live streams. The authors' code is MIT; where
 this card says "unknown", ask them about the licence of the weights.
 """

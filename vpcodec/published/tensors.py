@@ -1,8 +1,8 @@
-"""The one list of the published tensors: their names and shapes, and what becomes of each.
+"""The list of the published tensors: their names and shapes, and how each is folded.
 
-Published names are "module.name in its file". An entry of the list is a layer: where it is in the
-published files, where in `SQCodecAutoencoder`, its published shapes, and its folding into the
-matrices of ours; see `network` for what is folded.
+Published names are "module.name in its file". An entry of the list is a layer: its place in the
+published files and in `SQCodecAutoencoder`, its published shapes, and how it is folded into our
+matrices; `network` says what is folded.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ def expected_shapes(config: SQCodecConfig) -> dict[str, tuple[int, ...]]:
 
 
 def fold(published: Mapping[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
-    """Published tensors to the state of `SQCodecAutoencoder`; in float64, given in float32.
+    """Published tensors to the state dict of `SQCodecAutoencoder`, computed in float64.
+
+    Returns:
+        Float32 tensors.
 
     Raises:
-        RuntimeError: a tensor is missing, or of another shape.
+        RuntimeError: a tensor is missing or has another shape.
     """
     source = _Source(published)
     try:

@@ -1,4 +1,4 @@
-"""One file through all systems: what comes out, in line with the original, and its values."""
+"""One file through all systems: code it, align the result, and compute the metrics."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from .scores import ORIGINAL, Row
 from .systems import Coded, ScoreError, System, with_components
 
 Align = Literal["codec", "file", "none"]
-LONGEST_DIFFERENCE = 0.5  # s, of the lengths of an original and its decoded file
+LONGEST_DIFFERENCE = 0.5  # s, between the lengths of an original and its decoded file
 
 _USER_ERRORS = (ValueError, OSError, MemoryError)  # AudioError, ScoreError ... are ValueErrors
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is compared and how; the same in all processes.
+    """What to compare and how; the same in all processes.
 
     Attributes:
         modality: "audio" or "image".
         root: folder of the references.
-        systems: that are scored.
-        metrics: names; None for the default ones.
-        align: how delays are found; nothing is for images.
+        systems: to score.
+        metrics: names; None: the default metrics.
+        align: how delays are estimated; images have none.
         level: whether decoded audio gets the power of its reference.
-        rate: Hz at which audio is compared; None for that of each reference.
+        rate: Hz at which audio is compared; None: the rate of each reference.
     """
 
     modality: Literal["audio", "image"]
@@ -53,16 +53,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Request:
-    """A file, what to do with it, and what was found of it."""
+    """A file, what to compute for it, and the delays."""
 
     file: str
-    wanted: dict[int, bool]  # number of a system -> whether rows are wanted, or only its tokens
+    wanted: dict[int, bool]  # number of a system -> whether a row is wanted, or only tokens
     delays: Mapping[tuple[int, int], int]  # (number, rate) -> samples
 
 
 @dataclass
 class Outcome:
-    """Of one file and one system: a row or why there is none, and how often codes occurred."""
+    """For one file and system: a row or why there is none, and how often codes occurred."""
 
     row: Row | None = None
     failure: str | None = None
@@ -71,7 +71,7 @@ class Outcome:
 
 
 class Bench:
-    """Systems and metrics, ready to work on one file after another; one for each process."""
+    """Systems and metrics, ready to process one file after another; one per process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -81,12 +81,14 @@ class Bench:
 
     @property
     def without_reference(self) -> bool:
-        """Whether some metrics say something of the originals alone."""
+        """Whether some metrics need no reference, so that the originals are scored too."""
         return any(not metric.needs_reference for metric in self.metrics)
 
     def find_delays(self, file: str) -> dict[tuple[int, int], DelayFinder]:
-        """(number of the system, rate) -> a finder that knows this file; {} if it cannot be used,
-        of which `work` will tell."""
+        """(number of the system, rate) -> a finder with this file.
+
+        Empty if the file cannot be used; `work` reports why.
+        """
         found = {}
         try:
             reference, rate = self._reference(file)
@@ -104,7 +106,7 @@ class Bench:
         return found
 
     def work(self, request: Request) -> dict[int, Outcome]:
-        """Number of the system -> outcome; -1 stands for the originals."""
+        """Number of the system (-1: the originals) -> outcome."""
         try:
             original = _Original(*self._reference(request.file))
         except _USER_ERRORS as error:
@@ -120,8 +122,10 @@ class Bench:
         return outcomes
 
     def example(self, file: str, delays: Mapping[tuple[int, int], int]) -> tuple[Any, Any, dict]:
-        """Reference, rate, and system -> what came out, aligned and of the same shape; systems that
-        fail are left out."""
+        """Reference, rate, and system -> decoded signal, aligned and of the same shape.
+
+        Systems that fail are left out.
+        """
         original = _Original(*self._reference(file))
         decoded = {}
         for number, system in enumerate(self.systems):
@@ -154,7 +158,7 @@ class Bench:
         return outcome
 
     def _reference(self, file: str) -> tuple[np.ndarray, int | None]:
-        """(C, T) and the rate of comparison, or (H, W, C) and None."""
+        """(C, T) and the rate at which audio is compared, or (H, W, C) and None."""
         path = self.job.root / file
         if self.job.modality == "image":
             return load_image(path), None
@@ -169,8 +173,7 @@ class Bench:
         number: int,
         delays: Mapping[tuple[int, int], int],
     ) -> tuple[np.ndarray, slice, float]:
-        """What came out, the span of the reference that it is to be compared with, and the delay
-        that was removed, s."""
+        """The decoded signal, the span of the reference to compare, and the removed delay, s."""
         reference, rate = original.signal, original.rate
         decoded = _at(coded, rate)
         if rate is None:
@@ -230,14 +233,14 @@ class Bench:
 
 
 class _Original:
-    """A reference, (C, T) and its rate or (H, W, C) and None, and what metrics take of it."""
+    """A reference, (C, T) and its rate or (H, W, C) and None, with cached inputs of metrics."""
 
     def __init__(self, signal: np.ndarray, rate: int | None) -> None:
         self.signal, self.rate = signal, rate
         self._clips: dict[tuple[int, int, int], list[Any]] = {}
 
     def clips(self, span: slice = slice(None)) -> list[Any]:
-        """Of a span of the samples; the same ones whenever it is asked for."""
+        """The inputs of metrics for a span of the samples, made once for each span."""
         key = span.indices(self.signal.shape[1])
         if key not in self._clips:
             self._clips[key] = _wrapped(self.signal[:, span], self.rate)
@@ -245,12 +248,12 @@ class _Original:
 
 
 def _wrapped(signal: np.ndarray, rate: int | None) -> list[Any]:
-    """What measures take: clips of the channels, or the image."""
+    """The inputs of measures: clips of the channels, or the image."""
     return [signal] if rate is None else [Clip(channel, rate) for channel in signal]
 
 
 def _at(coded: Coded, rate: int | None) -> np.ndarray:
-    """The signal at the rate of comparison."""
+    """The signal at the rate at which it is compared."""
     if coded.rate == rate:
         return coded.signal
     if coded.rate is None or rate is None:
@@ -259,7 +262,7 @@ def _at(coded: Coded, rate: int | None) -> np.ndarray:
 
 
 def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image with the channels of the reference, where that changes nothing that is seen."""
+    """The image with the components of the reference, if that changes nothing visible."""
     if decoded.shape[:2] == shape[:2]:
         other = with_components(decoded, shape[2])
         if np.array_equal(with_components(other, decoded.shape[2]), decoded):
@@ -268,7 +271,7 @@ def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> int:
-    """The delay of a system in samples: found at this rate, else the median of others."""
+    """The delay of a system in samples: estimated at this rate, else the median of other rates."""
     if (number, rate) in delays:
         return delays[number, rate]
     others = [delay / other for (of, other), delay in delays.items() if of == number]
@@ -276,8 +279,10 @@ def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> 
 
 
 def cache_key(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
-    """Of all that a row depends on but the set of metrics: the file's size and time, the system,
-    the settings, the delays and this version."""
+    """Digest of all that a row depends on, except the set of metrics.
+
+    That is the size and time of the file, the system, the settings, the delays and this version.
+    """
     job = bench.job
     paths = [job.root / file]
     identity = ORIGINAL
@@ -315,11 +320,11 @@ def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]} pixels, {form},"
 
 
-_bench: Bench | None = None  # of a worker process
+_bench: Bench | None = None  # in a worker process
 
 
 def begin(job: Job) -> None:
-    """Make the bench of a worker process, which ends with the one that started it."""
+    """Make the bench of a worker process, which ends when its parent does."""
     global _bench
     parent = os.getppid()
 
@@ -338,7 +343,7 @@ def call(method: str, item: Any) -> Any:
 
 
 def lost(item: Any) -> Any:
-    """What stands for the result of a process that died."""
+    """The result in place of that of a process that died."""
     if isinstance(item, Request):
         failure = f"{item.file}: the process that scored it died"
         return {number: Outcome(failure=failure) for number in item.wanted}
