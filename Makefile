@@ -1,11 +1,12 @@
-# make demo: install and hear the codec; make test: install everything and run the tests.
+# make demo: install and hear the codec; make test: install everything and run the tests;
+# make docs: the documentation with the API reference, in site/.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Bytecode as pip makes it: without, each start of the program compiles all that it imports.
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.core
 	@mkdir -p demo
@@ -22,6 +23,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.docs
+	$(BIN)/python docs/make_metrics.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/bin/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
@@ -34,5 +39,9 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/uv
 	$(UV) --editable ".[train,score,dev]"
 	@touch $@ $(VENV)/.core
 
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/uv
+	$(UV) --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) demo build dist site

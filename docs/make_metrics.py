@@ -1,4 +1,4 @@
-"""Makes the table of metrics in docs/scoring.md of the registry in vpcodec/metrics.
+"""Generates the table of metrics in docs/scoring.md from the registry in vpcodec/metrics.
 
 python docs/make_metrics.py          # write it
 python docs/make_metrics.py --check  # exit 1 if it is not up to date
@@ -33,7 +33,7 @@ def row(metric: Metric) -> str:
 
 
 def page(text: str) -> str:
-    """A page with its table made anew."""
+    """The page with its table replaced."""
     head, _, rest = text.partition(BEGIN)
     return head + BEGIN + table() + END + rest.partition(END)[2]
 

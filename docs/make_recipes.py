@@ -1,4 +1,4 @@
-"""Makes docs/recipes.md of the models in vpcodec/recipe and vpcodec/config.py.
+"""Generates docs/recipes.md from the models in vpcodec/recipe and vpcodec/config.py.
 
 python docs/make_recipes.py          # write it
 python docs/make_recipes.py --check  # exit 1 if it is not up to date
@@ -21,19 +21,19 @@ WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text
 TARGET = Path(__file__).with_name("recipes.md")
 HEAD = """# Recipes
 
-A recipe is a YAML file that says what to train and how. `model.kind` says of what, audio or
-images; the sections of both are below. Fields that a recipe leaves out have their defaults, unknown
-fields and wrong values are refused by name.
+A recipe is a YAML file that says what to train and how. `model.kind` is `audio` or `image`; the
+sections of both are below. Fields that a recipe omits have their defaults. Unknown fields and wrong
+values are refused, and the message names the field.
 
     vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
 
 Overrides on the command line are `section.field=value`, with YAML values:
 `'data.train=[speech/, {path: music/, weight: 0.2}]'`. Repeat the command to resume. With
-`--processes 4` it trains in four processes of this machine, one per GPU; `torchrun -m vpcodec train
-...` and `accelerate launch -m vpcodec train ...` do so on many machines. `data.batch_size` is that
-of one process.
+`--processes 4` it trains in four processes on this machine, one per GPU; `torchrun -m vpcodec train
+...` and `accelerate launch -m vpcodec train ...` work across machines. `data.batch_size` is per
+process.
 
-This page is made of the code: `python docs/make_recipes.py`.
+This page is generated from the code by `python docs/make_recipes.py`.
 """
 QUANTIZERS = [
     ("Quantizer `fsp`", config.FSPConfig),
@@ -91,39 +91,39 @@ def describe(model: type[BaseModel]) -> str:
 
 
 def table(model: type[BaseModel]) -> list[str]:
-    rows = ["| field | type | default | what it is |", "|---|---|---|---|"]
+    rows = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         cells = (
             f"`{name}`",
-            kind(field.annotation),
+            type_name(field.annotation),
             default(field),
-            (field.description or "Tells it from the others.").replace("|", "\\|"),
+            (field.description or "Selects this alternative.").replace("|", "\\|"),
         )
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
-def kind(annotation: Any) -> str:
+def type_name(annotation: Any) -> str:
     """A type in words."""
     if annotation in WORDS:
         return WORDS[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return kind(arguments[0])
+        return type_name(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return "two numbers"
     if origin is tuple:
-        return f"list of {kind(arguments[0])}"
+        return f"list of {type_name(arguments[0])}"
     if type(None) in arguments:
         rest = [argument for argument in arguments if argument is not type(None)]
-        return f"{kind(rest[0]) if len(rest) == 1 else union(rest)} or null"
+        return f"{type_name(rest[0]) if len(rest) == 1 else union(rest)} or null"
     return union(arguments)
 
 
 def union(members: Iterable[Any]) -> str:
-    """Members of a union by the tags that tell them."""
+    """The members of a union, by their tags."""
     names = [get_args(member.__origin__.model_fields["type"].annotation)[0] for member in members]
     return " or ".join(f"`{name}`" for name in names)
 

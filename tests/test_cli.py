@@ -27,7 +27,7 @@ from helpers import ENOUGH, MODULE, changed_tok, flipped, header_only, refuse, r
 
 import vpcodec
 from vpcodec import Codec, read_tokens
-from vpcodec.cli import common, kinds
+from vpcodec.cli import common, modalities
 from vpcodec.codec import FileStats
 from vpcodec.hub import DEFAULT_MODEL, bundled_folders, open_model
 from vpcodec.media.audio import AudioError, load, save
@@ -569,13 +569,13 @@ def test_failure_leaves_the_folder_to_others() -> None:
     """With --jobs, two results go to a new folder, and the first fails while the second runs."""
     both = threading.Barrier(2)
 
-    def work(item: common.Item, report: object) -> tuple[kinds.Kind, FileStats]:
+    def work(item: common.Item, progress: object) -> tuple[modalities.Modality, FileStats]:
         both.wait(ENOUGH)
         if item.source == "bad.wav":
             raise AudioError("bad.wav: no audio")
         time.sleep(0.3)  # until the other one has cleaned up
         Path(item.target).write_text("done")
-        return kinds.AUDIO, FileStats(0, 16_000, 1, 0, 0)
+        return modalities.AUDIO, FileStats(0, 16_000, 1, 0, 0)
 
     items = [common.Item(f"{name}.wav", f"out/sub/{name}.tok") for name in ("bad", "good")]
     with pytest.raises(typer.Exit):
@@ -592,7 +592,7 @@ def test_info_of_a_model_whose_weights_are_none(tmp_path: Path, weights: bytes) 
 
 
 def test_failure_towards_a_pipe_names_the_source(tmp_path: Path) -> None:
-    def work(item: common.Item, report: Callable) -> tuple[kinds.Kind, FileStats]:
+    def work(item: common.Item, progress: Callable) -> tuple[modalities.Modality, FileStats]:
         raise ValueError("well-known cause")
 
     item = common.Item("a.tok", "-")

@@ -396,8 +396,8 @@ def test_bad_input(source: str, words: str, output: list[str], tokens_of_picture
         ("encode a.png folder.tok", "folder.tok/a.tok|folder"),
         ("encode a.png sub/a.png out/", "out/a.png.tok: both a.png and sub/a.png would go there"),
         ("encode a.png a.wav -", "several files cannot go to one pipe"),
-        ("decode a.tok back.wav", "back.wav: this would be an image; .*.png"),
-        ("decode sound.tok back.png", "back.png: this would be audio; .*.wav"),
+        ("decode a.tok back.wav", "back.wav: this is an image; .*.png"),
+        ("decode sound.tok back.png", "back.png: this is audio; .*.wav"),
         ("decode a.tok back.gif", "back.gif: the suffix"),
         ("decode a.tok back.raw --raw s16", "only audio takes --raw"),
         ("decode a.tok back.png --rate 8000", "a.tok: this is an image; only audio takes --rate"),
@@ -477,7 +477,7 @@ def test_what_nobody_knows_is_no_audio_for_an_image_model(source: str, words: st
 
 def test_tokens_of_an_image_from_a_pipe_to_a_wav(tokens_of_picture: bytes) -> None:
     line = refuse("decode", "-", "back.wav", stdin=tokens_of_picture)
-    assert "back.wav: this would be an image" in line
+    assert "back.wav: this is an image" in line
 
 
 def test_failure_keeps_what_was_there(tokens_of_picture: bytes) -> None:

@@ -160,7 +160,7 @@ def test_sigterm_ends_all_processes_with_a_checkpoint(tmp_path, processes):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "repeat the command to go on" in output
+    assert "repeat the command to resume" in output
     state = load_checkpoint(find_checkpoint(tmp_path))[1]
     assert state["step"] == rows(tmp_path)[-1]["step"]
 

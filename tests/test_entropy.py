@@ -57,7 +57,7 @@ def make_tables(
 
 
 def make_coder(*args, **kwargs) -> TokenCoder:
-    return TokenCoder(**make_tables(*args, **kwargs), mark=b"ab")
+    return TokenCoder(**make_tables(*args, **kwargs), tables_id=b"ab")
 
 
 def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int) -> np.ndarray:

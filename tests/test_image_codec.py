@@ -74,7 +74,7 @@ def test_size_and_components_left_open(codec: ImageCodec, picture: Make) -> None
 
 def test_facts_agree(codec: ImageCodec) -> None:
     assert codec.bits_per_pixel == pytest.approx(np.log2(codec.codebook_size) / 64)
-    assert (codec.kind, codec.hop_length, len(codec.fingerprint)) == ("image", 8, 16)
+    assert (codec.modality, codec.hop_length, len(codec.fingerprint)) == ("image", 8, 16)
 
 
 def test_grey_is_coded_as_equal_channels(codec: ImageCodec, picture: Make) -> None:
@@ -149,13 +149,13 @@ def test_tiles_are_as_the_whole(
 
 
 def test_progress_by_tiles(codec: ImageCodec, picture: Make, small_tiles: None) -> None:
-    calls: list[tuple[int, int]] = []
-    tokens = codec.encode(picture(200, 150, 4), report=lambda *call: calls.append(call))
-    assert len(calls) == 4 * 3 and calls[-1] == (200 * 150, 200 * 150)
+    calls: list[tuple[str, int, int]] = []
+    tokens = codec.encode(picture(200, 150, 4), progress=lambda *call: calls.append(call))
+    assert len(calls) == 4 * 3 and calls[-1] == ("encoding", 200 * 150, 200 * 150)
     assert calls == sorted(set(calls))
     del calls[:]
-    codec.decode(tokens, (200, 150), report=lambda *call: calls.append(call))
-    assert calls[-1] == (200 * 150, 200 * 150)
+    codec.decode(tokens, (200, 150), progress=lambda *call: calls.append(call))
+    assert calls[-1] == ("decoding", 200 * 150, 200 * 150)
 
 
 # ---------------------------------------------------------------------------------------- backends
@@ -307,18 +307,18 @@ def test_tiles_without_tokens_cost_nothing(
     tok, size = tmp_path / "a.tok", (448, 64)
     header = replace(codec.header(*size, 3), block_frames=80)  # ten rows
     write_tokens(tok, np.full((1, header.n_frames), 7), header)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     codec.decode_file(tok, tmp_path / "b.png")
     whole, of_whole = load_image(tmp_path / "b.png"), counted.calls
     assert of_whole == 7
     tok.write_bytes(tok.read_bytes()[: blocks(tok)[0][1]])
     codec.decode_file(
-        tok, tmp_path / "b.png", recover=True, report=lambda *call: calls.append(call)
+        tok, tmp_path / "b.png", recover=True, progress=lambda *call: calls.append(call)
     )
     part = load_image(tmp_path / "b.png")
     assert counted.calls == of_whole + 2
     assert close(part[:80], whole[:80]) and (part[80:] == 128).all()
-    assert calls[-1] == (448 * 64, 448 * 64)
+    assert calls[-1] == ("decoding", 448 * 64, 448 * 64)
 
 
 def test_lost_beginning(codec: ImageCodec, picture: Make, tmp_path: Path) -> None:

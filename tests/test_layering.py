@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
 FLOORS = [
     {"threads"},
-    {"media", "entropy", "usage", "checks"},
+    {"media", "entropy", "usage", "checks", "progress"},
     {"config", "recipe", "tokenfile", "metrics"},
     {"model_folder"},
     {"hub"},

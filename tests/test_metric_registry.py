@@ -15,8 +15,8 @@ from vpcodec.metrics.registry import MEASURES, METRICS, SYSTEM_METRICS, choose
 
 RATE = references.RATE
 GOLDEN = json.loads((references.ROOT / "tests/resources/metrics_golden.json").read_text())
-AUDIO = [m for m in MEASURES if m.metrics[0].kind == "audio" and m.metrics[0].default]
-IMAGES = [m for m in MEASURES if m.metrics[0].kind == "image" and m.metrics[0].default]
+AUDIO = [m for m in MEASURES if m.metrics[0].modality == "audio" and m.metrics[0].default]
+IMAGES = [m for m in MEASURES if m.metrics[0].modality == "image" and m.metrics[0].default]
 NAMES = [measure.name for measure in AUDIO]
 IDEALS = {
     "pesq_wb": pytest.approx(4.644, abs=1e-3),
@@ -42,7 +42,7 @@ def run(measure: Measure, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     for metric in measure.metrics:
         for package in metric.packages:
             pytest.importorskip(package, reason="needs the score extra")
-    clips = (Clip(x, RATE), Clip(y, RATE)) if measure.metrics[0].kind == "audio" else (x, y)
+    clips = (Clip(x, RATE), Clip(y, RATE)) if measure.metrics[0].modality == "audio" else (x, y)
     values = measure.function(*clips)
     return dict(zip((metric.name for metric in measure.metrics), values, strict=True))
 
@@ -145,7 +145,7 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
     }
     monkeypatch.setattr(base, "find_spec", lambda name: object())
     assert [metric.name for metric in choose("audio", ["all"])[1]] == [
-        metric.name for metric in METRICS.values() if metric.kind == "audio"
+        metric.name for metric in METRICS.values() if metric.modality == "audio"
     ]
     assert [metric.name for metric in choose("image", ["all"])[1]][-1] == "lpips"
 
@@ -156,8 +156,8 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
         ("audio", "pesk_wb", "no metric 'pesk_wb'; did you mean pesq_wb.*si_sdr"),
         ("audio", "STOI", "no metric 'STOI'; did you mean stoi"),
         ("audio", "xyz", "no metric 'xyz'; there are pesq_wb"),
-        ("audio", "psnr", "psnr is no metric of audio; there are pesq_wb"),
-        ("image", "snr", "snr is no metric of images; there are psnr, ssim, ms_ssim, lpips"),
+        ("audio", "psnr", "psnr is not a metric of audio; there are pesq_wb"),
+        ("image", "snr", "snr is not a metric of images; there are psnr, ssim, ms_ssim, lpips"),
         ("audio", "cvu", "cvu is measured of each codec"),
     ],
 )

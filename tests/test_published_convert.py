@@ -22,7 +22,7 @@ from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.hub import open_model  # noqa: E402
 from vpcodec.media.audio import load, resample  # noqa: E402
 from vpcodec.model_folder import ModelError  # noqa: E402
-from vpcodec.published import MODULES, Published, find, open_published  # noqa: E402
+from vpcodec.published import MODULES, Published, look_up, open_published  # noqa: E402
 from vpcodec.published.config import SQCodecConfig  # noqa: E402
 from vpcodec.published.convert import convert  # noqa: E402
 
@@ -64,7 +64,7 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def known(monkeypatch, tmp_path):
     """TINY is one of the published models, and this test has a cache of its own."""
-    models = (find("zhai-lw/L3AC:1kbps"), TINY)
+    models = (look_up("zhai-lw/L3AC:1kbps"), TINY)
     monkeypatch.setattr("vpcodec.published.catalog.PUBLISHED", models)
     monkeypatch.setattr("vpcodec.published.PUBLISHED", models)
     monkeypatch.setenv("VPCODEC_CACHE", str(tmp_path / "cache"))
@@ -291,7 +291,7 @@ def test_weights_damaged_on_the_way_are_refused(serving, work, tmp_path):
     assert "damaged" in refuse("encode", SPEECH, "a.tok", "--model", TINY.spec)
     assert not list((tmp_path / "cache").rglob("*.onnx"))
     serving.repair()
-    run("encode", SPEECH, "a.tok", "--model", TINY.spec)  # what the cache holds is mended
+    run("encode", SPEECH, "a.tok", "--model", TINY.spec)  # the damaged cache is fetched again
 
 
 def test_a_cache_that_cannot_be_written(serving, monkeypatch, work):

@@ -23,7 +23,7 @@ from published import random_weights, save_modules  # noqa: E402
 
 from vpcodec.config import FSQConfig  # noqa: E402
 from vpcodec.model_folder import ModelError  # noqa: E402
-from vpcodec.published import MODULES, PUBLISHED, find, is_published  # noqa: E402
+from vpcodec.published import MODULES, PUBLISHED, is_published, look_up  # noqa: E402
 from vpcodec.published.architecture import load  # noqa: E402
 from vpcodec.published.config import SQCodecConfig  # noqa: E402
 from vpcodec.published.network import SQCodecAutoencoder  # noqa: E402
@@ -126,22 +126,22 @@ def test_models_of_24_khz_run_at_24_khz():
 
 
 def test_files_are_where_the_authors_put_them():
-    assert find("zhai-lw/L3AC:1kbps").files == tuple(
+    assert look_up("zhai-lw/L3AC:1kbps").files == tuple(
         f"weights/1kbps.v1/{module}.pt" for module in MODULES
     )
-    assert find("zhai-lw/SQCodec:12kbps_24khz").files[0] == "weights/12kbps_24khz.v0/encoder.pt"
+    assert look_up("zhai-lw/SQCodec:12kbps_24khz").files[0] == "weights/12kbps_24khz.v0/encoder.pt"
 
 
 def test_names_are_those_of_model_files():
     names = [published.config.name for published in PUBLISHED]
     assert len(set(names)) == len(names)
-    assert find("zhai-lw/L3AC:1kbps").config.name == "l3ac-1kbps"
-    assert find("zhai-lw/SQCodec:12kbps_24khz").config.name == "sqcodec-12kbps-24khz"
+    assert look_up("zhai-lw/L3AC:1kbps").config.name == "l3ac-1kbps"
+    assert look_up("zhai-lw/SQCodec:12kbps_24khz").config.name == "sqcodec-12kbps-24khz"
 
 
 def test_a_published_name_is_told_by_its_form():
     assert is_published("zhai-lw/L3AC:1kbps")
-    assert is_published("zhai-lw/L3AC:7kbps")  # an unknown one: `find` says which there are
+    assert is_published("zhai-lw/L3AC:7kbps")  # an unknown one: `look_up` says which there are
     assert is_published("zhai-lw/L3AC")
     for name in ("zhai-lw/L3A", "speech-3k", "someone/L3AC:1kbps", "C:model", "", ":1kbps"):
         assert not is_published(name)
@@ -149,10 +149,10 @@ def test_a_published_name_is_told_by_its_form():
 
 def test_an_unknown_model_is_refused_with_those_there_are():
     with pytest.raises(ModelError, match=re.escape("zhai-lw/L3AC:0k75bps")) as caught:
-        find("zhai-lw/L3AC:7kbps")
+        look_up("zhai-lw/L3AC:7kbps")
     assert "7kbps" in str(caught.value) and "SQCodec" not in str(caught.value)
     with pytest.raises(ModelError, match="zhai-lw/SQCodec:24kbps_24khz"):
-        find("someone/thing:1kbps")
+        look_up("someone/thing:1kbps")
 
 
 # ----------------------------------------------------------------------------------- what is sound
@@ -160,7 +160,7 @@ def test_an_unknown_model_is_refused_with_those_there_are():
 
 @pytest.mark.parametrize("spec", ["zhai-lw/SQCodec:0k75bps", "zhai-lw/L3AC:3kbps"])
 def test_weights_come_back_as_saved(spec, tmp_path):
-    config = find(spec).config
+    config = look_up(spec).config
     weights = random_weights(config)
     read = read_weights(save_modules(weights, tmp_path), config)
     assert list(read) == list(expected_shapes(config))
@@ -170,10 +170,10 @@ def test_weights_come_back_as_saved(spec, tmp_path):
 
 
 def test_the_empty_tensor_of_the_first_version_is_expected():
-    low, high = (find(f"zhai-lw/SQCodec:{name}").config for name in ("1k5bps", "3kbps"))
+    low, high = (look_up(f"zhai-lw/SQCodec:{name}").config for name in ("1k5bps", "3kbps"))
     assert expected_shapes(low)["en_encoder.cache_token"] == (1, 0, 256)
     assert "en_encoder.cache_token" not in expected_shapes(high)
-    assert "en_encoder.cache_token" not in expected_shapes(find("zhai-lw/L3AC:1kbps").config)
+    assert "en_encoder.cache_token" not in expected_shapes(look_up("zhai-lw/L3AC:1kbps").config)
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.config.name)

@@ -31,8 +31,10 @@ HOSTILE = [
 ]
 
 
-def metric(name: str, better: str = "higher", unit: str = "", kind: str = "audio") -> Metric:
-    return Metric(name=name, label=name.upper(), unit=unit, better=better, kind=kind, source="book")
+def metric(name: str, better: str = "higher", unit: str = "", modality: str = "audio") -> Metric:
+    return Metric(
+        name=name, label=name.upper(), unit=unit, better=better, modality=modality, source="book"
+    )
 
 
 def make_scores(
@@ -41,7 +43,7 @@ def make_scores(
     metrics: list[Metric] | None = None,
     files: list[str] | None = None,
     counts: dict[str, np.ndarray] | None = None,
-    kind: str = "audio",
+    modality: str = "audio",
     failed: list[str] | None = None,
     settings: dict[str, str] | None = None,
 ) -> Scores:
@@ -69,10 +71,10 @@ def make_scores(
             row = {name: found[i] for name, found in table.items()}
             rows.append(Row(system, file, 0.0, 1.0, None, "", row))
     return Scores(
-        kind=kind,
+        modality=modality,
         systems=systems,
         rows=rows,
-        metrics=metrics or [metric(name, kind=kind) for name in names if name != "bitrate"],
+        metrics=metrics or [metric(name, modality=modality) for name in names if name != "bitrate"],
         unavailable={},
         failed=failed or [],
         settings=settings or {"References": "folder"},
@@ -113,8 +115,8 @@ def embedded(page: str) -> dict[str, Any]:
     return json.loads(text, parse_constant=refuse)
 
 
-def unpack(address: str, kind: str) -> bytes:
-    head = f"data:{kind};base64,"
+def unpack(address: str, modality: str) -> bytes:
+    head = f"data:{modality};base64,"
     assert address.startswith(head)
     return base64.b64decode(address[len(head) :], validate=True)
 
@@ -139,9 +141,9 @@ def indices(address: str) -> np.ndarray:
     return np.asarray(image)[::-1].astype(int)
 
 
-def one_example(folder: Path, example: Example, kind: str = "audio") -> dict[str, Any]:
+def one_example(folder: Path, example: Example, modality: str = "audio") -> dict[str, Any]:
     scores = make_scores(
-        {name: {"a": [1.0]} for name in example.decoded}, files=[example.file], kind=kind
+        {name: {"a": [1.0]} for name in example.decoded}, files=[example.file], modality=modality
     )
     return embedded(written(folder, scores, [example]))["examples"][0]
 
@@ -701,8 +703,8 @@ def test_images_are_shown_with_their_differences(tmp_path, picture, browser):
             "jpeg": {"bits_per_pixel": [0.5, 0.6], "psnr": [30.0, 31.0]},
             "webp": {"bits_per_pixel": [0.5, 0.7], "psnr": [31.0, 32.0]},
         },
-        metrics=[metric("psnr", unit="dB", kind="image")],
-        kind="image",
+        metrics=[metric("psnr", unit="dB", modality="image")],
+        modality="image",
     )
     large, small = picture(600, 700), picture(32, 32)
     examples = [

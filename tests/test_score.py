@@ -15,6 +15,7 @@ from helpers import ENOUGH, MODULE, run
 
 from vpcodec.media.audio import load, save
 from vpcodec.media.image import save_image
+from vpcodec.scoring.bench import Bench, Job, cache_key
 from vpcodec.scoring.run import Scoring, build_systems, score
 from vpcodec.scoring.scores import ORIGINAL, Row
 from vpcodec.scoring.systems import Coded, ScoreError, System
@@ -121,8 +122,8 @@ def test_level_is_matched_on_request_only(folders):
 def test_processes_find_what_one_finds(folders):
     alone = score("ref", "late", "noisy", metrics=LIGHT)
     together = score("ref", "late", "noisy", metrics=LIGHT, jobs=2)
-    assert [(row.system, row.file, row.delay, row.fingerprint) for row in together.rows] == [
-        (row.system, row.file, row.delay, row.fingerprint) for row in alone.rows
+    assert [(row.system, row.file, row.delay, row.cache_key) for row in together.rows] == [
+        (row.system, row.file, row.delay, row.cache_key) for row in alone.rows
     ]
     for row, expected in zip(together.rows, alone.rows, strict=True):
         assert row.values == pytest.approx(expected.values, rel=1e-6)  # sums by several threads
@@ -151,7 +152,7 @@ def test_other_rates_are_brought_to_that_of_the_reference(folders):
 class Dying(System):
     """Kills its process on one file."""
 
-    name, spec, kind, identity = "dying", "", "audio", "1"
+    name, spec, modality, identity = "dying", "", "audio", "1"
 
     def _code(self, source: Path) -> Coded:
         if source.name == "1.wav":
@@ -162,7 +163,7 @@ class Dying(System):
 class Odd(System):
     """Fails in another way on each file."""
 
-    name, spec, kind, identity = "odd", "", "audio", "1"
+    name, spec, modality, identity = "odd", "", "audio", "1"
 
     def _code(self, source: Path) -> Coded:
         samples, rate = load(source)
@@ -500,3 +501,14 @@ def test_the_peers_of_the_plan_come_out_again(shared_data, tmp_path):
             assert row.values[name] == pytest.approx(peer[name], abs=0.002)
         if row.n_bytes:
             assert row.values["bitrate"] == pytest.approx(peer["bps"], rel=1e-6)
+
+
+def test_another_speech_recogniser_is_another_cache_key(tmp_path, monkeypatch):
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package, reason="the metric wer needs it")
+    (tmp_path / "a.wav").touch()
+    bench = Bench(Job("audio", tmp_path, (), ("wer",)))
+    first = cache_key(bench, -1, "a.wav", {})
+    assert cache_key(bench, -1, "a.wav", {}) == first
+    monkeypatch.setenv("VPCODEC_ASR_MODEL", "somebody/else")
+    assert cache_key(bench, -1, "a.wav", {}) != first

@@ -426,7 +426,7 @@ def test_a_model_of_audio_does_what_its_files_do(speech_wav, tmp_path):
     from vpcodec import Codec
 
     system = pickle.loads(pickle.dumps(Model("speech-3k")))
-    assert system.name == "speech-3k" and system.kind == "audio"
+    assert system.name == "speech-3k" and system.modality == "audio"
     original, rate = load(speech_wav)
     source = tmp_path / "a.wav"
     save(source, np.stack([original[0, :20_000], original[0, 20_000:40_000]]), rate)
@@ -452,7 +452,7 @@ def test_a_model_of_images_keeps_the_layout(picture, tmp_path, components):
         pixels[..., -1] = 254  # which may come back as opaque
     save_image(tmp_path / "a.png", pixels)
     coded = system.code(tmp_path / "a.png")
-    assert system.kind == "image" and coded.rate is None
+    assert system.modality == "image" and coded.rate is None
     assert coded.signal.shape == pixels.shape and coded.signal.dtype == np.uint8
     assert coded.tokens.shape == (2 - components % 2, 3 * 6)
     assert coded.n_bytes > 0
@@ -465,7 +465,7 @@ def test_a_model_may_be_a_folder_with_the_name_of_another(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     system = Model("./speech-3k")
     save_image("a.png", np.zeros((8, 8, 3), np.uint8))
-    assert system.kind == "image" and system.code(Path("a.png")).signal.shape == (8, 8, 3)
+    assert system.modality == "image" and system.code(Path("a.png")).signal.shape == (8, 8, 3)
 
 
 def test_a_model_that_cannot_be_used_is_refused():
@@ -520,7 +520,7 @@ def test_files_are_matched_by_path_and_then_without_the_suffix(tree):
     assert found.missing == paths("ref/sub/c.wav") and not found.unclear
     assert sorted(found.extra) == paths("deg/a.png", "deg/b.flac", "deg/c.wav", "deg/d.wav")
     system = Decoded(Path("deg"), Path("ref"))
-    assert system.name == "deg" and system.kind is None and system.codebook_size is None
+    assert system.name == "deg" and system.modality is None and system.codebook_size is None
     for original, other in found.found.items():
         expected = load_image(other) if other.suffix == ".png" else load(other)[0]
         coded = system.code(original)

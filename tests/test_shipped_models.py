@@ -49,7 +49,7 @@ def test_tokens_files_and_what_is_decoded_stay_what_they_were(name, backend):
     assert found["fingerprint"] == expected["fingerprint"]
     assert found["tokens"] == expected["tokens"]
     assert found["file"] == expected["file"]
-    tolerance = 1 if codec.kind == "image" else 1e-4
+    tolerance = 1 if codec.modality == "image" else 1e-4
     np.testing.assert_allclose(found["decoded"], expected["decoded"], rtol=0, atol=tolerance)
 
 

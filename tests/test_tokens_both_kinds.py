@@ -143,11 +143,11 @@ def test_reader_in_the_place_of_a_file(case: Case) -> None:
 
 def test_progress_is_reported(case: Case) -> None:
     encoding, decoding = [], []
-    case.codec.encode_file(case.source, case.tok, report=lambda *call: encoding.append(call))
-    case.codec.decode_file(case.tok, case.out, report=lambda *call: decoding.append(call))
-    for calls in (encoding, decoding):
+    case.codec.encode_file(case.source, case.tok, progress=lambda *call: encoding.append(call))
+    case.codec.decode_file(case.tok, case.out, progress=lambda *call: decoding.append(call))
+    for stage, calls in {"encoding": encoding, "decoding": decoding}.items():
         assert calls == sorted(calls)
-        assert calls[-1] == (case.total, case.total)
+        assert calls[-1] == (stage, case.total, case.total)
 
 
 # ----------------------------------------------------------------------------------------- damage
@@ -240,7 +240,7 @@ def test_the_kind_of_the_model_chooses_the_class(case: Case, debug_image_model: 
         own, other = other, own
     assert type(case.codec) is own
     assert type(own.from_pretrained(case.codec.model.path)) is own
-    with pytest.raises(ModelError, match=f"{case.codec.name}.*{own.kind}.*{other.kind}"):
+    with pytest.raises(ModelError, match=f"{case.codec.name}.*{own.modality}.*{other.modality}"):
         other.from_pretrained(case.codec.model.path)
 
 

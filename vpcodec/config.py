@@ -1,6 +1,6 @@
-"""What a model is: `AudioConfig` or `ImageConfig`, the contents of config.json.
+"""The configuration of a model, as in config.json: `AudioConfig` or `ImageConfig`.
 
-Every field is documented here and nowhere else; unknown keys and wrong types are refused.
+Fields are documented only here; unknown keys and wrong types are refused.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pydantic import (
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-MAX_CODEBOOK = 2**32  # what a token file can hold
-MAX_TABLE = 2**20  # codes of a table: more take too long to make and to search
+MAX_CODEBOOK = 2**32  # limit of token files
+MAX_STORED_CODES = 2**20  # in a stored codebook: more take too long to fit and to search
 PARTS = ("encoder", "decoder")
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}
-TEXTUAL = ("str", "Literal", "Config", "Corpus")  # types, or parts of their names, that take text
+TEXTUAL = ("str", "Literal", "Config", "Corpus")  # in the names of types that accept text
 TAGGED = {
     "quantizer",
     "noise",
@@ -39,7 +39,7 @@ TAGGED = {
 
 
 class ConfigError(ValueError):
-    """A model or recipe description that cannot be used; the message names the field."""
+    """A configuration or recipe that cannot be used; the message names the field."""
 
 
 def _not_too_many(levels: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ Levels = Annotated[tuple[Annotated[int, Field(ge=2)], ...], AfterValidator(_not_
 
 
 class Strict(BaseModel):
-    """Refuses unknown fields, infinite numbers, and to take text or truth values for numbers."""
+    """Refuses unknown fields, infinite numbers, and text or booleans in place of numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -94,21 +94,26 @@ class FSPConfig(GridConfig):
     levels: Levels = Field(
         (9, 9, 9, 7, 7, 7),
         min_length=1,
-        description="Levels per latent dimension; their product is the codebook.",
+        description="Levels per latent dimension; their product is the codebook size.",
     )
     activation: Literal["tanh", "normal", "sigmoid", "laplace"] = Field(
         "tanh",
-        description="Squashing to [0, 1], with the variance of latents that it asks for: tanh "
-        "(0.8225), normal CDF (1), sigmoid (3.29), Laplace CDF (2).",
+        description="Squashing to [0, 1], with the latent variance that makes the result uniform: "
+        "tanh (0.8225), normal CDF (1), sigmoid (3.29), Laplace CDF (2).",
     )
     quantize_rate: float = Field(
-        0.5, ge=0, le=1, description="Share of training tokens that are quantized, not perturbed."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of training tokens that are quantized instead of perturbed.",
     )
     rejection: Literal["vector", "dimension"] = Field(
-        "vector", description="What passes unchanged if a dimension leaves [0, 1]: all, or only it."
+        "vector",
+        description="What passes unchanged if a dimension leaves [0, 1]: the vector, or that "
+        "dimension.",
     )
     eta: float = Field(
-        1.0, gt=0, le=2, description="Width of the perturbation over that of a cell."
+        1.0, gt=0, le=2, description="Width of the perturbation over the width of a cell."
     )
 
 
@@ -122,19 +127,21 @@ class FSQConfig(GridConfig):
         (8, 8, 8, 6, 5), min_length=1, description="Points per latent dimension."
     )
     noise_rate: float = Field(
-        0.5, ge=0, le=1, description="Share of training scalars that get noise, not rounding."
+        0.5, ge=0, le=1, description="Share of training scalars that get noise instead of rounding."
     )
 
 
 class _CodebookConfig(Strict):
-    """A quantizer whose codebook is a table."""
+    """A quantizer with a stored codebook."""
 
     dim: Positive = Field(5, description="Latent dimensions.")
-    codebook_size: Annotated[int, Field(gt=0, le=MAX_TABLE)] = Field(16_384, description="Codes.")
+    codebook_size: Annotated[int, Field(gt=0, le=MAX_STORED_CODES)] = Field(
+        16_384, description="Codes."
+    )
 
 
 class VPConfig(_CodebookConfig):
-    """Variational perturbation: no codebook in training, k-means afterwards."""
+    """Vector perturbation: no codebook in training, k-means afterwards."""
 
     training_only: ClassVar[frozenset[str]] = frozenset(
         {
@@ -151,23 +158,24 @@ class VPConfig(_CodebookConfig):
 
     type: Literal["vp"] = "vp"
     eta: float = Field(
-        1.5, gt=0, description="Radius of the proposals over D_M, before it is calibrated."
+        1.5, gt=0, description="Radius of the proposals over D_M, before calibration."
     )
     mh_steps: Positive = Field(
-        1, description="Metropolis-Hastings steps per token, at least: calibration may raise them."
+        1, description="Least Metropolis-Hastings steps per token; calibration may raise them."
     )
     neighbors: Positive = Field(8, description="k of the density estimate.")
     search_size: Positive | None = Field(
-        8192, description="Newest latents among which distances are measured; none: all queued."
+        8192,
+        description="Newest latents among which distances are measured; null: the whole queue.",
     )
     queue_size: Positive | None = Field(
-        None, description="Latents kept; none: 16 per code, at least 65,536."
+        None, description="Latents kept; null: 16 per code, at least 65,536."
     )
     push_size: Positive = Field(256, description="Latents that a process adds per step.")
-    metropolis: bool = Field(True, description="No: accept every proposal (an ablation).")
+    metropolis: bool = Field(True, description="False: accept every proposal (an ablation).")
     calibrate_every: NotNegative = Field(
         2000,
-        description="Steps between settings of eta to the error of a k-means codebook on the "
+        description="Steps between calibrations of eta to the error of a k-means codebook on the "
         "queue; 0: never.",
     )
 
@@ -175,13 +183,15 @@ class VPConfig(_CodebookConfig):
     def _enough_latents(self) -> VPConfig:
         if self.queue_size is not None and self.queue_size < self.codebook_size:
             raise ValueError("queue_size must be at least codebook_size")
-        if self.neighbors > min(self.search_size or MAX_TABLE, self.queue_size or MAX_TABLE):
+        if self.neighbors > min(
+            self.search_size or MAX_STORED_CODES, self.queue_size or MAX_STORED_CODES
+        ):
             raise ValueError("neighbors must be at most search_size and queue_size")
         return self
 
 
 class VQConfig(_CodebookConfig):
-    """Codebook of moving averages with k-means start and restarts of dead codes (baseline)."""
+    """Codebook of moving averages, with a k-means start and restarts of unused codes (baseline)."""
 
     training_only: ClassVar[frozenset[str]] = frozenset(
         {"decay", "commitment", "restart_below", "push_size"}
@@ -189,11 +199,11 @@ class VQConfig(_CodebookConfig):
 
     type: Literal["vq"] = "vq"
     decay: float | None = Field(
-        None, ge=0, le=1, description="Of the moving averages; none: 32 latents per code."
+        None, ge=0, le=1, description="Decay of the moving averages; null: 32 latents per code."
     )
     commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
     restart_below: float = Field(
-        0.1, ge=0, le=1, description="Share of the average use below which a code restarts."
+        0.1, ge=0, le=1, description="Fraction of the average use below which a code restarts."
     )
     push_size: Positive = Field(256, description="Latents kept per step and process, for restarts.")
 
@@ -217,7 +227,9 @@ class LFQConfig(Strict):
     dim: Positive = Field(14, le=24, description="Bits per token.")
     entropy_weight: float = Field(0.1, ge=0, description="Weight of the entropy loss.")
     commitment: float = Field(0.25, ge=0, description="Weight of the commitment loss.")
-    temperature: float = Field(0.01, gt=0, description="Of the soft assignment to codes.")
+    temperature: float = Field(
+        0.01, gt=0, description="Temperature of the soft assignment to codes."
+    )
 
     @property
     def codebook_size(self) -> int:
@@ -225,7 +237,7 @@ class LFQConfig(Strict):
 
 
 def by_type(default: str, *types: str) -> Discriminator:
-    """Tells the members of a union by their field `type`."""
+    """A discriminator that selects the member of a union by its field `type`."""
 
     def tag(value: Any) -> str:
         found = value.get("type", default) if isinstance(value, dict) else value
@@ -250,20 +262,28 @@ QuantizerConfig = Annotated[
 
 
 class ModelConfig(Strict):
-    """What every model has."""
+    """The fields of every model."""
 
-    descriptive: ClassVar[frozenset[str]] = frozenset({"description", "license"})  # not identity
+    descriptive: ClassVar[frozenset[str]] = frozenset(
+        {"description", "license"}
+    )  # no part of the identity
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="Model name, written into token files.",
+        description="Model name, as in token files.",
     )
-    kind: str = Field(description="What it codes.")
-    description: str = Field("", description="One line for `vpcodec models`.")
+    kind: str = Field(description="What the model codes.")
+    description: str = Field("", description="One line, shown by `vpcodec models`.")
     license: str = Field("unknown", description="Licence of the weights.")
     quantizer: QuantizerConfig = Field(
-        default_factory=FSPConfig, description="One of the quantizers below, told by its `type`."
+        default_factory=FSPConfig,
+        description="One of the quantizers below, selected by its `type`.",
     )
+
+    @property
+    def modality(self) -> str:
+        """ "audio" or "image": what config.json calls `kind`."""
+        return self.kind
 
     @property
     def codebook_size(self) -> int:
@@ -276,9 +296,9 @@ class ModelConfig(Strict):
 
 
 class AudioModelConfig(ModelConfig):
-    """What every audio model has."""
+    """The fields of every audio model."""
 
-    kind: Literal["audio"] = Field("audio", description="What it codes.")
+    kind: Literal["audio"] = Field("audio", description="What the model codes.")
     sample_rate: Positive = Field(16_000, le=10_000_000, description="Audio rate of the model, Hz.")
 
     @property
@@ -288,7 +308,7 @@ class AudioModelConfig(ModelConfig):
 
     @property
     def latency(self) -> float | None:
-        """Algorithmic latency in seconds; None: clips and long windows, no live streams."""
+        """Algorithmic latency in seconds; None if the model is not for live streams."""
         raise NotImplementedError
 
     @property
@@ -308,7 +328,7 @@ class AudioConfig(AudioModelConfig):
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),
         min_length=1,
-        description="Decimation of each encoder stage; their product is the hop.",
+        description="Decimation of each encoder stage; their product is the hop length.",
     )
     encoder_dims: tuple[Positive, ...] = Field((32, 96, 192), description="Channels per stage.")
     encoder_depths: tuple[NotNegative, ...] = Field(
@@ -323,10 +343,10 @@ class AudioConfig(AudioModelConfig):
     kernel_size: Positive = Field(7, description="Taps of the depthwise convolutions.")
     expansion: Positive = Field(4, description="Hidden width of a ConvUnit over its width.")
     encoder_expansions: tuple[Positive, ...] | None = Field(
-        None, description="The same for each encoder stage; none: `expansion` for all."
+        None, description="`expansion` for each encoder stage; null: the same for all."
     )
     decoder_expansions: tuple[Positive, ...] | None = Field(
-        None, description="The same for each decoder stage; none: `expansion` for all."
+        None, description="`expansion` for each decoder stage; null: the same for all."
     )
     tconv_kernels: tuple[Positive, ...] = Field(
         (1, 5, 11, 21, 45),
@@ -340,28 +360,34 @@ class AudioConfig(AudioModelConfig):
     encoder_layers: int = Field(1, ge=0, description="Transformer layers before the quantizer.")
     decoder_layers: int = Field(2, ge=0, description="Transformer layers after the quantizer.")
     encoder_feedforward_dim: Positive | None = Field(
-        None, description="Hidden width of the encoder's Transformer layers; none: 8/3 of theirs."
+        None,
+        description="Hidden width of the encoder's Transformer layers; null: 8/3 of their width.",
     )
     decoder_feedforward_dim: Positive | None = Field(
-        None, description="Hidden width of the decoder's Transformer layers; none: 8/3 of theirs."
+        None,
+        description="Hidden width of the decoder's Transformer layers; null: 8/3 of their width.",
     )
     enhance_kernels: tuple[Positive, ...] = Field(
         (1, 3, 5, 9), min_length=1, description="TPooling windows of the enhance blocks."
     )
-    enhance_dilations: tuple[Positive, ...] = Field((1, 2, 3, 5), description="One per window.")
+    enhance_dilations: tuple[Positive, ...] = Field(
+        (1, 2, 3, 5), description="Dilations of the enhance blocks, one per window."
+    )
     enhance_channels: Positive = Field(2, description="Channels of each enhance branch.")
     last_dim: Positive = Field(32, description="Channels of the dilated last unit.")
-    last_dilations: tuple[Positive, ...] = Field((1, 3, 9), description="Its dilations.")
+    last_dilations: tuple[Positive, ...] = Field(
+        (1, 3, 9), description="Dilations of the last unit."
+    )
     synthesis_taps: Positive = Field(
         8, description="Window of the synthesis filterbank, in frames of the last stage."
     )
     noise_channels: Positive | None = Field(
         None,
         description="Channels of the noise that the decoder gates into its stages above the frame "
-        "rate; none: no noise.",
+        "rate; null: no noise.",
     )
     decoder_delay: int = Field(
-        2, ge=1, description="Frames that the decoder waits for before it speaks (look-ahead)."
+        2, ge=1, description="Frames of look-ahead that the decoder waits for."
     )
 
     @model_validator(mode="after")
@@ -394,19 +420,21 @@ class AudioConfig(AudioModelConfig):
 class ImageConfig(ModelConfig):
     """The native image autoencoder: convolutions, and attention within windows of tokens.
 
-    Every layer looks at a bounded neighbourhood, so that large images can be coded tile by tile
-    with the tokens of the whole.
+    Every layer sees a bounded neighbourhood, so large images can be coded in tiles with the tokens
+    of the whole.
     """
 
-    kind: Literal["image"] = Field("image", description="What it codes.")
+    kind: Literal["image"] = Field("image", description="What the model codes.")
     patch_size: Positive = Field(
-        2, le=32, description="Side of the squares of pixels that the first stage takes as one."
+        2,
+        le=32,
+        description="Side of the squares of pixels that the first stage takes as one input.",
     )
     dims: tuple[Positive, ...] = Field(
         (64, 128, 160),
         min_length=1,
         max_length=6,
-        description="Channels per stage; each stage but the first halves width and height.",
+        description="Channels per stage; each stage after the first halves width and height.",
     )
     encoder_depths: tuple[NotNegative, ...] = Field(
         (1, 1, 2), description="Residual blocks per encoder stage."
@@ -438,26 +466,26 @@ class ImageConfig(ModelConfig):
 
     @property
     def bits_per_pixel(self) -> float:
-        """Nominal, of one channel: log2 of the codebook size over the pixels of a token."""
+        """Nominal bits per pixel of one channel: bits per token over pixels per token."""
         return self.bits_per_token / self.hop_length**2
 
     @property
     def block_size(self) -> int:
-        """Side of an attention window in pixels; what the network takes is made of such blocks."""
+        """Side of an attention window in pixels; the network takes multiples of it."""
         return self.hop_length * self.attention_window
 
     @property
     def encoder_halo(self) -> int:
-        """Tokens around a tile of whole windows whose pixels its tokens depend on, at most."""
+        """Most tokens around a tile of whole windows whose pixels its tokens depend on."""
         return self._halo(self.encoder_depths)
 
     @property
     def decoder_halo(self) -> int:
-        """Tokens around a tile of whole windows that its pixels depend on, at most."""
+        """Most tokens around a tile of whole windows that its pixels depend on."""
         return self._halo(self.decoder_depths)
 
     def _halo(self, depths: tuple[int, ...]) -> int:
-        """Reach of the 3 x 3 convolutions, one of each end and two per block, in whole windows."""
+        """Reach of the 3 x 3 convolutions, one at each end and two per block, in whole windows."""
         blocks = sum(2 * depth * 2**i for i, depth in enumerate(depths))
         windows = -(-self.patch_size * (1 + blocks) // self.block_size)
         return windows * self.attention_window
@@ -468,17 +496,17 @@ _architectures: dict[str, type[AudioModelConfig]] = {}  # of audio that are not 
 
 
 def register_architecture(names: Iterable[str], config: type[AudioModelConfig]) -> None:
-    """Have descriptions of audio models with one of `names` as `architecture` read as `config`."""
+    """Register the configuration class of audio models whose `architecture` is one of `names`."""
     _architectures.update(dict.fromkeys(names, config))
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing wrong, in a line that begins with the path of the field."""
+    """The first error, as one line that begins with the path of the field."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     for at in range(len(path) - 1, 0, -1):
         if path[at] in TAGS and (path[at - 1] in TAGGED or path[at - 1].isdigit()):
-            del path[at]  # pydantic's tag of the union, no field
+            del path[at]  # pydantic's tag of the union, not a field
     if first["type"] == UNKNOWN_TYPE:
         path.append("type")
     where = ".".join(path)
@@ -487,11 +515,12 @@ def explain(error: ValidationError) -> str:
 
 
 def parse_model(data: Any) -> ModelConfig:
-    """The configuration of a model from a plain dict; of audio where it has no `kind`, a native
-    model where it has no `architecture`.
+    """The configuration of a model from a plain dict.
+
+    Without `kind` it is an audio model, without `architecture` a native one.
 
     Raises:
-        ConfigError: naming the first field that is wrong.
+        ConfigError: a wrong field, which the message names.
     """
     try:
         return model_class(data).model_validate(data)
@@ -500,10 +529,10 @@ def parse_model(data: Any) -> ModelConfig:
 
 
 def model_class(data: Any) -> type[ModelConfig]:
-    """Which configuration a plain dict is meant to be.
+    """The configuration class for a plain dict.
 
     Raises:
-        ConfigError: no known `kind` or `architecture`.
+        ConfigError: unknown `kind` or `architecture`.
     """
     kind = data.get("kind", "audio") if isinstance(data, dict) else "audio"
     if not isinstance(kind, str) or kind not in KINDS:

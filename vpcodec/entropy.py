@@ -1,14 +1,14 @@
-"""Entropy coding of audio tokens: an rANS coder driven by a small network of integers.
+"""Entropy coding of audio tokens: an rANS coder driven by a small integer network.
 
-A token is split into digits (the levels of FSP and FSQ, or the path to a code through a tree over a
-codebook). Each digit's probabilities come from one hidden layer that sees the digits of the frames
-before, two running averages of older ones, and the digits of the frame that are already known. All
-of it is integer arithmetic on tables that belong to the model, so encoder and decoder agree on
-every machine: the matrix products run in float32 on integers whose sums stay below 2^24, where
-float32 is exact in whatever order it adds. The coding is specified in docs/token-format.md.
+A token is split into digits (the levels of FSP and FSQ, or the path to a code in a tree over the
+codebook). The probabilities of each digit come from one hidden layer that sees the digits of
+earlier frames, two running averages of older ones, and the digits of the frame that are already
+known. All of it is integer arithmetic on tables that belong to the model, so encoder and decoder
+agree on every machine: matrix products run in float32 on integers whose sums stay below 2^24, where
+float32 is exact in any order of summation. docs/token-format.md specifies the coding.
 
-A block is cut into lanes of `lane` frames that do not see each other; the network runs on all lanes
-at once and one rANS state codes their digits in turn.
+A block is cut into lanes of `lane` frames that do not see each other. The network runs on all lanes
+at once, and one rANS state codes their digits in turn.
 """
 
 from __future__ import annotations
@@ -25,41 +25,43 @@ import numpy as np
 TABLES = "entropy.safetensors"
 MAX_TABLES_BYTES = 1 << 26
 FORMAT = "1"  # of the tables
-MARK_BYTES = 2  # of the tables' hash, in front of each payload
+TABLES_ID_BYTES = 2  # of the tables' SHA-256, in front of each payload
 
 PRECISION = 15  # bits of a probability
 LOW = 1 << 16  # of the rANS state, which stays below 2^32 and moves 16 bits at a time
 EXACT = 1 << 24  # integers below it are exact in float32
-ONE = 128  # what an input is that is there
+ONE = 128  # value of an input that is present
 AVERAGE_BITS = 14  # of the running averages
 AVERAGE_SHIFT = AVERAGE_BITS - ONE.bit_length() + 1  # from running averages to inputs
 HIDDEN_SHIFT = 11  # from sums to hidden units
 HIDDEN_MAX = 127
-ROWS = 512  # frames that the network sees at once where all are known
-LOGIT_SHIFT = 5  # from sums to places in the table of exponentials
+ROWS = 512  # frames that go through the network at once when all are known
+LOGIT_SHIFT = 5  # from sums to indices into the exponentials
 
 
 class EntropyError(ValueError):
-    """Damaged tables, or a payload that they cannot have made: one line."""
+    """Damaged tables, or a payload that was not coded with them; the message is one line."""
 
 
 class TokenCoder:
-    """Codes blocks of tokens with the tables of one model.
+    """Codes blocks of tokens with the entropy tables of one model.
 
     Args:
-        levels: of the digits; their product is the codebook size.
-        past: int16 (I, D * H), rows for the inputs of earlier frames: per lag the one-hot digits
-            and a flag that the frame exists, then the averages, then one that is always there.
+        levels: number of values of each digit; their product is the codebook size K.
+        past: int16 (I, D * H), rows for the inputs from earlier frames: for each lag the one-hot
+            digits and a flag that the frame exists, then the averages, then a constant.
         current: int16 (S, D * H), rows for the digits of the same frame; S is sum(levels).
-        output: int16 (D, H, max(levels)). bias: int32 (D, max(levels)).
-        exponentials: int32 (E,), falling, from 2^16 or so to 1 or more.
-        lags: frames before that are inputs. averages: shifts of the running averages, in order.
+        output: int16 (D, H, max(levels)), from hidden units to the digit's values.
+        bias: int32 (D, max(levels)).
+        exponentials: int32 (E,), decreasing, from about 2^16 to at least 1.
+        lags: number of earlier frames that are inputs.
+        averages: shifts of the running averages, in order.
         lane: frames per lane.
-        order: int32 (K,), a permutation: what a token is called before it is split; none: itself.
-        mark: first bytes of the hash of the tables.
+        order: int32 (K,), a permutation applied to tokens before they are split; None: identity.
+        tables_id: first bytes of the SHA-256 of the tables file.
 
     Raises:
-        EntropyError: shapes that do not fit, or numbers so large that float32 were not exact.
+        EntropyError: shapes that do not fit, or numbers too large for exact float32.
     """
 
     def __init__(
@@ -75,10 +77,10 @@ class TokenCoder:
         averages: tuple[int, ...],
         lane: int,
         order: np.ndarray | None = None,
-        mark: bytes = bytes(MARK_BYTES),
+        tables_id: bytes = bytes(TABLES_ID_BYTES),
     ) -> None:
         self.levels = np.array(levels, np.int64)
-        self.lags, self.averages, self.lane, self.mark = lags, averages, lane, mark
+        self.lags, self.averages, self.lane, self.tables_id = lags, averages, lane, tables_id
         self.size = int(self.levels.sum())
         self.offsets = np.cumsum(self.levels) - self.levels
         self.codebook_size = int(np.prod(self.levels))
@@ -87,10 +89,10 @@ class TokenCoder:
         self.inputs = lags * (self.size + 1) + len(averages) * self.size + 1
         self._check(past, current, output, bias, exponentials, order)
         self.order = None if order is None else order.astype(np.int64)
-        # Scaled by powers of two, which is exact, so that the shifts are done.
+        # Scaled by powers of two, which is exact, in place of the shifts.
         self.past = past.astype(np.float32) * 2.0**-HIDDEN_SHIFT
         known = current.astype(np.float32) * (ONE * 2.0**-HIDDEN_SHIFT)
-        self.current = [  # per digit, for the units of those after it
+        self.current = [  # for each digit, the units of the digits after it
             np.ascontiguousarray(known[first : first + n, (k + 1) * self.hidden :])
             for k, (first, n) in enumerate(zip(self.offsets, levels))
         ]
@@ -132,7 +134,7 @@ class TokenCoder:
             raise EntropyError("exponentials must be 1 to 2^17")
         if order is not None and not np.array_equal(np.sort(order), np.arange(self.codebook_size)):
             raise EntropyError("order is not a permutation of the codebook")
-        # Of each group of one-hot digits one row counts; averages add up to one row at most.
+        # One row of each group of one-hot digits counts; averages sum to at most one row.
         wide = np.abs(past.astype(np.int64))
 
         def flags(rows: np.ndarray) -> np.ndarray:
@@ -152,10 +154,13 @@ class TokenCoder:
     # --------------------------------------------------------------------------- public
 
     def pack(self, tokens: np.ndarray) -> bytes:
-        """The payload of a block.
+        """Code a block.
 
         Args:
             tokens: int64 (n_frames, channels) in [0, codebook_size).
+
+        Returns:
+            The payload.
         """
         lanes, lengths = self._lanes(tokens.T)
         digits = self._digits(lanes)  # (G, T, D)
@@ -164,17 +169,25 @@ class TokenCoder:
         alive = np.broadcast_to(alive[:, None], (lanes.shape[1], self.depth, len(lanes)))
         starts = starts.transpose(1, 2, 0)[alive].tolist()
         frequencies = frequencies.transpose(1, 2, 0)[alive].tolist()
-        return self.mark + _push(starts, frequencies)
+        return self.tables_id + _push(starts, frequencies)
 
     def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
-        """Tokens int64 (n_frames, channels) of a payload.
+        """Decode a block.
+
+        Args:
+            payload: from `pack` with the same tables.
+            n_frames: of the block.
+            channels: of the block.
+
+        Returns:
+            int64 (n_frames, channels).
 
         Raises:
-            EntropyError: other tables made it, or it is damaged.
+            EntropyError: coded with other tables, or damaged.
         """
-        if payload[:MARK_BYTES] != self.mark:
+        if payload[:TABLES_ID_BYTES] != self.tables_id:
             raise EntropyError("coded with other tables")
-        payload = payload[MARK_BYTES:]
+        payload = payload[TABLES_ID_BYTES:]
         if len(payload) % 2 or len(payload) < 4:
             raise EntropyError("the payload has no whole words")
         words = np.frombuffer(payload, "<u2").tolist()
@@ -245,7 +258,7 @@ class TokenCoder:
         context = _Context(self, lanes)
         flat = digits.transpose(1, 0, 2).reshape(-1, depth)
         starts, widths = np.empty_like(flat), np.empty_like(flat)
-        # Few rows at a time, in memory that stays: new pages would take as long as the sums.
+        # Few rows at a time, in memory that is reused: fresh pages would take as long as the sums.
         group = max(1, ROWS // lanes)
         inputs = np.empty((group, lanes, self.inputs), np.float32)
         buffer = np.empty((group * lanes, depth * self.hidden), np.float32)
@@ -268,12 +281,12 @@ class TokenCoder:
         return tuple(x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
 
     def _add(self, sums: np.ndarray, k: int, digits: np.ndarray) -> None:
-        """Let the digits after number k know it."""
+        """Add the contribution of digit k to the sums of the digits after it."""
         later = sums[:, (k + 1) * self.hidden :]
         np.add(later, self.current[k].take(digits, 0), out=later)
 
     def _cumulative(self, sums: np.ndarray, k: int) -> np.ndarray:
-        """(N, D * H) sums -> (levels[k] + 1, N) from 0 to 2^PRECISION, int64, strictly rising."""
+        """(N, D * H) sums -> (levels[k] + 1, N) int64, 0 to 2^PRECISION, strictly increasing."""
         units = np.clip(sums[:, k * self.hidden : (k + 1) * self.hidden], 0, HIDDEN_MAX)
         np.floor(units, out=units)
         logits = self.output[k] @ units.T
@@ -290,7 +303,7 @@ class TokenCoder:
 
 
 class _Context:
-    """What the network sees of the frames before, for G lanes side by side."""
+    """What the network sees of earlier frames, for G lanes side by side."""
 
     def __init__(self, coder: TokenCoder, lanes: int) -> None:
         self.coder = coder
@@ -300,7 +313,7 @@ class _Context:
         self._rows = np.arange(lanes)[:, None]
 
     def keep(self, lanes: np.ndarray) -> None:
-        """Go on with some of the lanes."""
+        """Continue with some of the lanes."""
         self.inputs, self.averages = self.inputs[lanes], self.averages[:, lanes]
         self._rows = self._rows[: len(lanes)]
 
@@ -308,7 +321,7 @@ class _Context:
         return self.inputs @ self.coder.past
 
     def push(self, digits: np.ndarray) -> None:
-        """One more frame: (G, D) digits."""
+        """Append a frame: (G, D) digits."""
         coder = self.coder
         step, end = coder.size + 1, coder.lags * (coder.size + 1)
         self.inputs[:, step:end] = self.inputs[:, : end - step].copy()
@@ -342,10 +355,10 @@ def _push(starts: list[int], widths: list[int]) -> bytes:
 
 
 def load_coder(path: Path) -> TokenCoder:
-    """The coder of a tables file.
+    """Read the coder from a tables file.
 
     Raises:
-        EntropyError: not such a file, or damaged.
+        EntropyError: not a tables file, or damaged.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
@@ -357,24 +370,28 @@ def load_coder(path: Path) -> TokenCoder:
 
 
 def parse_tables(data: bytes) -> TokenCoder:
-    """The coder of the bytes of a tables file: safetensors with the settings as metadata."""
+    """The coder from the bytes of a tables file: safetensors with the settings as metadata.
+
+    Raises:
+        EntropyError: not a tables file, or damaged.
+    """
     if len(data) > MAX_TABLES_BYTES:
         raise EntropyError(f"more than {MAX_TABLES_BYTES} bytes")
     try:
         size = int.from_bytes(data[:8], "little")
-        table = json.loads(data[8 : 8 + size])
-        facts = table.pop("__metadata__")
+        header = json.loads(data[8 : 8 + size])
+        facts = header.pop("__metadata__")
         if facts["format"] != FORMAT:
             raise EntropyError(f"tables of format {facts['format']!r}, not {FORMAT}")
-        arrays = {name: _array(entry, data[8 + size :]) for name, entry in table.items()}
+        arrays = {name: _array(entry, data[8 + size :]) for name, entry in header.items()}
         settings: dict[str, Any] = {
             "levels": tuple(json.loads(facts["levels"])),
             "averages": tuple(json.loads(facts["averages"])),
             "lags": int(facts["lags"]),
             "lane": int(facts["lane"]),
         }
-        mark = hashlib.sha256(data).digest()[:MARK_BYTES]
-        return TokenCoder(**arrays, **settings, mark=mark)
+        tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
+        return TokenCoder(**arrays, **settings, tables_id=tables_id)
     except EntropyError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):

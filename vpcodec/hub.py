@@ -1,6 +1,6 @@
 """Names of models to folders: bundled, on disk, on the Hugging Face Hub, or of a registered source.
 
-`open_model` is the one place where a name is resolved. And the way back: `push` publishes a folder.
+`open_model` is the only place where a name is resolved; `push` publishes a folder.
 """
 
 from __future__ import annotations
@@ -21,40 +21,47 @@ from .model_folder import CARD, CONFIG, ModelError, ModelFolder, read_folder
 from .tokenfile import TokenHeader
 
 DEFAULT_MODEL = "speech-3k"
-DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # kind -> name
+DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # modality -> name
 MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
-SHOWN_BYTES = 1 << 20  # downloads from here on show their progress
-TASKS = {"audio": "audio-to-audio", "image": "image-to-image"}  # kind -> what the Hub calls it
+SHOWN_BYTES = 1 << 20  # downloads of at least this size show their progress
+TASKS = {
+    "audio": "audio-to-audio",
+    "image": "image-to-image",
+}  # modality -> the Hub's name for the task
 LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
 _FRONT_MATTER = re.compile(r"---[ \t]*(\r?\n)(.*?\r?\n)(?=---[ \t]*(\r?\n|$))", re.DOTALL)
 _T = TypeVar("_T")
 
-Note = Callable[[str], None]  # is told what takes a while
+Note = Callable[[str], None]  # called with a line of text before a step that takes a while
 
 
 class Source(Protocol):
-    """Where models come from that have names of their own, such as those that others published."""
+    """A source of models with names of their own, such as those that others published."""
 
     def owns(self, name: str) -> bool:
-        """Whether a name is for this source; it must not be that of a bundled model."""
+        """Whether a name belongs to this source; names of bundled models must not."""
 
     def open(self, name: str, *, note: Note | None = None) -> ModelFolder:
-        """The folder of a model; raises ModelError."""
+        """The folder of a model.
+
+        Raises:
+            ModelError: unknown model, or it cannot be had.
+        """
 
     def catalog(self) -> Sequence[tuple[str, ModelConfig]]:
-        """All models: the name that `open` takes, and what the model is."""
+        """All models: the name that `open` takes, and the configuration."""
 
     def is_local(self, name: str) -> bool:
-        """Whether `open` needs no network and no time."""
+        """Whether `open` needs neither network nor conversion."""
 
 
 _sources: list[Source] = []
 
 
 def register_source(source: Source) -> None:
-    """Have `open_model` ask a source for the names that it owns."""
+    """Let `open_model` ask a source for the names that it owns."""
     _sources.append(source)
 
 
@@ -64,7 +71,7 @@ def registered_models() -> list[tuple[str, ModelConfig]]:
 
 
 def bundled_folders() -> dict[str, Path]:
-    """The models that ship with the package, by name."""
+    """The folders of the models that ship with the package, by name."""
     for root in (_PACKAGE / "checkpoints", _PACKAGE.parent / "checkpoints"):
         folders = sorted(path.parent for path in root.glob(f"*/{CONFIG}"))
         if folders:
@@ -73,16 +80,19 @@ def bundled_folders() -> dict[str, Path]:
 
 
 def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) -> ModelFolder:
-    """Find a model: the names that `--model` and `Codec.from_pretrained` take.
+    """Find a model by a name that `--model` and `Codec.from_pretrained` take.
 
-    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from there
-    are checked against their hashes; what the cache has damaged is fetched once more.
+    The Hub is asked last; HF_HOME and HF_HUB_OFFLINE are honoured. All files of a model from the
+    Hub are checked against their hashes; one that is damaged in the cache is fetched once more.
 
     Args:
-        name: of a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or of
-            a registered source, such as `owner/name:model[@revision]` of a model that others
-            published, which is converted when first used.
-        note: told what takes a while.
+        name: a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or a name
+            of a registered source, such as `owner/name:model[@revision]` for a model that others
+            published, which is converted on first use.
+        note: called with a line of text before a step that takes a while.
+
+    Returns:
+        The model folder.
 
     Raises:
         ModelError: unknown name, unreadable folder, bad config.json, no network, damaged files.
@@ -108,7 +118,7 @@ def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) ->
 def name_of_model(label: str) -> str | None:
     """The name by which `open_model` finds the model that token files call `label`.
 
-    None where it is neither bundled nor of a registered source.
+    None if it is neither bundled nor from a registered source.
     """
     if label in bundled_folders():
         return label
@@ -116,12 +126,12 @@ def name_of_model(label: str) -> str | None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name that `name_of_model` gave is at hand: no network, no conversion."""
+    """Whether a name from `name_of_model` can be opened without network or conversion."""
     return all(source.is_local(name) for source in _sources if source.owns(name))
 
 
 def bundled_coder(header: TokenHeader) -> TokenCoder | None:
-    """The entropy coder of the bundled model that made a token file; None: no such model."""
+    """The entropy coder of the bundled model that made a token file; None if there is none."""
     folder = bundled_folders().get(header.model)
     try:
         model = None if folder is None else read_folder(folder)
@@ -136,9 +146,9 @@ class Download:
     """Files of a repository on the Hub.
 
     Attributes:
-        folder: holds them under their names in the repository.
+        folder: where they are, under their names in the repository.
         commit: the commit that they belong to.
-        sha256: name -> SHA-256 (hex) that the Hub states; it does for large files, when asked.
+        sha256: name -> SHA-256 (hex) that the Hub states, which it does for large files.
     """
 
     folder: Path
@@ -147,17 +157,20 @@ class Download:
 
 
 def download(repo: str, *, patterns: list[str], revision: str | None = None) -> Download:
-    """Fetch the files of a repository that match a pattern; those in the cache are not fetched.
+    """Fetch the files of a repository that match a pattern, unless they are in the cache.
 
-    If the Hub cannot be asked, what the cache holds is taken as it is.
+    If the Hub cannot be asked, the contents of the cache are used as they are.
 
     Args:
         repo: owner/name.
-        patterns: as for a shell; "*" goes across folders.
-        revision: branch, tag or commit; none: the main branch.
+        patterns: shell patterns; "*" also matches "/".
+        revision: branch, tag or commit; None: the main branch.
+
+    Returns:
+        The files.
 
     Raises:
-        ModelError: in one line, why they cannot be had.
+        ModelError: one line that says why they cannot be had.
     """
     label = f"{repo}@{revision}" if revision else repo
     with _hub_for(f"{label}: cannot be fetched from the Hub"):
@@ -197,14 +210,15 @@ def push(
 ) -> str:
     """Publish a model folder on the Hub: its files and its card, nothing else, in one commit.
 
-    The repository is made if it is absent, the branch too. A card without `library_name` or
-    `pipeline_tag` gets them on the way; the folder stays as it is.
+    The repository and the branch are created if they do not exist. If the card lacks `library_name`
+    or `pipeline_tag`, they are added to what is uploaded; the folder is not changed.
 
     Args:
+        folder: the model folder.
         repo: owner/name.
-        private: make the repository private; refused if it exists and is public.
-        revision: branch; none: the main branch.
-        message: of the commit.
+        private: create a private repository; refused if it exists and is public.
+        revision: branch; None: the main branch.
+        message: commit message; None: a standard one.
 
     Returns:
         URL of the commit.
@@ -216,7 +230,7 @@ def push(
     model.check()
     if CARD in model.files:
         raise ModelError(f"{folder / CONFIG}: lists {CARD}, which may change without the model")
-    card = _complete_card(folder / CARD, model.config.kind)
+    card = _complete_card(folder / CARD, model.config.modality)
     if not re.fullmatch("[^/]+/[^/]+", repo):
         raise ModelError(f"{repo!r} is not the name of a repository (owner/name)")
     with _hub_for(f"{folder}: cannot be pushed to {repo}"):
@@ -242,22 +256,22 @@ def push(
 
 
 def _open_repository(repo: str, revision: str | None) -> ModelFolder:
-    """A model from the Hub, all of its files checked; config.json says which these are."""
+    """A model from the Hub, with all files checked that config.json lists."""
     found = download(repo, patterns=[CONFIG], revision=revision)
-    model = mended(repo, found, CONFIG, lambda: read_folder(found.folder))
+    model = read_or_refetch(repo, found, CONFIG, lambda: read_folder(found.folder))
     if not all((found.folder / name).exists() for name in model.files):
         names = [glob.escape(name) for name in (*model.files, CARD)]
         download(repo, patterns=names, revision=found.commit)
     for name in sorted(model.files):
-        mended(repo, found, name, lambda name=name: model.file(name))
+        read_or_refetch(repo, found, name, lambda name=name: model.file(name))
     return model
 
 
-def mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
-    """What `read` gives; if it refuses the file `name`, after that was fetched once more.
+def read_or_refetch(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
+    """The result of `read`; a file `name` that it refuses is fetched once more, then read again.
 
     Raises:
-        ModelError: refused again, or not to be fetched.
+        ModelError: the file is refused again, or cannot be fetched.
     """
     try:
         return read()
@@ -274,7 +288,11 @@ def mended(repo: str, found: Download, name: str, read: Callable[[], _T]) -> _T:
 
 
 def _check_listing(label: str, files: list[Any], patterns: list[str]) -> int:
-    """Bytes of all files that match a pattern; too many, and names out of a folder, are refused."""
+    """Bytes of all files that match a pattern.
+
+    Raises:
+        ModelError: too many bytes, or a name that leaves the folder.
+    """
     from huggingface_hub.utils import filter_repo_objects
 
     wanted = list(
@@ -293,8 +311,8 @@ def _check_listing(label: str, files: list[Any], patterns: list[str]) -> int:
     return size
 
 
-def _complete_card(path: Path, kind: str) -> bytes:
-    """The card of a model with what the Hub needs to show it; nothing else is changed.
+def _complete_card(path: Path, modality: str) -> bytes:
+    """The card of a model with the fields that the Hub needs added, and nothing else changed.
 
     Raises:
         ModelError: no card, or without front matter that names a licence.
@@ -307,7 +325,7 @@ def _complete_card(path: Path, kind: str) -> bytes:
         facts = yaml.safe_load(front[2]) if front else {}
         if not (isinstance(facts, dict) and facts.get("license")):
             raise ModelError(f"{path}: names no licence (`license: ...` between two lines of ---)")
-        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[kind]}
+        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[modality]}
         missing = {name: value for name, value in needed.items() if name not in facts}
         lines = "".join(f"{name}: {value}{front[1]}" for name, value in missing.items())
         if yaml.safe_load(front[2] + lines) != facts | missing:
@@ -321,9 +339,9 @@ def _complete_card(path: Path, kind: str) -> bytes:
 
 @contextmanager
 def _hub_for(failure: str) -> Iterator[None]:
-    """Work with the Hub: errors are one line that begins with `failure`.
+    """Turn errors of the Hub's library into a ModelError, one line that begins with `failure`.
 
-    Nothing is printed but progress on a terminal.
+    Only progress is printed, and only on a terminal.
     """
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
@@ -343,7 +361,7 @@ def _hub_for(failure: str) -> Iterator[None]:
             yield
         except ModelError:
             raise
-        except Exception as error:  # its own errors, and those of the HTTP client underneath
+        except Exception as error:  # its own errors, and those of its HTTP client
             raise ModelError(f"{failure} ({_reason(error)})") from None
         finally:
             if not hidden:
@@ -352,7 +370,7 @@ def _hub_for(failure: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Why the Hub's library gave up, in one line."""
+    """Why the Hub's library failed, in one line."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -365,7 +383,7 @@ def _reason(error: BaseException) -> str:
         return "no such branch, tag or commit"
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _http_reason(error.response.status_code, error.server_message or "")
-    if error.__cause__ is not None:  # what the error itself says is advice to programmers
+    if error.__cause__ is not None:  # the error itself is advice to programmers
         return _reason(error.__cause__)
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0]

@@ -1,4 +1,4 @@
-"""A model on disk: a folder that is read, written, checked against its hashes, and identified."""
+"""A model on disk: reading and writing the folder, checking hashes, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 class ModelError(ValueError):
-    """A model that cannot be found, read or trusted; one line."""
+    """A model that cannot be found, read or trusted; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        config: what the model is.
-        fingerprint: 16 bytes that identify weights and configuration, written into token files.
-        files: name -> SHA-256 (hex) of every file that `file` hands out.
-        source: where converted weights came from; empty for others.
+        config: the configuration of the model.
+        fingerprint: 16 bytes that identify the weights and configuration; token files contain it.
+        files: name -> SHA-256 (hex) of every file that `file` returns.
+        source: where converted weights came from; empty for native models.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class ModelFolder:
         """Check every file against its hash, and the configuration against the fingerprint.
 
         Raises:
-            ModelError: a file is missing or changed since the export.
+            ModelError: a file is missing, or was changed after the export.
         """
         for name in {WEIGHTS, *self.files}:
             self.file(name)
@@ -54,10 +54,10 @@ class ModelFolder:
 
     @cached_property
     def coder(self) -> TokenCoder | None:
-        """The entropy coder of its tokens; None where the model has no tables.
+        """The entropy coder of its tokens; None if the model has no entropy tables.
 
         Raises:
-            ModelError: the tables are damaged, or for another codebook.
+            ModelError: the tables are damaged or belong to another codebook.
         """
         if TABLES not in self.files:
             return None
@@ -74,7 +74,7 @@ class ModelFolder:
         """Path of a file of the model, checked against its hash.
 
         Raises:
-            ModelError: not listed, missing, or changed since the export.
+            ModelError: not listed, missing, or changed after the export.
         """
         path = self.path / name
         try:
@@ -91,9 +91,13 @@ class ModelFolder:
 
 
 def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
-    """First 16 bytes of SHA-256 over what decides the tokens: configuration, then weights.
+    """The first 16 bytes of the SHA-256 of what determines the tokens: configuration and weights.
 
-    Fields that are not set do not count, so that new ones leave the models of before as they were.
+    Fields that are not set do not count, so adding fields does not change existing fingerprints.
+
+    Args:
+        config: the configuration; descriptions and fields for training only are left out.
+        weights: the bytes of model.safetensors.
     """
     left_out: dict[str, Any] = dict.fromkeys(config.descriptive, True)
     left_out["quantizer"] = config.quantizer.training_only
@@ -107,7 +111,7 @@ def read_folder(path: Path) -> ModelFolder:
     """Read and check the config.json of a model folder.
 
     Raises:
-        ModelError: missing, too large, not JSON, or with fields that are wrong.
+        ModelError: it is missing, too large or not JSON, or has wrong fields.
     """
     file = path / CONFIG
     try:
@@ -119,7 +123,7 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
     try:
         data = json.loads(text)
-        mark = bytes.fromhex(data.pop("fingerprint"))
+        fingerprint = bytes.fromhex(data.pop("fingerprint"))
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
         source = dict(data.pop("source", {}))
         if not all(str(source.get(key, "")).isprintable() for key in ("model", "commit")):
@@ -128,18 +132,18 @@ def read_folder(path: Path) -> ModelFolder:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         reason = error if isinstance(error, ConfigError) else "not a model description"
         raise ModelError(f"{file}: {reason}") from None
-    if len(mark) != 16:
+    if len(fingerprint) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
     fits = {name: Path(name).name == name and name.isprintable() for name in files}
     if stranger := next((name for name, fit in fits.items() if not fit), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
-    return ModelFolder(path, config, mark, files, source)
+    return ModelFolder(path, config, fingerprint, files, source)
 
 
 def write_folder_config(
     path: Path,
     config: ModelConfig,
-    mark: bytes,
+    fingerprint: bytes,
     files: list[str],
     *,
     source: dict[str, Any] | None = None,
@@ -148,7 +152,7 @@ def write_folder_config(
     data = config.model_dump(mode="json")
     if source:
         data["source"] = source
-    data["fingerprint"] = mark.hex()
+    data["fingerprint"] = fingerprint.hex()
     data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
     with atomic_output(path / CONFIG) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

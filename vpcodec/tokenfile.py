@@ -1,8 +1,8 @@
 """The `.tok` container: tokens in checked blocks, readable and writable as a stream.
 
-Every byte of the format is described in docs/token-format.md. A file is a header, blocks of whole
-frames and a trailer; each carries a CRC-32, and a block's also tells its number, so that a reader
-finds its place again behind damage. Memory is bounded by one block plus the index of block sizes.
+docs/token-format.md describes every byte of the format. A file is a header, blocks of whole frames
+and a trailer. Each carries a CRC-32, and that of a block also encodes its number, so a reader finds
+its place again after damage. Memory is bounded by one block plus the index of block sizes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .media.files import atomic_output
 
 MAGIC = b"\x89TOK\r\n\x1a\n"
 VERSION = 1
-AUDIO, IMAGE = 1, 2  # the kind
+AUDIO, IMAGE = 1, 2  # the field `kind`
 RAW, ENTROPY = 0, 1  # coding ids
-TRAILER = 255  # in the place of one
+TRAILER = 255  # in place of a coding id
 
 MAX_MODEL_BYTES = 64
 MAX_RATE = 2**24  # Hz
@@ -39,26 +39,26 @@ MAX_PIXELS = 2**32
 MAX_BLOCKS = 2**20
 MAX_BLOCK_TOKENS = 2**17  # of all channels together
 MAX_INDEX_BYTES = 3 * MAX_BLOCKS  # three LEB128 bytes hold the largest block
-MAX_LOST_TOKENS = 2**26  # that read_tokens fills in for damaged blocks
+MAX_LOST_TOKENS = 2**26  # most that read_tokens fills in for damaged blocks
 
 _UNKNOWN = 2**64 - 1  # n_samples in the header of a piped file
 _FIXED = struct.Struct("<8s4B2IQ2IH16sB")  # the header up to the model name
 _BLOCK = struct.Struct("<IHI")  # coding id and payload bytes << 8, frames, check
 _TRAILER = struct.Struct("<IQQ")  # 255 and index bytes << 8, frames, samples; then the index
-_TAIL = struct.Struct("<II")  # the trailer's first word again, CRC-32
+_TAIL = struct.Struct("<II")  # the first word of the trailer again, CRC-32
 _CRC = struct.Struct("<I")
-_STRIDE = 0x9E3779B1  # per block number in its check: no flipped bit looks like a near number
+_STRIDE = 0x9E3779B1  # times the block number in its check: no flipped bit looks like a near number
 _UNSTRIDE = pow(_STRIDE, -1, 2**32)
-_WINDOW = 2**16  # bytes looked through at a time behind damage
-_PATIENCE = 16  # checksummed bytes per byte of the file before such a search gives up
+_WINDOW = 2**16  # bytes searched at a time after damage
+_PATIENCE = 16  # checksummed bytes per byte of the file before a search gives up
 
 
 class TokenFileError(ValueError):
-    """Damage in a token file, or misuse of the format: one line, without the file's name."""
+    """Damage in a token file, or misuse of the format; one line, without the name of the file."""
 
 
 class NoCoderError(TokenFileError):
-    """The tokens are entropy coded, and the reader was given no coder."""
+    """The tokens are entropy coded, and the reader has no coder."""
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -112,7 +112,7 @@ def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> np.ndarra
 
 
 class Coder(Protocol):
-    """Entropy coder of a model's tokens, as `vpcodec.entropy.TokenCoder`."""
+    """An entropy coder of a model's tokens, such as `vpcodec.entropy.TokenCoder`."""
 
     codebook_size: int
 
@@ -120,7 +120,11 @@ class Coder(Protocol):
         """int64 (n_frames, channels) -> payload."""
 
     def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
-        """Payload -> int64 (n_frames, channels); ValueError if it is damaged."""
+        """Payload -> int64 (n_frames, channels).
+
+        Raises:
+            ValueError: damaged payload.
+        """
 
 
 def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
@@ -133,19 +137,25 @@ def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenHeader(ABC):
-    """What a token file says about itself, whatever its kind; wrong values raise TokenFileError.
+    """The header fields that audio and images share.
 
-    model: name, 1 to 64 bytes of printable UTF-8. fingerprint: 16 bytes, of weights and
-    configuration. channels: 1 to 255. hop_length: what a frame stands for, see the kinds.
-    codebook_size: 2 to 2**32. block_frames: frames in every block but the last; times channels at
-    most MAX_BLOCK_TOKENS.
+    Subclasses also have `n_samples`, the total that the trailer confirms, or None if only the
+    trailer states it.
 
-    Every kind has n_samples too: the total by which the trailer confirms the length, or None when
-    only the trailer knows it.
+    Attributes:
+        model: name, 1 to 64 bytes of printable UTF-8.
+        fingerprint: 16 bytes that identify the weights and configuration.
+        channels: 1 to 255.
+        hop_length: size of a frame, see the subclasses.
+        codebook_size: 2 to 2**32.
+        block_frames: frames in every block but the last; times channels at most MAX_BLOCK_TOKENS.
+
+    Raises:
+        TokenFileError: a value out of bounds.
     """
 
     kind: ClassVar[int]
-    _own: ClassVar[dict[str, tuple[int, int]]]  # fields of the kind, as in the file: bounds
+    _own: ClassVar[dict[str, tuple[int, int]]]  # fields of the subclass, in file order: bounds
 
     model: str
     fingerprint: bytes
@@ -185,7 +195,7 @@ class TokenHeader(ABC):
     @property
     @abstractmethod
     def n_frames(self) -> int | None:
-        """Frames of the whole file; None when only the trailer knows."""
+        """Frames of the whole file; None if only the trailer states them."""
 
     @property
     def bits_per_token(self) -> float:
@@ -193,7 +203,11 @@ class TokenHeader(ABC):
         return math.log2(self.codebook_size)
 
     def with_total(self, n_samples: int) -> Self:
-        """This header with n_samples known; TokenFileError where it says another number itself."""
+        """This header with n_samples.
+
+        Raises:
+            TokenFileError: the header states another number.
+        """
         if self.n_samples is None:
             return replace(self, n_samples=n_samples)
         if self.n_samples != n_samples:
@@ -203,11 +217,13 @@ class TokenHeader(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioHeader(TokenHeader):
-    """Header of a recording.
+    """Header of a recording; a frame is `hop_length` samples at `sample_rate`.
 
-    sample_rate: Hz, the model's. original_rate: Hz, the source's. n_samples: of the source, per
-    channel, at original_rate; None when only the trailer knows. hop_length: samples at sample_rate
-    per frame.
+    Attributes:
+        sample_rate: rate of the model, Hz.
+        original_rate: rate of the source, Hz.
+        n_samples: samples of the source per channel, at original_rate; None if only the trailer
+            states them.
     """
 
     kind: ClassVar[int] = AUDIO
@@ -251,11 +267,15 @@ class AudioHeader(TokenHeader):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageHeader(TokenHeader):
-    """Header of a picture, whose frames are squares of pixels, row by row from the top left.
+    """Header of an image; a frame is a square of `hop_length` pixels per side.
 
-    width, height: pixels of the upright source, at most MAX_SIDE each and MAX_PIXELS together.
-    components: of the source; 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA. channels: 1, or 2 where
-    there is alpha, whose plane is coded as a grey picture. hop_length: side of a square, in pixels.
+    Frames go row by row from the top left. There is 1 channel, or 2 with alpha, whose plane is
+    coded as a grey image.
+
+    Attributes:
+        width: pixels of the upright source, at most MAX_SIDE; times height at most MAX_PIXELS.
+        height: pixels of the upright source, at most MAX_SIDE.
+        components: of the source: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
     """
 
     kind: ClassVar[int] = IMAGE
@@ -370,7 +390,11 @@ def _pack_trailer(trailer: _Trailer) -> bytes:
 
 
 def _trailer_bytes(word: int) -> int:
-    """Size of the trailer with this first word; TokenFileError if it cannot be one."""
+    """Size of the trailer with this first word.
+
+    Raises:
+        TokenFileError: not the first word of a trailer.
+    """
     if word & 255 != TRAILER or word >> 8 > MAX_INDEX_BYTES:
         raise TokenFileError("the trailer is damaged")
     return _TRAILER.size + (word >> 8) + _TAIL.size
@@ -393,7 +417,7 @@ def _n_blocks(n_frames: int, header: TokenHeader) -> int:
 
 
 def _parse_index(index: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Where each block begins behind the header, and each entry in the index; int64 (B + 1,)."""
+    """Offsets of the blocks after the header, and of the entries in the index; int64 (B + 1,)."""
     data = np.frombuffer(index, np.uint8)
     entries = np.concatenate([[0], np.flatnonzero(data < 128) + 1])
     lengths = np.diff(entries)
@@ -410,8 +434,15 @@ def _parse_index(index: bytes) -> tuple[np.ndarray, np.ndarray]:
 class TokenWriter:
     """Writes a token file to a binary stream, which may be a pipe and stays open.
 
-    The header goes out at once, each block as soon as it is full, the rest with `close`. A block is
-    entropy coded where there is a coder, which makes it shorter.
+    The header is written at once, each block as soon as it is full, and the rest by `close`.
+
+    Args:
+        stream: what to write to.
+        header: of the file.
+        coder: entropy coder, used for the blocks that it makes shorter; None: none.
+
+    Raises:
+        ValueError: the coder is for another codebook.
     """
 
     def __init__(
@@ -429,7 +460,14 @@ class TokenWriter:
         stream.write(_pack_header(header))
 
     def write(self, tokens: np.ndarray) -> None:
-        """Append tokens, int64 (channels, n) in [0, codebook_size); ValueError if they are not."""
+        """Append tokens.
+
+        Args:
+            tokens: int64 (channels, n) in [0, codebook_size).
+
+        Raises:
+            ValueError: other tokens, or the writer is closed.
+        """
         if self._index is None:
             raise ValueError("write to a closed TokenWriter")
         header = self.header
@@ -448,10 +486,15 @@ class TokenWriter:
         self._pending = tokens[:, whole:].copy()
 
     def close(self, n_samples: int | None = None) -> None:
-        """Write what is left, and the trailer; the stream stays open.
+        """Write the last block and the trailer; the stream stays open.
 
-        n_samples: the total, needed when the header does not say it.
-        TokenFileError when it is missing, or does not agree with the header or the frames written.
+        Args:
+            n_samples: the total; needed if the header does not state it.
+
+        Raises:
+            TokenFileError: the total is missing, or does not agree with the header or with the
+                frames that were written.
+            ValueError: the writer is closed.
         """
         if self._index is None:
             raise ValueError("close of a closed TokenWriter")
@@ -491,7 +534,14 @@ class TokenWriter:
 
 @dataclass(frozen=True, eq=False)
 class TokenBlock:
-    """One block: tokens int64 (channels, n_frames) from start_frame on, None where damaged."""
+    """A block.
+
+    Attributes:
+        index: number of the block.
+        start_frame: number of its first frame.
+        tokens: int64 (channels, n_frames); None if the block is damaged.
+        n_frames: frames in it.
+    """
 
     index: int
     start_frame: int
@@ -500,18 +550,32 @@ class TokenBlock:
 
 
 class TokenReader:
-    """Reads a token file from a binary stream, block by block, as an iterator of TokenBlock.
+    """Reads a token file from a binary stream, as an iterator of `TokenBlock`.
 
-    The header is read at once; TokenFileError if it is damaged. Later damage is a TokenFileError
-    too, or with `recover` a block without tokens, so that the other frames keep their time. Up to
-    the first damage the stream is asked for no byte behind the trailer but one, to see that the
+    Until the first damage, the stream is asked for only one byte after the trailer, to see that the
     file ends there.
 
-    header: AudioHeader or ImageHeader. n_samples (pixels of an image), n_frames: the totals, None
-    while unknown; should neither header nor trailer tell, n_samples is AudioHeader.samples_in of
-    the frames up to the last whole block in the end. damaged: numbers of the damaged blocks, and
-    error: the first damage, since the last seek. payload_bytes, total_bytes: used so far. coder:
-    of entropy-coded blocks, may be set when the header is known; NoCoderError where it is missing.
+    Args:
+        stream: what to read from.
+        recover: return damaged blocks without tokens, so that other frames keep their time, instead
+            of raising.
+        coder: entropy coder of the model; may be set later, when the header is known.
+
+    Attributes:
+        header: `AudioHeader` or `ImageHeader`.
+        n_samples: total samples per channel, or pixels of an image; None while unknown. If neither
+            header nor trailer states it, at the end `AudioHeader.samples_in` of the frames up to
+            the last whole block.
+        n_frames: total frames; None while unknown.
+        damaged: numbers of the damaged blocks since the last seek.
+        error: the first damage since the last seek; None without.
+        payload_bytes: bytes of payload read so far.
+        total_bytes: bytes read so far.
+        coder: see above.
+
+    Raises:
+        TokenFileError: a damaged header; when iterating, later damage unless `recover`.
+        NoCoderError: when iterating, an entropy-coded block without a coder.
     """
 
     def __init__(
@@ -548,11 +612,15 @@ class TokenReader:
                 yield from self._lost(_n_blocks(self.n_frames, self.header))
 
     def read_all(self) -> tuple[np.ndarray, TokenHeader]:
-        """What is left: tokens int64 (channels, n_frames), and the header with n_samples.
+        """Read the remaining blocks.
 
-        With `recover`, the frames of damaged blocks are -1, and a damaged or missing end leaves
-        n_samples as it is found. TokenFileError for other damage, and for more than
-        MAX_LOST_TOKENS tokens to fill in.
+        Returns:
+            int64 tokens (channels, n_frames), -1 for those of damaged blocks with `recover`; and
+            the header with n_samples, an estimate if the end is damaged or missing.
+
+        Raises:
+            TokenFileError: damage without `recover`, or more than MAX_LOST_TOKENS tokens to fill
+                in.
         """
         channels, lost = self.header.channels, 0
         parts = [np.empty((channels, 0), np.int64)]
@@ -567,9 +635,13 @@ class TokenReader:
         return np.concatenate(parts, axis=1), self.header.with_total(self.n_samples)
 
     def read_trailer(self) -> int:
-        """n_samples, from the end of a seekable stream; the reading position stays.
+        """Read the trailer at the end of a seekable stream, and keep the reading position.
 
-        TokenFileError when the stream cannot seek or the trailer is damaged.
+        Returns:
+            n_samples.
+
+        Raises:
+            TokenFileError: the stream cannot seek, or the trailer is damaged.
         """
         if self._first is None:
             raise TokenFileError("the stream cannot seek")
@@ -592,9 +664,14 @@ class TokenReader:
         return trailer.n_samples
 
     def seek_frame(self, frame: int) -> None:
-        """Let the next iteration begin with the block that holds `frame`; n_frames is the end.
+        """Let the next iteration start at the block that holds a frame.
 
-        ValueError for a frame outside the file, TokenFileError as in `read_trailer`.
+        Args:
+            frame: its number; n_frames is the end.
+
+        Raises:
+            ValueError: the frame is outside the file.
+            TokenFileError: as `read_trailer`.
         """
         if self._trailer is None:
             self.read_trailer()
@@ -619,7 +696,7 @@ class TokenReader:
         self.error = self.error or str(error)
 
     def _fill(self, size: int) -> bool:
-        """Read ahead until `size` bytes are there; False if the stream ends before."""
+        """Read ahead until there are `size` bytes; False if the stream ends before."""
         while (missing := size - len(self._ahead)) > 0:
             chunk = self._stream.read(missing)
             if not chunk:
@@ -654,9 +731,13 @@ class TokenReader:
         return header
 
     def _record(self, slack: int = 0) -> TokenBlock | _Trailer:
-        """The block or trailer at the reading position; TokenFileError if there is none.
+        """The block or trailer at the reading position.
 
-        The block's number is the next one, or up to `slack` later.
+        Args:
+            slack: how far the number of the block may be beyond the next one.
+
+        Raises:
+            TokenFileError: there is none.
         """
         if not self._fill(_BLOCK.size):
             raise TokenFileError(f"block {self._number}: the file ends before a block or trailer")
@@ -724,8 +805,8 @@ class TokenReader:
     def _search(self) -> TokenBlock | _Trailer | None:
         """The next whole block or trailer, or None if the stream ends before it.
 
-        Blocks may have been cut out of what is skipped, but few for its size: that keeps the
-        odds of taking damage for a block near one in 2**32.
+        Blocks may be missing from what is skipped, but only few for its size: so the odds of
+        mistaking damage for a block stay near one in 2**32.
         """
         codings = re.escape(bytes((RAW, ENTROPY)))
         begin = re.compile(
@@ -750,14 +831,14 @@ class TokenReader:
         return None
 
     def _frames_due(self, number: int) -> int:
-        """Frames that the block of this number has, or may have if it can be the last."""
+        """Frames that the block of this number has, or at most has if it may be the last."""
         left = self.header.block_frames
         if self.n_frames is not None:
             left = min(left, self.n_frames - number * left)
         return left
 
     def _lost(self, end: int) -> Iterator[TokenBlock]:
-        """Damaged blocks, from the next one up to the one before `end`."""
+        """Damaged blocks, from the next one to the one before `end`."""
         for number in range(self._number, end):
             self._number += 1
             self.damaged.append(number)
@@ -765,7 +846,7 @@ class TokenReader:
             yield TokenBlock(number, start, None, self._frames_due(number))
 
     def _finish(self, trailer: _Trailer | None) -> None:
-        """Settle the totals, without a trailer from the header or else the blocks that are left."""
+        """Settle the totals: from the trailer, else from the header, else from the blocks."""
         self._done = True
         if trailer:
             self.n_frames, self.n_samples = trailer.n_frames, trailer.n_samples
@@ -782,7 +863,19 @@ class TokenReader:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found: ok, or the first error; blocks and frames count the damaged ones too."""
+    """The result of `verify`.
+
+    Attributes:
+        ok: whether there is no damage.
+        error: the first damage; None without.
+        header: of the file; None if it is damaged.
+        blocks: number of blocks, damaged ones included.
+        damaged: numbers of the damaged blocks.
+        frames: total frames, damaged ones included.
+        n_samples: total samples per channel, or pixels.
+        payload_bytes: bytes of all payloads.
+        total_bytes: bytes of the file.
+    """
 
     ok: bool
     error: str | None = None
@@ -798,12 +891,20 @@ class Verification:
 def read_tokens(
     source: str | os.PathLike | BinaryIO, *, recover: bool = False, coder: Coder | None = None
 ) -> tuple[np.ndarray, TokenHeader]:
-    """Tokens int64 (channels, n_frames) of a file or stream, and its header with n_samples.
+    """Read all tokens of a file or stream; `vpcodec.read_tokens` also finds coders of bundled
+    models.
 
-    coder: of the model, `Codec.coder`; without one, only files that are not entropy coded are read.
-    `vpcodec.read_tokens` finds that of a bundled model.
+    Args:
+        source: path or stream.
+        recover: return -1 for the tokens of damaged blocks instead of raising.
+        coder: `Codec.coder` of the model; None reads only files that are not entropy coded.
 
-    Errors and `recover` as of `TokenReader.read_all`; OSError for a path that cannot be read.
+    Returns:
+        int64 tokens (channels, n_frames), and the header with n_samples.
+
+    Raises:
+        TokenFileError: damage, see `TokenReader.read_all`.
+        OSError: the path cannot be read.
     """
     with opened(source) as stream:
         return TokenReader(stream, recover=recover, coder=coder).read_all()
@@ -816,10 +917,19 @@ def write_tokens(
     *,
     coder: Coder | None = None,
 ) -> None:
-    """Write tokens, int64 (channels, header.n_frames), to a stream or, all or nothing, to a file.
+    """Write a token file.
 
-    coder: `Codec.coder`, for a shorter file; none: packed at log2(codebook_size) bits a token.
-    Errors as TokenWriter raises them; OSError for a path that cannot be written.
+    Args:
+        target: a stream, or a path; the file appears complete or not at all.
+        tokens: int64 (channels, header.n_frames).
+        header: of the file.
+        coder: `Codec.coder` of the model, for a shorter file; None: log2(codebook_size) bits a
+            token.
+
+    Raises:
+        ValueError: tokens that do not fit the header.
+        TokenFileError: more or fewer tokens than the header says.
+        OSError: the path cannot be written.
     """
     with nullcontext(target) if hasattr(target, "write") else atomic_output(target) as stream:
         writer = TokenWriter(stream, header, coder=coder)
@@ -828,9 +938,12 @@ def write_tokens(
 
 
 def verify(source: str | os.PathLike | BinaryIO) -> Verification:
-    """Read a whole file or stream in search of damage; only OSError is raised.
+    """Check a whole file or stream for damage.
 
-    Entropy-coded blocks are checked by their checksums, and not decoded.
+    Entropy-coded blocks are checked by their checksums, but not decoded.
+
+    Raises:
+        OSError: the path cannot be read.
     """
     with opened(source) as stream:
         try:
@@ -845,7 +958,7 @@ def verify(source: str | os.PathLike | BinaryIO) -> Verification:
 
 
 class _Undecoded:
-    """In the place of a coder where tokens are not needed."""
+    """Stands in for a coder where tokens are not needed."""
 
     codebook_size = 0
 
@@ -854,5 +967,5 @@ class _Undecoded:
 
 
 def opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
-    """A stream as it is, left open, or the file at a path."""
+    """A context manager for a stream, which stays open, or for the file at a path."""
     return nullcontext(source) if hasattr(source, "read") else open(source, "rb")

@@ -1,4 +1,4 @@
-"""How a codebook is used: exact counts over any number of tokens, and what follows from them."""
+"""How a codebook is used: exact counts over any number of tokens, and statistics of them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LARGEST = 2**28  # codes: 2 GiB of counts
 class CodebookUsage:
     """Counts tokens, in int64, as they come.
 
-    With p_i the share of code i: entropy H = -sum p_i log2 p_i bits, perplexity 2^H,
-    CVU = 2^H / K (VP-VAE paper, section 4: "codebook valid usage", 1 for uniform use). All are of
-    the tokens counted; fewer tokens than codes cannot use all of them.
+    With p_i the share of code i: entropy H = -sum p_i log2 p_i bits, perplexity 2^H, and
+    CVU = 2^H / K (VP-VAE paper, section 4: "codebook valid usage", 1 for uniform use). Fewer tokens
+    than codes cannot use all codes, so all of these are then lower bounds.
 
     Args:
         codebook_size: K, at most 2^28.
@@ -33,7 +33,7 @@ class CodebookUsage:
         """Count integer tokens: an array or a torch tensor of any shape.
 
         Raises:
-            ValueError: tokens that are no integers or not in 0 .. K - 1; nothing is counted then.
+            ValueError: tokens that are not integers in 0 .. K - 1; nothing is counted then.
         """
         if hasattr(tokens, "detach"):  # of torch, which this module does without
             if tokens.is_floating_point() or tokens.is_complex():
@@ -49,11 +49,20 @@ class CodebookUsage:
         self.add(*np.unique(tokens.astype(np.int64), return_counts=True))
 
     def add(self, codes: np.ndarray, counts: np.ndarray) -> None:
-        """Count codes, int64 (n,) within 0 .. K - 1 and each there once, so many times each."""
+        """Add counts of codes.
+
+        Args:
+            codes: int64 (n,) in 0 .. K - 1, all different.
+            counts: int64 (n,), how often each occurred.
+        """
         self.counts[codes] += counts
 
     def merge(self, other: CodebookUsage) -> None:
-        """Add the counts of another one of the same codebook size."""
+        """Add the counts of another instance.
+
+        Raises:
+            ValueError: it is for another codebook size.
+        """
         if other.codebook_size != self.codebook_size:
             raise ValueError(
                 f"codebooks of {self.codebook_size} and {other.codebook_size} codes do not add up"
@@ -62,7 +71,7 @@ class CodebookUsage:
 
     @property
     def tokens(self) -> int:
-        """Tokens counted."""
+        """Number of tokens counted."""
         return int(self.counts.sum())
 
     @property
@@ -75,7 +84,7 @@ class CodebookUsage:
 
     @property
     def perplexity(self) -> float:
-        """2^entropy, the number of codes that carry as much when used evenly."""
+        """2^entropy: the number of evenly used codes that would carry as much."""
         return 2**self.entropy
 
     @property
@@ -89,7 +98,7 @@ class CodebookUsage:
         return int((self.counts > 0).sum()) / self.codebook_size
 
     def bitrate(self, tokens_per_second: float) -> float:
-        """Bit/s that the tokens carry: entropy times rate, reached by an ideal entropy coder."""
+        """Bit/s of an ideal entropy coder: entropy times token rate."""
         return self.entropy * tokens_per_second
 
     def summary(self) -> dict[str, float]:

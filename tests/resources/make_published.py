@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 from published import Official, random_weights, save_modules  # noqa: E402
 
 from vpcodec.media.audio import load, resample  # noqa: E402
-from vpcodec.published import find  # noqa: E402
+from vpcodec.published import look_up  # noqa: E402
 
 SPECS = ("zhai-lw/L3AC:1kbps", "zhai-lw/SQCodec:0k75bps")
 SECONDS = 2.3
@@ -34,12 +34,12 @@ SECONDS = 2.3
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for spec in SPECS:
-        config = find(spec).config
+        config = look_up(spec).config
         recorded, rate = load(HERE / "speech.wav")
         clip = resample(recorded[:1], rate, config.sample_rate)[0, : int(SECONDS * 16_000) + 1]
         samples = np.round(clip * 2**15).astype(np.int16)
         with tempfile.TemporaryDirectory() as folder:
-            official = Official(find(spec), save_modules(random_weights(config), Path(folder)))
+            official = Official(look_up(spec), save_modules(random_weights(config), Path(folder)))
         padded = official.encode(samples.astype(np.float32) / 2**15)
         tokens = padded[: -(-len(samples) // config.hop_length)]
         audio = official.decode(tokens)

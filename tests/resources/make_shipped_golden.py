@@ -24,7 +24,7 @@ EVERY = 97  # of the decoded samples that are kept
 
 def signal(codec: Codec) -> np.ndarray:
     """(1, T) of speech or (H, W, 3) pixels."""
-    if codec.kind == "image":
+    if codec.modality == "image":
         y, x, c = np.mgrid[:48, :72, :3]
         return (128 + 90 * np.sin((x + 2 * c) / 17) * np.cos(y / (11 + 3 * c))).astype(np.uint8)
     raw = np.frombuffer((HERE / "speech.wav").read_bytes()[60_000:104_100], "<i2") / np.float32(
@@ -37,7 +37,7 @@ def found(codec: Codec) -> dict[str, object]:
     """Fingerprint, tokens, and some of the samples or pixels that are decoded of them."""
     x = signal(codec)
     tokens = codec.encode(x)
-    size = (x.shape[:2],) if codec.kind == "image" else ()
+    size = (x.shape[:2],) if codec.modality == "image" else ()
     decoded = codec.decode(tokens, *size)
     return {
         "file": hashlib.sha256(token_file(codec, tokens)).hexdigest(),
@@ -49,7 +49,7 @@ def found(codec: Codec) -> dict[str, object]:
 
 def token_file(codec: Codec, tokens: np.ndarray) -> bytes:
     """The token file of what `signal` gives."""
-    if codec.kind == "image":
+    if codec.modality == "image":
         header = codec.header(48, 72, 3)
     else:
         header = AudioHeader(

@@ -1,4 +1,4 @@
-"""Backends run a model's encoder and decoder: one protocol, same answers."""
+"""Backends run a model's encoder and decoder: one protocol, the same results."""
 
 from __future__ import annotations
 

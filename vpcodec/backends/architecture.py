@@ -1,4 +1,4 @@
-"""Architectures that are not native: what the rooms that hold them register."""
+"""Architectures that are not native, and their registration."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class Architecture:
 
     Attributes:
         names: values of `architecture` in config.json.
-        config: what is described there.
-        load: a configuration and the tensors of model.safetensors to the torch model, in eval
-            mode; raises RuntimeError where they do not fit. Only this needs torch.
-        encoder_stream, decoder_stream: of a configuration, a backend, and the number of channels.
-        describe: "encoder" and "decoder" to their stages, "transformer" to a line.
-        plan_memory: whether ONNX Runtime shall plan memory, which suits calls of equal length.
+        config: the class of their configuration.
+        load: configuration and tensors of model.safetensors -> torch model in eval mode; raises
+            RuntimeError if they do not fit. Only this needs torch.
+        encoder_stream: configuration, backend and number of channels -> stream.
+        decoder_stream: the same for decoding.
+        describe: configuration -> stages of "encoder" and "decoder", and a line on "transformer".
+        plan_memory: whether ONNX Runtime should plan memory, which suits calls of equal length.
     """
 
     names: tuple[str, ...]
@@ -42,11 +43,11 @@ _registered: dict[type[ModelConfig], Architecture] = {}
 
 
 def register(architecture: Architecture) -> None:
-    """Make models of an architecture known to `parse_model`, to the backends and to codecs."""
+    """Make an architecture known to `parse_model`, to backends and to codecs."""
     register_architecture(architecture.names, architecture.config)
     _registered[architecture.config] = architecture
 
 
 def architecture_of(config: ModelConfig) -> Architecture | None:
-    """The registered architecture of a model; None: a native one."""
+    """The registered architecture of a model; None for native models."""
     return _registered.get(type(config))

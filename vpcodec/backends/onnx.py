@@ -15,7 +15,7 @@ State = dict[str, np.ndarray]
 
 
 class OnnxBackend:
-    """Runs encoder.onnx and decoder.onnx; each is loaded when it is first needed.
+    """Runs encoder.onnx and decoder.onnx; each is loaded on first use.
 
     Args:
         model: the folder.
@@ -31,7 +31,7 @@ class OnnxBackend:
         if device == "cuda" and "CUDAExecutionProvider" not in available:
             raise ModelError("device cuda: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
         use_cuda = device != "cpu" and "CUDAExecutionProvider" in available
-        exact = {"use_tf32": 0}  # all of float32, for the tokens of other machines
+        exact = {"use_tf32": 0}  # full float32, so that tokens are those of other machines
         self.providers = [("CUDAExecutionProvider", exact)] if use_cuda else []
         self.providers.append("CPUExecutionProvider")
 
@@ -72,7 +72,7 @@ class _Graph:
     def __init__(self, session: ort.InferenceSession) -> None:
         self.session = session
         self.input, *states = session.get_inputs()
-        # A length that has a name may differ; it is 0 at the beginning.
+        # A length with a name is variable; it is 0 at the beginning.
         self.shapes = {
             s.name.removeprefix("past."): [0 if isinstance(n, str) else n for n in s.shape[1:]]
             for s in states

@@ -1,4 +1,4 @@
-"""What a backend does, and a stream on top of one."""
+"""The protocols of a backend and of a stream."""
 
 from __future__ import annotations
 
@@ -8,33 +8,41 @@ import numpy as np
 
 
 class Backend(Protocol):
-    """Runs the two graphs of a model on numpy arrays; the state is opaque.
+    """Runs the two graphs of a model on NumPy arrays; the state is opaque.
 
-    `None` as state is the beginning of a stream. Images have no history: their state is always
-    `None`, and what is given back for it has no meaning.
+    `None` is the state at the beginning of a stream. Images have no history: their state is always
+    `None`, and the returned state has no meaning.
     """
 
     def encode(self, signal: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
         """A signal to tokens.
 
         Args:
-            signal: audio (B, N * hop), N > 0, or images (B, 3, H, W) of RGB in [-1, 1] whose
-                sides are multiples of the model's block; float32.
-            state: as it was given back for what came before.
+            signal: float32 audio (B, N * hop), N > 0, or RGB images (B, 3, H, W) in [-1, 1] whose
+                sides are multiples of the model's block.
+            state: as returned for the part before; None at the beginning.
 
         Returns:
             int64 tokens, (B, N) or (B, H / hop, W / hop), and the next state.
         """
 
     def decode(self, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
-        """Tokens (B, N), or (B, rows, columns) of whole windows, to a float32 signal, as above."""
+        """Tokens to a signal.
+
+        Args:
+            tokens: int64 (B, N), or (B, rows, columns) in whole windows.
+            state: as for `encode`.
+
+        Returns:
+            The float32 signal, as for `encode`, and the next state.
+        """
 
 
 class Stream(Protocol):
-    """Audio or tokens in pieces of any length, to the other; the answers of the whole."""
+    """Audio to tokens or back in pieces of any length, with the result of coding it at once."""
 
     def push(self, x: np.ndarray, /) -> np.ndarray:
-        """(T,) or (C, T) samples, or tokens -> what is now certain of the other."""
+        """(T,) or (C, T) samples or tokens -> the tokens or samples that are now final."""
 
     def flush(self, *last: np.ndarray) -> np.ndarray:
-        """The rest, after the last tokens if they are given. Starts anew afterwards."""
+        """The rest, after the last tokens if given. The stream can be used again afterwards."""

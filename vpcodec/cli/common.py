@@ -1,4 +1,4 @@
-"""What the commands share: naming outputs, running many items, progress, errors."""
+"""What the commands share: naming outputs, processing many items, progress, errors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from typing import Any
 
 import typer
 
+from ..progress import Progress
 from .errors import USER_ERRORS, MissingExtra, UsageError, explain
-from .kinds import Kind, Row, summary
+from .modalities import Modality, Result, summary
 
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
 
 def need_extra(extra: str, *packages: str) -> None:
-    """Refuse in one line when the packages of an extra are missing."""
+    """Raise MissingExtra if packages of an extra are not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in packages if find_spec(name) is None]
@@ -54,15 +55,25 @@ def plan(
     output_suffixes: Collection[str],
     force: bool,
 ) -> tuple[list[Item], list[Item], bool]:
-    """Pair every input with its output: items to do, items that exist already, is it one file.
+    """Pair every input with its output.
 
-    Of the files that `find` gives for a folder those that are `wanted` are taken; the others count
-    as well where results would have the same name, so that runs that want others get along.
+    The last of several inputs is the output if it is "-", has an output suffix, or is or looks like
+    a folder. Without an output, results go beside their inputs. An output that the user named is
+    replaced; one whose name is derived is kept unless `force`.
 
-    The last of several inputs is the output when it is "-", has an output suffix, or is a folder
-    or looks like one. Without an output, results stand beside their inputs, with the suffix that
-    `suffix` gives for them. A result whose name the user gave is replaced; a name that was derived
-    is kept unless `force`.
+    Args:
+        inputs: files, folders or "-".
+        output: a file, a folder, "-", or None.
+        find: lists the files of a folder.
+        wanted: which of them to take. The others still count where outputs would have the same
+            name, so that names do not depend on what is wanted.
+        input_suffixes: of files that can be inputs.
+        suffix: the suffix of the output for an input.
+        output_suffixes: of files that can be outputs.
+        force: replace existing outputs with derived names.
+
+    Returns:
+        The items to process, those whose outputs exist already, and whether it is a single file.
 
     Raises:
         UsageError: empty folder, two inputs for one output, output equal to input.
@@ -159,8 +170,8 @@ def _check(items: list[Item]) -> None:
             raise UsageError(f"{item.target}: both {other} and {item.source} would go there")
 
 
-class Progress:
-    """How much is done of all running items, on stderr when it is a terminal and takes a while."""
+class ProgressBar:
+    """A bar for all items, on stderr if that is a terminal and the work takes a while."""
 
     def __init__(self, label: str, n_items: int) -> None:
         self._label = label
@@ -173,7 +184,7 @@ class Progress:
         self._share: dict[str, float] = {}
 
     def report(self, name: str, done: int, total: int | None) -> None:
-        """Item `name` has done `done` of `total` samples or pixels."""
+        """Item `name` has processed `done` of `total` units."""
         with self._lock:
             self._share[name] = done / total if total else 0.0
             self._show()
@@ -204,7 +215,7 @@ class Progress:
 
 @contextmanager
 def status() -> Iterator[Callable[[str], None]]:
-    """Show on a terminal's stderr what is going on; nothing before the first text is told."""
+    """A callback that shows what is going on, on stderr if that is a terminal."""
     with ExitStack() as stack:
         spinner: Any = None
 
@@ -228,42 +239,42 @@ class _Stopped(BaseException):
 def run(
     items: list[Item],
     kept: list[Item],
-    work: Callable[[Item, Callable[[int, int | None], None]], tuple[Kind, Any]],
+    work: Callable[[Item, Progress], tuple[Modality, Any]],
     *,
     label: str,
     jobs: int,
     fail_fast: bool,
     as_json: bool,
 ) -> None:
-    """Process items, `jobs` at a time; sum up on stderr or, with `as_json`, print a document.
+    """Process items, `jobs` at a time; summarise on stderr or, with `as_json`, print a document.
 
-    `work` takes an item and what to report progress to, and gives its kind and what went through.
+    `work` takes an item and a progress callback, and returns its modality and statistics.
 
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
-    results: list[Row] = []
+    results: list[Result] = []
     failures: list[str] = []
     started = time.perf_counter()
     stop = threading.Event()
     workers = {threading.current_thread()}
-    progress = Progress(label, len(items))
+    bar = ProgressBar(label, len(items))
 
-    def one(item: Item) -> Row | str | None:
-        """A row of results, or why there is none; None for an item that is not tried."""
+    def one(item: Item) -> Result | str | None:
+        """The result of an item, or why there is none; None if it was not tried."""
         workers.add(threading.current_thread())
         if stop.is_set():
             return None
 
-        def report(done: int, total: int | None) -> None:
+        def progress(stage: str, done: int, total: int | None) -> None:
             if stop.is_set():
                 raise _Stopped
-            progress.report(item.source, done, total)
+            bar.report(item.source, done, total)
 
         began = time.perf_counter()
         name = "stdin" if item.source == "-" else item.source
         try:
-            kind, stats = work(item, report)
+            modality, stats = work(item, progress)
         except BrokenPipeError:
             raise
         except (*USER_ERRORS, ValueError) as error:
@@ -274,16 +285,16 @@ def run(
             named = name in text or target in text
             return text if named else f"{name}: {text}"
         finally:
-            progress.finish(item.source)
-        row = kind.row(stats, time.perf_counter() - began)
-        return {"source": item.source, "target": item.target, "kind": kind.name} | row
+            bar.finish(item.source)
+        result = modality.result(stats, time.perf_counter() - began)
+        return {"source": item.source, "target": item.target, "kind": modality.name} | result
 
-    def join() -> None:  # the pool forgets a thread if an interrupt comes while it starts
+    def join() -> None:  # the pool loses a thread if an interrupt arrives while it starts
         for worker in workers - {threading.current_thread()}:
             worker.join()
 
     with ExitStack() as stack:
-        stack.callback(progress.close)
+        stack.callback(bar.close)
         stack.enter_context(_parents(item.target for item in items if item.target != "-"))
         stack.callback(join)
         each = map
@@ -321,7 +332,7 @@ def run(
 
 @contextmanager
 def _parents(targets: Iterable[str]) -> Iterator[None]:
-    """The folders above the targets exist inside; those made but left empty go again."""
+    """Create the folders of the targets; remove those that end up empty."""
     made: set[Path] = set()
     try:
         for folder, target in {Path(target).parent: target for target in targets}.items():
@@ -339,7 +350,11 @@ def _parents(targets: Iterable[str]) -> Iterator[None]:
 
 
 def pipe_in() -> Any:
-    """Binary stdin; a terminal is refused, and so is a closed one."""
+    """Binary stdin.
+
+    Raises:
+        UsageError: it is a terminal, or closed.
+    """
     if sys.stdin is None:
         raise UsageError("stdin is closed")
     if sys.stdin.isatty():
@@ -348,7 +363,11 @@ def pipe_in() -> Any:
 
 
 def pipe_out() -> Any:
-    """Binary stdout; a terminal is refused, and so is a closed one."""
+    """Binary stdout.
+
+    Raises:
+        UsageError: it is a terminal, or closed.
+    """
     if sys.stdout is None:
         raise UsageError("stdout is closed")
     if sys.stdout.isatty():
@@ -359,7 +378,11 @@ def pipe_out() -> Any:
 class CodecCache:
     """Codecs by model name, each loaded once.
 
-    With several jobs, each file runs on one thread unless told.
+    Args:
+        backend: "onnx" or "torch".
+        device: "cpu", "cuda" or "auto".
+        threads: CPU threads per file; None: one with several jobs, else the backend's choice.
+        jobs: files processed in parallel.
     """
 
     def __init__(self, backend: str, device: str, threads: int | None, jobs: int) -> None:

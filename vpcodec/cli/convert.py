@@ -15,7 +15,7 @@ def convert(
         ..., metavar="NAME|FOLDER", help="owner/name:model[@revision], or a folder with .pt files."
     ),
     output: Path = typer.Option(
-        None, "--output", "-o", help="Model folder to make; default, for a NAME: in the cache."
+        None, "--output", "-o", help="Model folder to create; default, for a NAME: in the cache."
     ),
     model: str = typer.Option(
         None, "--as", metavar="NAME", help="What the files of a FOLDER are: owner/name:model."
@@ -23,12 +23,12 @@ def convert(
     force: bool = options.FORCE,
     as_json: bool = options.JSON,
 ) -> None:
-    """Convert published weights (see `vpcodec models`) from the Hub or from a folder.
+    """Convert published weights (see `vpcodec models`) from the Hub or a folder.
 
-    A FOLDER holds encoder.pt, quantizer.pt, decoder.pt, en_encoder.pt and en_decoder.pt. Checked:
-    that they hold those tensors and nothing that runs, and that the graphs agree with torch.
+    A FOLDER holds encoder.pt, quantizer.pt, decoder.pt, en_encoder.pt and en_decoder.pt. They must
+    contain the expected tensors and no code, and the graphs must agree with torch.
     """
-    from ..published import find, open_published
+    from ..published import look_up, open_published
     from ..published.cache import convert_folder
     from . import common
 
@@ -37,7 +37,7 @@ def convert(
             if model is None or output is None:
                 raise common.UsageError(f"{source}: a folder needs --as NAME and --output FOLDER")
             note(f"converting {source}")
-            folder = convert_folder(Path(source), find(model), output, force=force)
+            folder = convert_folder(Path(source), look_up(model), output, force=force)
         elif model is not None:
             raise common.UsageError(f"{source}: there is no such folder")
         else:

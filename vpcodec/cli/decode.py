@@ -7,12 +7,15 @@ from typing import Any
 
 import typer
 
+from ..progress import Progress
 from . import options
 
 
 def decode(
     inputs: list[str] = typer.Argument(
-        ..., metavar="IN... [OUT]", help="Token files, folders or - ; then a file, a folder or -."
+        ...,
+        metavar="IN... [OUT]",
+        help="Token files, folders or - (stdin); the output may come last.",
     ),
     output: str = options.OUTPUT,
     model: str = typer.Option(
@@ -20,90 +23,98 @@ def decode(
         "--model",
         "-m",
         help="Bundled name, folder, owner/name[@revision] or owner/name:model; "
-        "default: the file's.",
+        "default: the one that the file names.",
     ),
     backend: str = options.BACKEND,
     device: str = options.DEVICE,
     threads: int = options.THREADS,
     jobs: int = options.JOBS,
     force: bool = typer.Option(
-        False, "--force", help="Replace existing results; decode tokens of other weights."
+        False, "--force", help="Replace existing outputs; decode tokens of other weights."
     ),
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
     rate: int = typer.Option(
-        None, min=1, help="Output sample rate of audio, Hz; default: the original's."
+        None, min=1, help="Sample rate of decoded audio, Hz; default: the original rate."
     ),
-    subtype: str = typer.Option(None, help="Sample format of audio, such as PCM_24, FLOAT."),
+    subtype: str = typer.Option(
+        None, help="Sample format of decoded audio, such as PCM_24 or FLOAT."
+    ),
     raw: str = typer.Option(None, help="Write audio as headerless PCM: s16, s24, s32 or f32."),
     suffix: str = typer.Option(
         None,
-        help="Format of results whose name is derived, of the kind that has it; default: .wav for "
-        "audio, .png for images.",
+        help="File format of outputs whose names are derived; default: .wav for audio, .png for "
+        "images.",
     ),
     recover: bool = typer.Option(
-        False, help="Put silence or grey where a file is damaged, and go on."
+        False, help="Replace damaged parts with silence or grey instead of stopping."
     ),
 ) -> None:
-    """Decode token files to audio or images: original rate, channels and size.
+    """Decode token files to audio or images, with the original rate, channels and size.
 
-    To a pipe, audio goes as WAV and an image as PNG. A folder gives all that it holds, or with
-    --model what is of the model's kind.
+    A pipe gets WAV or PNG. From a folder, all token files are decoded, or with --model those that
+    fit the model.
     """
     from ..tokenfile import TokenReader
-    from . import common, kinds
+    from . import common, modalities
 
     if suffix is not None:
         suffix = suffix if suffix.startswith(".") else f".{suffix}"
-        if suffix.lower() not in kinds.OUTPUTS:
-            raise common.UsageError(f"--suffix must be one of {' '.join(sorted(kinds.OUTPUTS))}")
+        if suffix.lower() not in modalities.OUTPUTS:
+            raise common.UsageError(
+                f"--suffix must be one of {' '.join(sorted(modalities.OUTPUTS))}"
+            )
     raw_suffixes = frozenset((".raw", ".pcm") if raw else ())
     audio_options = {"rate": rate, "subtype": subtype, "raw": raw}
     codecs = common.CodecCache(backend, device, threads, jobs)
-    only = kinds.KINDS[codecs.get(model).kind] if model is not None else None
+    only = modalities.MODALITIES[codecs.get(model).modality] if model is not None else None
 
     def suffix_for(source: Path) -> str:
-        kind = kinds.of_tokens(source) or only or kinds.AUDIO
-        if raw and kind is kinds.AUDIO:
+        modality = modalities.of_tokens(source) or only or modalities.AUDIO
+        if raw and modality is modalities.AUDIO:
             return ".raw"
-        return suffix if suffix and suffix.lower() in kind.outputs else kind.suffix
+        return suffix if suffix and suffix.lower() in modality.outputs else modality.suffix
 
     items, kept, single = common.plan(
         inputs,
         output,
-        find=lambda folder: kinds.find(folder, (".tok",)),
-        wanted=lambda source: only is None or kinds.of_tokens(source) in (None, only),
+        find=lambda folder: modalities.find_media(folder, (".tok",)),
+        wanted=lambda source: only is None or modalities.of_tokens(source) in (None, only),
         input_suffixes=(".tok",),
         suffix=suffix_for,
-        output_suffixes=kinds.OUTPUTS | raw_suffixes,
+        output_suffixes=modalities.OUTPUTS | raw_suffixes,
         force=force,
     )
 
-    def work(item: common.Item, report: Any) -> tuple[kinds.Kind, Any]:
+    def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
         name = "stdin" if item.source == "-" else item.source
         stream = common.pipe_in() if item.source == "-" else open(item.source, "rb")
         target = common.pipe_out() if item.target == "-" else item.target
         with stream:
             tokens = TokenReader(stream, recover=recover)
-            kind = kinds.of_header(tokens.header)
+            modality = modalities.of_header(tokens.header)
             if single:
-                kinds.check_options(name, kind, **audio_options)
-            outputs = kind.outputs | (raw_suffixes if kind is kinds.AUDIO else frozenset())
+                modalities.check_options(name, modality, **audio_options)
+            outputs = modality.outputs | (
+                raw_suffixes if modality is modalities.AUDIO else frozenset()
+            )
             if item.target != "-" and Path(item.target).suffix.lower() not in outputs:
                 known = " ".join(sorted(outputs))
                 raise common.UsageError(
-                    f"{item.target}: this would be {kind.one}; its suffix must be one of {known}"
+                    f"{item.target}: this is {modality.one}; the suffix must be one of {known}"
                 )
             codec = codecs.get(model or _trusted(tokens.header.model))
-            kinds.check_model(name, kind, codec)
-            options = audio_options if kind is kinds.AUDIO else {}
-            return kind, codec.decode_file(tokens, target, force=force, report=report, **options)
+            modalities.check_model(name, modality, codec)
+            options = audio_options if modality is modalities.AUDIO else {}
+            return modality, codec.decode_file(
+                tokens, target, force=force, progress=progress, **options
+            )
 
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
 
 
 def _trusted(name: str) -> str:
-    """A model that a token file names, if it is here; none is fetched on the file's word."""
+    """The model that a token file names, if it is local; nothing is fetched on a file's word."""
     from ..hub import is_local, name_of_model
     from . import common
 

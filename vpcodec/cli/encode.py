@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from ..progress import Progress
 from . import options
 
 
@@ -14,7 +15,7 @@ def encode(
     inputs: list[str] = typer.Argument(
         ...,
         metavar="IN... [OUT]",
-        help="Audio or image files, folders or - ; then a file, a folder or -.",
+        help="Audio or image files, folders or - (stdin); the output may come last.",
     ),
     output: str = options.OUTPUT,
     model: str = options.MODEL,
@@ -25,58 +26,62 @@ def encode(
     force: bool = options.FORCE,
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
-    raw: str = typer.Option(None, help="Input is headerless PCM: s16, s24, s32 or f32."),
+    raw: str = typer.Option(None, help="The input is headerless PCM: s16, s24, s32 or f32."),
     rate: int = typer.Option(None, help="With --raw: sample rate, Hz; default: 16000."),
     channels: int = typer.Option(None, help="With --raw: channels; default: 1."),
 ) -> None:
     """Encode audio (any format, rate and channels) or images (any format and size) to tokens.
 
-    A folder gives all its audio and images, or with --model those of the model's kind.
+    From a folder, all audio and images are encoded, or with --model those that fit the model.
     """
     from ..hub import DEFAULT_MODELS
     from ..media.audio import RawFormat
-    from . import common, kinds
+    from . import common, modalities
 
     codecs = common.CodecCache(backend, device, threads, jobs)
     codec = codecs.get(model) if model is not None else None
     pcm = (16_000 if rate is None else rate, 1 if channels is None else channels, raw)
     layout = RawFormat(*pcm) if raw else None
-    only = kinds.KINDS[codec.kind] if codec else kinds.AUDIO if raw else None
+    only = modalities.MODALITIES[codec.modality] if codec else modalities.AUDIO if raw else None
     if raw and codec:
-        kinds.check_model("--raw", kinds.AUDIO, codec)
+        modalities.check_model("--raw", modalities.AUDIO, codec)
     items, kept, _ = common.plan(
         inputs,
         output,
-        find=kinds.find,
-        wanted=lambda source: only in (None, kinds.of_suffix(source)),
-        input_suffixes=kinds.SUFFIXES,
+        find=modalities.find_media,
+        wanted=lambda source: only in (None, modalities.of_suffix(source)),
+        input_suffixes=modalities.SUFFIXES,
         suffix=lambda source: ".tok",
         output_suffixes=(".tok",),
         force=force,
     )
 
-    alike = {kinds.of_suffix(item.source) for item in items}
-    if codec is None and len(alike) == 1 and (kind := alike.pop()):
-        codecs.get(DEFAULT_MODELS[kind.name])  # a missing one is said once, not for every file
+    alike = {modalities.of_suffix(item.source) for item in items}
+    if codec is None and len(alike) == 1 and (modality := alike.pop()):
+        codecs.get(
+            DEFAULT_MODELS[modality.name]
+        )  # so a missing model is reported once, not for every file
 
-    def work(item: common.Item, report: Any) -> tuple[kinds.Kind, Any]:
+    def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
         name, source = item.source, item.source
         with ExitStack() as stack:
             if source == "-":
                 name, source = "stdin", common.pipe_in()
             if raw:
-                kind = kinds.of_suffix(item.source)
+                modality = modalities.of_suffix(item.source)
             elif item.source == "-":
-                kind, source = kinds.of_stream(source)
+                modality, source = modalities.of_stream(source)
             else:
-                kind, source = kinds.of_file(source, stack)
-            kind = kind or only or kinds.AUDIO
-            kinds.check_options(name, kind, raw=raw, rate=rate, channels=channels)
+                modality, source = modalities.of_file(source, stack)
+            modality = modality or only or modalities.AUDIO
+            modalities.check_options(name, modality, raw=raw, rate=rate, channels=channels)
             if codec:
-                kinds.check_model(name, kind, codec)
-            chosen = codec or codecs.get(DEFAULT_MODELS[kind.name])
+                modalities.check_model(name, modality, codec)
+            chosen = codec or codecs.get(DEFAULT_MODELS[modality.name])
             target = common.pipe_out() if item.target == "-" else item.target
             options = {"raw": layout} if layout else {}
-            return kind, chosen.encode_file(source, target, name=name, report=report, **options)
+            return modality, chosen.encode_file(
+                source, target, name=name, progress=progress, **options
+            )
 
     common.run(items, kept, work, label="encoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What a user is told in one line."""
+"""Errors that a user sees as one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..tokenfile import TokenFileError
 
 
 class UsageError(ValueError):
-    """A command line that asks for something that cannot be done."""
+    """A command line that cannot be carried out."""
 
 
 class MissingExtra(ImportError):

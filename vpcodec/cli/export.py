@@ -11,11 +11,11 @@ from . import options
 
 def export(
     run: Path = typer.Argument(..., help="Run folder of `vpcodec train`."),
-    output: Path = typer.Option(..., "--output", "-o", help="Model folder to make."),
+    output: Path = typer.Option(..., "--output", "-o", help="Model folder to create."),
     force: bool = options.FORCE,
 ) -> None:
-    """Export a run to ONNX, safetensors and config.json, checked against torch first."""
-    from . import common, kinds
+    """Export a run to ONNX, safetensors and config.json, with the graphs checked against torch."""
+    from . import common, modalities
 
     common.need_extra("train", "torch", "torchaudio", "safetensors", "onnx", "onnxscript")
     from ..export import export_run
@@ -28,5 +28,5 @@ def export(
     except (CheckpointError, ExportError, FileExistsError) as error:
         raise common.UsageError(str(error)) from None
     size = sum(path.stat().st_size for path in output.iterdir())
-    example = f"in{kinds.KINDS[read_folder(output).config.kind].suffix}"
+    example = f"in{modalities.MODALITIES[read_folder(output).config.modality].suffix}"
     typer.echo(f"{output}: {size / 2**20:.1f} MiB; try: vpcodec encode {example} -m {output}")

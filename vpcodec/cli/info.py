@@ -1,4 +1,4 @@
-"""vpcodec info: what a token file or a model is."""
+"""vpcodec info: describe a token file or a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from . import options
 
 
 def info(
-    target: str = typer.Argument(..., metavar="FILE|MODEL", help="A .tok file, - or a model."),
+    target: str = typer.Argument(
+        ..., metavar="FILE|MODEL", help="A .tok file, - (stdin), or a model."
+    ),
     as_json: bool = options.JSON,
 ) -> None:
-    """Describe a token file (and check it wholly) or a model."""
+    """Describe a token file, verifying it fully, or a model."""
     from . import common
 
     if target == "-" or os.path.isfile(target) or target.endswith(".tok"):
@@ -111,7 +113,7 @@ def _model_facts(name: str) -> dict[str, Any]:
     source = {"source": _source(model.source)} if model.source else {}
     return {
         "model": config.name,
-        "kind": config.kind,
+        "kind": config.modality,
         "description": config.description,
         "license": config.license,
         "path": str(model.path),
@@ -187,7 +189,7 @@ def _quantizer(config: QuantizerConfig) -> str:
 
 
 def _count_parameters(path: Path) -> int:
-    """Numbers in a safetensors file, from its header (the file's hash has been checked)."""
+    """The number of parameters in a safetensors file, from its header (the hash is checked)."""
     import math
 
     from ..model_folder import ModelError
@@ -195,9 +197,9 @@ def _count_parameters(path: Path) -> int:
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            table = json.loads(file.read(min(size, path.stat().st_size)))
-        table.pop("__metadata__", None)
-        return sum(math.prod(entry["shape"]) for entry in table.values())
+            header = json.loads(file.read(min(size, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        return sum(math.prod(entry["shape"]) for entry in header.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ModelError(f"{path}: not a safetensors file") from None
 

@@ -1,4 +1,4 @@
-"""vpcodec models: what there is, and publishing more of it."""
+"""vpcodec models: list models, and publish them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from . import options
 
 
 def models(context: typer.Context, as_json: bool = options.JSON) -> None:
-    """List the models, bundled and published; or do something with one.
+    """List bundled and published models, or work with one.
 
-    * marks what is taken for its kind without --model.
+    * marks the defaults: what encode takes without --model.
     """
     if context.invoked_subcommand is not None:
         return
@@ -34,21 +34,23 @@ def models(context: typer.Context, as_json: bool = options.JSON) -> None:
     width = max(len(row["name"]) for row in bundled + published)
     for row in bundled:
         typer.echo(_line(row, width))
-    typer.echo("Published by others; fetched from the Hub and converted at first use:")
+    typer.echo("Published by others; fetched from the Hub and converted on first use:")
     for row in published:
         typer.echo(_line(row, width))
-    typer.echo("Others: --model FOLDER or --model owner/name[@revision] from the Hugging Face Hub.")
+    typer.echo("Also: --model FOLDER, or --model owner/name[@revision] from the Hugging Face Hub.")
 
 
 def push(
-    folder: Path = typer.Argument(..., help="Model folder, with a README.md that names a licence."),
-    repository: str = typer.Argument(..., metavar="OWNER/NAME", help="Made if it is absent."),
+    folder: Path = typer.Argument(..., help="Model folder with a README.md that names a licence."),
+    repository: str = typer.Argument(
+        ..., metavar="OWNER/NAME", help="Created if it does not exist."
+    ),
     private: bool = typer.Option(False, "--private", help="Make the repository private."),
     revision: str = typer.Option(None, metavar="BRANCH", help="Branch; default: the main one."),
-    message: str = typer.Option(None, help="Of the commit."),
+    message: str = typer.Option(None, help="Commit message."),
     as_json: bool = options.JSON,
 ) -> None:
-    """Publish a model folder on the Hugging Face Hub, whole and checked, in one commit."""
+    """Check a model folder and publish it on the Hugging Face Hub in one commit."""
     from ..hub import push as push_folder
 
     url = push_folder(folder, repository, private=private, revision=revision, message=message)
@@ -60,10 +62,10 @@ def push(
 
 
 def _row(name: str, config: ModelConfig, path: Path | None) -> dict[str, Any]:
-    """What is said of a model; one without a path is not bundled."""
+    """The facts of a model; without a path it is not bundled."""
     return {
         "name": name,
-        "kind": config.kind,
+        "kind": config.modality,
         "bundled": path is not None,
         "default": False,
         **_rates(config),
@@ -93,8 +95,8 @@ def _line(row: dict[str, Any], width: int) -> str:
     else:
         side = row["hop_length"]
         rates = f"{row['bits_per_pixel']:>7.3f} bit/pixel  {side} x {side} pixels/token"
-    mark = "*" if row["default"] else " "
+    star = "*" if row["default"] else " "
     return (
-        f"{mark} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
+        f"{star} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
         f"{row['description']}"
     )

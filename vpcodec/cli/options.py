@@ -6,22 +6,22 @@ import typer
 
 from ..hub import DEFAULT_MODELS
 
-OUTPUT = typer.Option(None, "--output", "-o", help="Result: a file, a folder or -.")
+OUTPUT = typer.Option(None, "--output", "-o", help="Output: a file, a folder or -.")
 MODEL = typer.Option(
     None,
     "--model",
     "-m",
-    help="Model: bundled name, folder, owner/name[@revision], or owner/name:model as of "
+    help="Bundled name, folder, owner/name[@revision] on the Hub, or owner/name:model from "
     "`vpcodec models`; default: "
-    + ", ".join(f"{name} for {kind}" for kind, name in DEFAULT_MODELS.items())
+    + ", ".join(f"{name} for {modality}" for modality, name in DEFAULT_MODELS.items())
     + ".",
 )
-BACKEND = typer.Option("onnx", help="What runs the model: onnx or torch.")
+BACKEND = typer.Option("onnx", help="Runtime: onnx or torch.")
 DEVICE = typer.Option("auto", help="cpu, cuda or auto.")
-THREADS = typer.Option(None, min=1, help="CPU threads per file; default: the backend's choice.")
-JOBS = typer.Option(1, "--jobs", "-j", min=1, help="Files at the same time.")
-FORCE = typer.Option(False, "--force", "-f", help="Replace existing results.")
+THREADS = typer.Option(None, min=1, help="CPU threads per file; default: the runtime's choice.")
+JOBS = typer.Option(1, "--jobs", "-j", min=1, help="Files processed in parallel.")
+FORCE = typer.Option(False, "--force", "-f", help="Replace existing outputs.")
 FAIL_FAST = typer.Option(
-    False, "--fail-fast/--keep-going", help="Stop at the first file that fails."
+    False, "--fail-fast/--keep-going", help="Stop at the first failure, or process the other files."
 )
-JSON = typer.Option(False, "--json", help="Print a JSON document of the results.")
+JSON = typer.Option(False, "--json", help="Print the results as JSON.")

@@ -1,4 +1,4 @@
-"""vpcodec models prune: weights of a smaller model from those of a trained one."""
+"""vpcodec models prune: initial weights of a smaller model from a trained one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer
 
 def prune(
     folder: Path = typer.Argument(..., help="Model folder of a native audio model."),
-    recipe: Path = typer.Argument(..., help="Recipe of the smaller one, with its data."),
-    output: Path = typer.Option(..., "--output", "-o", help="Weights to make (.safetensors)."),
-    batches: int = typer.Option(16, min=1, help="Batches of the data to judge hidden units by."),
+    recipe: Path = typer.Argument(..., help="Recipe of the smaller model, with its data."),
+    output: Path = typer.Option(..., "--output", "-o", help="Weights to write (.safetensors)."),
+    batches: int = typer.Option(16, min=1, help="Batches of data to judge hidden units by."),
 ) -> None:
-    """Take the hidden units out of a model that matter least, down to a smaller one.
+    """Remove the hidden units of a model that matter least, to fit a smaller recipe.
 
-    Hidden layers, depths and attention_window can become smaller. Train on afterwards:
+    Hidden layers, depths and attention_window may be smaller. Continue with:
     vpcodec train RECIPE --init-from OUTPUT
     """
     from . import common
@@ -25,14 +25,12 @@ def prune(
     from ..training.corpora import DataError
     from ..training.pruning import PruningError, prune_folder
 
-    progress = common.Progress("prune", 1)
+    bar = common.ProgressBar("prune", 1)
     try:
-        n = prune_folder(
-            folder, load_recipe(recipe), output, batches=batches, report=progress.report
-        )
+        n = prune_folder(folder, load_recipe(recipe), output, batches=batches, report=bar.report)
     except (DataError, PruningError) as error:
         raise common.UsageError(str(error)) from None
     finally:
-        progress.close()
+        bar.close()
     following = f"vpcodec train {recipe} --init-from {output}"
     typer.echo(f"{output}: {n / 1e6:.1f} M parameters; next: {following}")

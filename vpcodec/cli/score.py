@@ -1,4 +1,4 @@
-"""vpcodec score: how close decoded audio or images come to the originals."""
+"""vpcodec score: how close decoded audio or images are to the originals."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def score(
     decoded: list[str] = typer.Argument(
         None,
         metavar="[DEG...]",
-        help="What is compared: files or folders, matched by name; as NAME=PATH under a name.",
+        help="Decoded files or folders, matched by name; NAME=PATH gives one a name.",
     ),
     model: list[str] = typer.Option(
-        [], "--model", "-m", help="A model that encodes and decodes the originals; repeatable."
+        [], "--model", "-m", help="A model to encode and decode the originals with; repeatable."
     ),
     codec: list[str] = typer.Option(
         [],
@@ -29,27 +29,31 @@ def score(
         help="Other codecs, such as opus@6k,codec2@3200 or webp@0,jpeg@10.",
     ),
     metrics: str = typer.Option(
-        None, "--metrics", help="Names with commas, or all; default: see --list."
+        None, "--metrics", help="Names separated by commas, or all; default: see --list."
     ),
     align: str = typer.Option(
-        "codec", help="Delays that are found and removed: of a codec, of each file, or none."
+        "codec", help="Estimate and remove one delay per codec, one per file, or none."
     ),
     match_level: bool = typer.Option(
         False, "--match-level", help="Give decoded audio the power of its original."
     ),
     rate: int = typer.Option(
-        None, min=1000, help="Compare audio at this rate, Hz; default: that of each original."
+        None, min=1000, help="Compare audio at this rate, Hz; default: the rate of each original."
     ),
     backend: str = options.BACKEND,
     jobs: int = options.JOBS,
     as_json: bool = options.JSON,
     csv: Path = typer.Option(None, help="Write the statistics as CSV."),
     jsonl: Path = typer.Option(None, help="Write the values of each file as JSON lines."),
-    resume: bool = typer.Option(False, "--resume", help="Keep the lines of --jsonl that hold."),
-    report: Path = typer.Option(None, help="Write a page with tables, plots, audio and images."),
-    list_metrics: bool = typer.Option(False, "--list", help="List all metrics and end."),
+    resume: bool = typer.Option(
+        False, "--resume", help="Keep the lines of --jsonl that are still valid."
+    ),
+    report: Path = typer.Option(
+        None, help="Write an HTML page with tables, plots, audio and images."
+    ),
+    list_metrics: bool = typer.Option(False, "--list", help="List all metrics and exit."),
 ) -> None:
-    """Score decoded files, models and other codecs against the originals, in one table."""
+    """Compare decoded files, models and other codecs with the originals, in one table."""
     from . import common
 
     if list_metrics:
@@ -58,7 +62,7 @@ def score(
     if reference is None:
         raise common.UsageError("name the originals: a file or a folder (see --help)")
     if resume and jsonl is None:
-        raise common.UsageError("--resume takes up the lines of --jsonl FILE")
+        raise common.UsageError("--resume needs --jsonl FILE")
     for path in filter(None, (csv, jsonl, report)):
         _check_output(path)
 
@@ -66,7 +70,7 @@ def score(
     from ..scoring.run import Scoring, build_systems
     from ..scoring.systems import ScoreError
 
-    progress = Progress()
+    bars = StageBars()
     try:
         scoring = Scoring(
             reference,
@@ -80,8 +84,8 @@ def score(
         for reason in scoring.bench.unavailable.values():
             print(f"vpcodec: left out: {reason}", file=sys.stderr)
         lines = Lines(jsonl, resume)
-        with progress:
-            scores = scoring.run(lines.known, on_row=lines.write, progress=progress.report)
+        with bars:
+            scores = scoring.run(lines.known, on_row=lines.write, progress=bars.report)
         lines.finish(scores, scoring.files)
         if scores.rows:
             _print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
@@ -108,7 +112,7 @@ def score(
 
 
 def _check_output(path: Path) -> None:
-    """Refuse now what could not be written in the end."""
+    """Refuse now what could not be written at the end."""
     from .common import UsageError
 
     if path.is_dir():
@@ -120,27 +124,27 @@ def _check_output(path: Path) -> None:
 
 
 def _print(text: str) -> None:
-    """On stdout, whatever it can show."""
+    """Print on stdout, in any encoding that it has."""
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding))
 
 
-class Progress:
+class StageBars:
     """A bar for each stage of the work."""
 
     def __init__(self) -> None:
         self._label = ""
         self._bar: Any = None
 
-    def report(self, label: str, done: int, total: int) -> None:
+    def report(self, label: str, done: int, total: int | None) -> None:
         from . import common
 
         if label != self._label:
             self.__exit__()
-            self._label, self._bar = label, common.Progress(label, total)
+            self._label, self._bar = label, common.ProgressBar(label, total or 1)
         self._bar.finish("")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StageBars:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -149,14 +153,14 @@ class Progress:
 
 
 class Lines:
-    """The file of --jsonl: a line for each row, added as it comes; in the end each is there once.
+    """The file of --jsonl: rows are appended as they come; at the end each is there once.
 
     Args:
-        path: of the file; None does nothing.
-        resume: keep what it holds, in `known`.
+        path: the file; None does nothing.
+        resume: keep the rows of an earlier run, in `known`.
 
     Raises:
-        UsageError: a file with other lines in it; the last one may be cut off.
+        UsageError: the file has other lines in it; only the last may be cut off.
     """
 
     def __init__(self, path: Path | None, resume: bool) -> None:
@@ -175,8 +179,7 @@ class Lines:
                 file.write(row.to_json().encode() + b"\n")
 
     def finish(self, scores: Any, files: list[str]) -> None:
-        """Put the rows in order, behind those of other systems and files, and drop what no longer
-        holds."""
+        """Sort the rows, after those of other systems and files, and drop outdated ones."""
         if self._file is None or not self._file.is_file():
             return
         systems = {row.system for row in scores.rows}
@@ -217,7 +220,7 @@ def _list(as_json: bool) -> None:
             {
                 "name": metric.name,
                 "label": metric.label,
-                "kind": metric.kind,
+                "kind": metric.modality,
                 "unit": metric.unit,
                 "better": metric.better,
                 "rate": metric.rate,
@@ -232,13 +235,13 @@ def _list(as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for metric in metrics:
-        mark = "-" if metric.missing else "*" if metric.default else " "
+        flag = "-" if metric.missing else "*" if metric.default else " "
         rate = f"{metric.rate:,} Hz" if metric.rate else ""
         reference = "" if metric.needs_reference else "no reference"
         lack = f"needs {', '.join(metric.missing)}" if metric.missing else ""
         words = (metric.unit, metric.better, rate, reference, metric.source, lack)
         print(
-            f"{mark} {metric.name:<22} {metric.kind:<6} "
+            f"{flag} {metric.name:<22} {metric.modality:<6} "
             + "; ".join(word for word in words if word)
         )
-    print("* computed without being named; - its packages are missing")
+    print("* computed by default; - its packages are missing")

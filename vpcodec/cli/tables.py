@@ -1,4 +1,4 @@
-"""vpcodec models tables: entropy tables for a model of one's own."""
+"""vpcodec models tables: entropy tables for your own model."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from . import options
 
 
 def tables(
-    folder: Path = typer.Argument(..., help="Model folder; gets the tables, or new ones."),
-    data: Path = typer.Argument(..., help="Folder of recordings, those of its training."),
-    hours: float = typer.Option(6.0, min=0.01, help="Of audio at most."),
-    hidden: int = typer.Option(128, min=8, max=1024, help="Units per digit: size against speed."),
-    steps: int = typer.Option(3000, min=1, help="Of the training of the tables."),
-    seed: int = typer.Option(0, min=0, help="Of recordings and training."),
+    folder: Path = typer.Argument(..., help="Model folder; its tables are added or replaced."),
+    data: Path = typer.Argument(..., help="Folder of recordings, preferably the training data."),
+    hours: float = typer.Option(6.0, min=0.01, help="Hours of audio, at most."),
+    hidden: int = typer.Option(
+        128,
+        min=8,
+        max=1024,
+        help="Hidden units per digit: more give smaller files and slower coding.",
+    ),
+    steps: int = typer.Option(3000, min=1, help="Training steps."),
+    seed: int = typer.Option(0, min=0, help="Random seed."),
     as_json: bool = options.JSON,
 ) -> None:
-    """Make entropy tables of a model's tokens, so that its token files become shorter.
+    """Fit entropy tables to a model's tokens, which makes its token files smaller.
 
-    Tables are part of a model: files that were coded with other ones cannot be read any more, so
-    make them before the model is used.
+    Tables are part of a model: files coded with other tables can no longer be read, so fit them
+    before you use the model.
     """
     from . import common
 
     common.need_extra("train", "torch", "safetensors")
     from ..training.entropy import TableError, add_tables
 
-    progress = common.Progress("tables", 2)
+    bar = common.ProgressBar("tables", 2)
     try:
         bits = add_tables(
-            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=progress.report
+            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=bar.report
         )
     except TableError as error:
         raise common.UsageError(str(error)) from None
     finally:
-        progress.close()
+        bar.close()
     from ..model_folder import read_folder
 
     nominal = read_folder(folder).config.bits_per_token

@@ -12,19 +12,21 @@ import typer
 def train(
     recipe: Path = typer.Argument(..., help="Recipe file (YAML); see docs/recipes.md."),
     overrides: list[str] = typer.Argument(
-        None, metavar="[SECTION.FIELD=VALUE]...", help="Overrides, such as optim.lr=3e-4."
+        None,
+        metavar="[SECTION.FIELD=VALUE]...",
+        help="Overrides of recipe fields, such as optim.lr=3e-4.",
     ),
     run: Path = typer.Option(
         None, "--run", "--folder", help="Run folder, resumed if it exists; default: runs/RECIPE."
     ),
     init_from: Path = typer.Option(
-        None, help="Start a new run from these weights (model folder or model.safetensors)."
+        None, help="Initial weights of a new run (model folder or model.safetensors)."
     ),
     processes: int = typer.Option(
-        1, min=1, help="Training processes on this machine, one per GPU; torchrun works as well."
+        1, min=1, help="Training processes on this machine, one per GPU; torchrun works too."
     ),
 ) -> None:
-    """Train a model; interrupt and repeat the command to resume."""
+    """Train a model. Interrupt and repeat the command to resume."""
     from . import common
 
     common.need_extra(
@@ -56,7 +58,7 @@ def train(
         try:
             trainer.train()
         except KeyboardInterrupt:
-            say(f"stopped at step {trainer.step}; repeat the command to go on", err=True)
+            say(f"stopped at step {trainer.step}; repeat the command to resume", err=True)
             raise
     except (CheckpointError, DataError, EvaluationError, TrainingError) as error:
         prefix = f"process {rank}: " if rank else ""

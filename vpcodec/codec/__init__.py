@@ -1,8 +1,8 @@
-"""Codecs: what a user holds. Audio or images to tokens and back, as arrays or files."""
+"""Codecs: audio or images to tokens and back, as arrays, streams or files."""
 
 from .. import published as _published  # noqa: F401  registers itself
 from .audio import AudioCodec, FileStats
-from .base import Codec, Report, Source
+from .base import Codec, Source
 from .image import ImageCodec, ImageStats
 from .streams import DecoderStream, EncoderStream
 from .tokens import read_tokens
@@ -15,7 +15,6 @@ __all__ = [
     "FileStats",
     "ImageCodec",
     "ImageStats",
-    "Report",
     "Source",
     "read_tokens",
 ]

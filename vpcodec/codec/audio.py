@@ -10,6 +10,7 @@ import numpy as np
 from ..backends import Stream, architecture_of
 from ..checks import check_samples, check_tokens
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
+from ..progress import Progress
 from ..tokenfile import (
     MAX_LOST_TOKENS,
     AudioHeader,
@@ -18,15 +19,15 @@ from ..tokenfile import (
     TokenReader,
     TokenWriter,
 )
-from .base import Codec, Report, Source, open_target
+from .base import Codec, Source, open_target
 from .streams import CHUNK_SECONDS, DecoderStream, EncoderStream
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
 
 
-class AudioCodec(Codec, kind="audio"):
-    """An audio model ready to encode and decode; see `Codec`."""
+class AudioCodec(Codec, modality="audio"):
+    """An audio model that is ready to encode and decode; see `Codec`."""
 
     @property
     def sample_rate(self) -> int:
@@ -52,14 +53,14 @@ class AudioCodec(Codec, kind="audio"):
         """Audio to tokens.
 
         Args:
-            samples: (T,) or (C, T) float, nominally in [-1, 1]; each channel is coded alone.
-            sample_rate: its rate, Hz; None: the model's. Other rates are resampled.
+            samples: (T,) or (C, T) float, nominally in [-1, 1]; channels are coded separately.
+            sample_rate: in Hz; None: the model's. Other rates are resampled.
 
         Returns:
-            (C, N) int64 tokens, N = ceil(T' / hop_length), T' the length at the model's rate.
+            (C, N) int64 tokens; N = ceil(T' / hop_length), T' being the length at the model's rate.
 
         Raises:
-            ValueError: wrong shape or dtype, NaN or infinite samples.
+            ValueError: wrong shape or dtype, or samples that are NaN or infinite.
         """
         samples = check_samples(samples)
         if sample_rate is not None and sample_rate != self.sample_rate:
@@ -94,19 +95,20 @@ class AudioCodec(Codec, kind="audio"):
         *,
         raw: RawFormat | None = None,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> FileStats:
         """Audio file (or binary stream) to token file (or stream), in constant memory.
 
         Args:
-            source: a path to any audio that libsndfile reads, or a stream (WAV, or `raw`).
-            target: path of the token file, which appears whole or not at all, or a stream.
+            source: path of any audio file that libsndfile reads, or a stream (WAV, or `raw`).
+            target: path of the token file, which appears complete or not at all, or a stream.
             raw: layout of headerless PCM.
-            name: of a stream, in errors.
-            report: called with the samples done so far and in all.
+            name: of a stream, for error messages.
+            progress: told the samples that are done.
 
         Raises:
-            AudioError, OSError: source or target cannot be used.
+            AudioError: the source cannot be read.
+            OSError: source or target cannot be opened or written.
         """
         with ExitStack() as stack:
             reader = stack.enter_context(AudioReader(source, raw=raw, name=name))
@@ -130,8 +132,8 @@ class AudioCodec(Codec, kind="audio"):
             for block in reader.blocks(max(1, round(seconds * reader.sample_rate))):
                 n_samples += block.shape[1]
                 writer.write(stream.push(resampler.process(block)))
-                if report:
-                    report(n_samples, reader.n_samples)
+                if progress:
+                    progress("encoding", n_samples, reader.n_samples)
             writer.write(stream.push(resampler.flush()))
             writer.write(stream.flush())
             writer.close(n_samples)
@@ -149,24 +151,25 @@ class AudioCodec(Codec, kind="audio"):
         raw: str | None = None,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> FileStats:
         """Token file (or binary stream) to audio file (or stream), in constant memory.
 
         Args:
-            source: path of a token file, a stream, or a reader that is at its first block.
-            target: path of the audio file, which appears whole or not at all, or a stream.
+            source: path of a token file, a stream, or a reader at its first block.
+            target: path of the audio file, which appears complete or not at all, or a stream.
             rate: sample rate of the output, Hz; None: that of the original audio.
             subtype: libsndfile's name of the sample format; None: 16 bits or the format's own.
             raw: write headerless PCM of this encoding (s16, s24, s32, f32).
-            recover: put silence where blocks are damaged instead of stopping there (a reader has
-                its own setting).
-            force: decode although the tokens are another model's.
-            report: called with the samples done so far (at the model's rate) and in all.
+            recover: replace damaged blocks with silence instead of stopping (a reader has its own
+                setting).
+            force: decode tokens of other weights all the same.
+            progress: told the samples that are done, at the model's rate.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
-            AudioError, OSError: source or target cannot be used.
+            AudioError: the target cannot hold the audio.
+            OSError: source or target cannot be opened or written.
         """
         with ExitStack() as stack:
             tokens = self._read(source, stack, recover=recover, force=force)
@@ -185,8 +188,8 @@ class AudioCodec(Codec, kind="audio"):
                 nonlocal done
                 done += samples.shape[1]
                 writer.write(resampler.process(samples))
-                if report:
-                    report(done, header.model_samples)
+                if progress:
+                    progress("decoding", done, header.model_samples)
 
             def put_silence(n_samples: int) -> None:
                 step = self.chunk_frames * self.hop_length
@@ -232,31 +235,39 @@ class AudioCodec(Codec, kind="audio"):
         )
 
     def encoder_stream(self, channels: int = 1) -> EncoderStream | Stream:
-        """A stream that takes audio at the model's rate, piece by piece."""
+        """A stream that takes audio at the model's rate, piece by piece.
+
+        Args:
+            channels: of the audio.
+        """
         if architecture := architecture_of(self.config):
             return architecture.encoder_stream(self.config, self.backend, channels)
         return EncoderStream(self, channels)
 
     def decoder_stream(self, channels: int = 1) -> DecoderStream | Stream:
-        """A stream that takes tokens piece by piece."""
+        """A stream that takes tokens, piece by piece.
+
+        Args:
+            channels: of the tokens.
+        """
         if architecture := architecture_of(self.config):
             return architecture.decoder_stream(self.config, self.backend, channels)
         return DecoderStream(self, channels)
 
     @property
     def chunk_frames(self) -> int:
-        """Frames that go through a graph at once."""
+        """Frames that go through a graph at a time."""
         return max(1, round(CHUNK_SECONDS * self.frame_rate))
 
 
 def _is_file(reader: AudioReader) -> bool:
-    """Whether long pieces are fine: no pipe, which waits for them to be full, and few channels."""
+    """Whether pieces may be long: not for a pipe, which would wait for them, nor many channels."""
     return reader.n_samples is not None and reader.channels <= 8
 
 
 @dataclass(frozen=True)
 class FileStats:
-    """What went through `encode_file` or `decode_file`.
+    """Statistics of `encode_file` or `decode_file`.
 
     Attributes:
         n_samples: per channel, at the original rate.
@@ -276,6 +287,7 @@ class FileStats:
 
     @property
     def seconds(self) -> float:
+        """Duration of the audio."""
         return self.n_samples / self.sample_rate
 
     @property

@@ -1,4 +1,4 @@
-"""What codecs of all kinds share: the model, its facts, and the checks of tokens."""
+"""What both codecs share: the model, its properties, and the checks of token files."""
 
 from __future__ import annotations
 
@@ -16,37 +16,42 @@ from ..entropy import TokenCoder
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_coder, open_model
 from ..media.files import atomic_output
 from ..model_folder import ModelError, ModelFolder
+from ..progress import Progress
 from ..tokenfile import TokenFileError, TokenHeader, TokenReader
 
 Source = str | os.PathLike[str] | BinaryIO
-Report = Callable[[int, int | None], None]  # samples or pixels done, and in all if known
 
 
 class Codec(ABC):
-    """A model ready to encode and decode; `Codec(...)` is the subclass for the model's kind.
+    """A model that is ready to encode and decode.
+
+    `Codec.from_pretrained` and `Codec(...)` return the subclass for the model's modality:
+    `AudioCodec` or `ImageCodec`.
 
     Args:
         model: the folder, from `vpcodec.hub.open_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
 
     Raises:
-        ModelError: a subclass is given a model of another kind.
+        ModelError: the model is for another modality than the subclass.
     """
 
-    kind: ClassVar[str] = ""  # of the models of a subclass
-    _kinds: ClassVar[dict[str, type[Codec]]] = {}
+    modality: ClassVar[str] = ""  # "audio" or "image" in subclasses
+    _classes: ClassVar[dict[str, type[Codec]]] = {}
 
-    def __init_subclass__(cls, *, kind: str | None = None, **more: Any) -> None:
+    def __init_subclass__(cls, *, modality: str | None = None, **more: Any) -> None:
         super().__init_subclass__(**more)
-        if kind is not None:
-            cls.kind = kind
-            Codec._kinds[kind] = cls
+        if modality is not None:
+            cls.modality = modality
+            Codec._classes[modality] = cls
 
     def __new__(cls, model: ModelFolder, backend: Backend) -> Self:
-        kind = model.config.kind
-        if cls.kind not in ("", kind):
-            raise ModelError(f"{model.config.name} is a model of kind {kind}, not {cls.kind}")
-        return super().__new__(cls if cls.kind else cls._kinds[kind])
+        modality = model.config.modality
+        if cls.modality not in ("", modality):
+            raise ModelError(
+                f"{model.config.name} is a model for {modality}, not for {cls.modality}"
+            )
+        return super().__new__(cls if cls.modality else cls._classes[modality])
 
     def __init__(self, model: ModelFolder, backend: Backend) -> None:
         self.model = model
@@ -66,42 +71,47 @@ class Codec(ABC):
         """Load a model by one of the names that `vpcodec.hub.open_model` takes.
 
         Args:
-            name: which model; None: the default of the class, speech-3k of `Codec`.
-            backend: "onnx" (no torch needed) or "torch".
+            name: which model; None: the default of the class, speech-3k for `Codec`.
+            backend: "onnx" (needs no torch) or "torch".
             threads: CPU threads; None leaves the choice to the backend.
             device: "cpu", "cuda" or "auto".
-            note: told what takes a while.
+            note: called with a line of text before a step that takes a while.
+
+        Returns:
+            The codec.
 
         Raises:
-            ModelError: unknown or damaged model, or one of another kind.
+            ModelError: unknown or damaged model, or one for another modality.
             ValueError: unknown backend.
         """
         if name is None:
-            name = DEFAULT_MODELS.get(cls.kind, DEFAULT_MODEL)
+            name = DEFAULT_MODELS.get(cls.modality, DEFAULT_MODEL)
         model = open_model(name, note=note)
         return cls(model, load_backend(backend, model, threads=threads, device=device))
 
     @property
     def name(self) -> str:
+        """The model's name, as in token files."""
         return self.config.name
 
     @property
     def fingerprint(self) -> bytes:
-        """16 bytes that identify weights and configuration."""
+        """16 bytes that identify the weights and configuration."""
         return self.model.fingerprint
 
     @property
     def coder(self) -> TokenCoder | None:
-        """The entropy coder of token files; None where the model has no tables."""
+        """The entropy coder of token files; None if the model has no entropy tables."""
         return self.model.coder
 
     @property
     def hop_length(self) -> int:
-        """Samples per token, or side in pixels of the square that a token stands for."""
+        """Samples per token, or the side in pixels of the square that a token stands for."""
         return self.config.hop_length
 
     @property
     def codebook_size(self) -> int:
+        """K; tokens are integers from 0 to K - 1."""
         return self.config.codebook_size
 
     @abstractmethod
@@ -119,9 +129,9 @@ class Codec(ABC):
         target: Source,
         *,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> Any:
-        """File or stream to token file or stream; what went through."""
+        """File or stream to token file or stream; returns statistics."""
 
     @abstractmethod
     def decode_file(
@@ -131,18 +141,18 @@ class Codec(ABC):
         *,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> Any:
-        """Token file or stream to file or stream; what went through."""
+        """Token file or stream to file or stream; returns statistics."""
 
     @abstractmethod
     def _fits(self, header: TokenHeader) -> bool:
-        """Whether tokens have the kind and the rates of this model's."""
+        """Whether tokens have the modality and the rates of this model."""
 
     def _read(
         self, source: Source | TokenReader, stack: ExitStack, *, recover: bool, force: bool
     ) -> TokenReader:
-        """A reader at its first block, of tokens that this model may decode."""
+        """A reader at its first block, with tokens that this model may decode."""
         reader = source
         if not isinstance(source, TokenReader):
             named = not hasattr(source, "read")
@@ -185,7 +195,7 @@ class CountedOutput:
 
 
 def open_target(target: Source, stack: ExitStack) -> CountedOutput:
-    """A stream as it is, or a file that appears whole when `stack` ends, or not at all."""
+    """A stream as it is, or a file that appears complete when `stack` ends, or not at all."""
     if hasattr(target, "write"):
         return CountedOutput(target, "stdout")
     return CountedOutput(stack.enter_context(atomic_output(target)), os.fspath(target))

@@ -12,46 +12,49 @@ import numpy as np
 
 from ..checks import check_tokens
 from ..media.image import MAX_PIXELS, image_writer, load_image
+from ..progress import Progress
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
-from .base import Codec, Report, Source, open_target
+from .base import Codec, Source, open_target
 
 TILE_SIDE = 512  # pixels of a tile without its surroundings; bounds memory
 LOST = 128  # the grey of patches whose tokens are lost
 
 
-class ImageCodec(Codec, kind="image"):
-    """An image model ready to encode and decode; see `Codec`.
+class ImageCodec(Codec, modality="image"):
+    """An image model that is ready to encode and decode; see `Codec`.
 
-    Any size is taken: images are continued beyond their right and lower edges up to whole windows
-    of the model, and large ones are coded tile by tile, with the tokens and pixels of the whole.
-    Grey is coded as RGB of equal channels, an alpha plane as a grey picture of its own.
+    Images may have any size. They are extended beyond their right and lower edges to whole windows
+    of the model. Large ones are coded in tiles, with exactly the tokens and pixels of the whole.
+    Grey is coded as RGB with equal channels, an alpha plane as a grey image of its own.
     """
 
     @property
     def bits_per_pixel(self) -> float:
-        """Nominal, of one channel of tokens."""
+        """Nominal bits per pixel of one channel of tokens."""
         return self.config.bits_per_pixel
 
-    def encode(self, pixels: np.ndarray, *, report: Report | None = None) -> np.ndarray:
+    def encode(self, pixels: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
         """Pixels to tokens.
 
         Args:
             pixels: (H, W) or (H, W, C), uint8, or float in [0, 1]; C is 1 (grey), 2 (grey and
                 alpha), 3 (RGB) or 4 (RGBA).
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Returns:
             (channels, rows, columns) int64: one channel, and a second one for alpha; rows =
             ceil(H / hop_length), columns = ceil(W / hop_length).
 
         Raises:
-            ValueError: wrong shape or dtype, no pixels, floats outside [0, 1].
+            ValueError: wrong shape or dtype, no pixels, or floats outside [0, 1].
         """
         pixels = _check_pixels(pixels)
         height, width, components = pixels.shape
         hop = self.hop_length
         tokens = np.empty((_channels(components), *self._grid(height, width)), np.int64)
-        for down, right in self._tiles(height, width, self.config.encoder_halo, report):
+        for down, right in self._tiles(
+            height, width, self.config.encoder_halo, "encoding", progress
+        ):
             tile = _cut(
                 pixels, down.first * hop, down.last * hop, right.first * hop, right.last * hop
             )
@@ -68,23 +71,23 @@ class ImageCodec(Codec, kind="image"):
         size: tuple[int, int] | None = None,
         components: int | None = None,
         *,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> np.ndarray:
         """Tokens to pixels.
 
         Args:
             tokens: (rows, columns) or (channels, rows, columns) integers in [0, codebook_size).
             size: height and width to cut to; None: rows and columns times hop_length.
-            components: of the result, 1 (grey) or 3 (RGB) from one channel, 2 or 4 (with alpha)
+            components: of the result: 1 (grey) or 3 (RGB) from one channel, 2 or 4 (with alpha)
                 from two; None: 3 or 4.
-            report: called with the pixels done so far and in all.
+            progress: told the pixels that are done.
 
         Returns:
             (H, W, components) uint8.
 
         Raises:
-            ValueError: wrong shape or dtype, a token out of range, size or components that do not
-                fit the tokens.
+            ValueError: wrong shape or dtype, a token out of range, or a size or components that do
+                not fit the tokens.
         """
         tokens = check_tokens(tokens, "(C, rows, columns)", self.codebook_size)
         channels, rows, columns = tokens.shape
@@ -100,24 +103,27 @@ class ImageCodec(Codec, kind="image"):
         if components not in (channels, channels + 2):
             raise ValueError(f"{channels} channels of tokens do not make {components} components")
         known = np.ones((rows, columns), bool)
-        return self._decode(tokens, known, (height, width, components), report)
+        return self._decode(tokens, known, (height, width, components), progress)
 
     def _decode(
         self,
         tokens: np.ndarray,
         known: np.ndarray,
         shape: tuple[int, int, int],
-        report: Report | None,
+        progress: Progress | None,
     ) -> np.ndarray:
         """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
 
-        Tiles of which no token is `known`, bool (rows, columns), are skipped and hold anything.
+        Tiles without a `known` token, bool (rows, columns), are skipped: their pixels are
+        arbitrary.
         """
         hop = self.hop_length
         height, width, components = shape
         channels = len(tokens)
         pixels = np.empty(shape, np.uint8)
-        for down, right in self._tiles(height, width, self.config.decoder_halo, report):
+        for down, right in self._tiles(
+            height, width, self.config.decoder_halo, "decoding", progress
+        ):
             if not known[down.start : down.stop, right.start : right.stop].any():
                 continue
             part = pixels[down.start * hop : down.stop * hop, right.start * hop : right.stop * hop]
@@ -130,7 +136,7 @@ class ImageCodec(Codec, kind="image"):
         return pixels
 
     def header(self, height: int, width: int, components: int) -> ImageHeader:
-        """What a file with the tokens of an image (H, W, components) says about it."""
+        """The header of a token file for an image (H, W, components)."""
         return ImageHeader(
             model=self.name,
             fingerprint=self.fingerprint,
@@ -148,25 +154,26 @@ class ImageCodec(Codec, kind="image"):
         target: Source,
         *,
         name: str = "stdin",
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> ImageStats:
         """Image file (or binary stream) to token file (or stream).
 
         Args:
-            source: a path to any image that Pillow reads, or a stream.
-            target: path of the token file, which appears whole or not at all, or a stream.
-            name: of a stream, in errors.
-            report: called with the pixels done so far and in all.
+            source: path of any image that Pillow reads, or a stream.
+            target: path of the token file, which appears complete or not at all, or a stream.
+            name: of a stream, for error messages.
+            progress: told the pixels that are done.
 
         Raises:
-            ImageError, OSError: source or target cannot be used.
+            ImageError: the source cannot be read.
+            OSError: source or target cannot be opened or written.
         """
         pixels = load_image(source, name=name)
         height, width, components = pixels.shape
         header = self.header(height, width, components)
         with ExitStack() as stack:
             output = open_target(target, stack)
-            tokens = self.encode(pixels, report=report)
+            tokens = self.encode(pixels, progress=progress)
             writer = TokenWriter(output, header, coder=self.coder)
             writer.write(tokens.reshape(header.channels, -1))
             writer.close()
@@ -180,23 +187,23 @@ class ImageCodec(Codec, kind="image"):
         format: str | None = None,
         recover: bool = False,
         force: bool = False,
-        report: Report | None = None,
+        progress: Progress | None = None,
     ) -> ImageStats:
         """Token file (or binary stream) to image file (or stream).
 
         Args:
-            source: path of a token file, a stream, or a reader that is at its first block.
-            target: path of the image file, which appears whole or not at all, or a stream.
-            format: a suffix such as "png"; None: that of the path, PNG for streams.
-            recover: paint patches grey whose tokens are damaged instead of stopping there (a
-                reader has its own setting).
-            force: decode although the tokens are another model's.
-            report: called with the pixels done so far and in all.
+            source: path of a token file, a stream, or a reader at its first block.
+            target: path of the image file, which appears complete or not at all, or a stream.
+            format: a suffix such as "png"; None: that of the path, or PNG for streams.
+            recover: paint patches with damaged tokens grey instead of stopping (a reader has its
+                own setting).
+            force: decode tokens of other weights all the same.
+            progress: told the pixels that are done.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
-            ImageError, OSError: source or target cannot be used, which is found out before the
-                network runs.
+            ImageError: the target cannot hold the image.
+            OSError: source or target cannot be opened or written.
         """
         with ExitStack() as stack:
             reader = self._read(source, stack, recover=recover, force=force)
@@ -215,7 +222,7 @@ class ImageCodec(Codec, kind="image"):
         lost = lost.reshape(header.rows, header.columns)
         shape = header.height, header.width, header.components
         with image_writer(target, header.components, format=format) as write:
-            pixels = self._decode(tokens, ~lost, shape, report)
+            pixels = self._decode(tokens, ~lost, shape, progress)
             if lost.any():
                 for axis in (0, 1):
                     lost = lost.repeat(self.hop_length, axis)
@@ -241,22 +248,22 @@ class ImageCodec(Codec, kind="image"):
         return -(-height // self.hop_length), -(-width // self.hop_length)
 
     def _tiles(
-        self, height: int, width: int, halo: int, report: Report | None
+        self, height: int, width: int, halo: int, stage: str, progress: Progress | None
     ) -> Iterator[tuple[_Span, _Span]]:
-        """The tiles of an image of so many pixels; each is reported when the next one is asked."""
+        """The tiles of an image; each is reported as done when the next one is asked for."""
         hop, window = self.hop_length, self.config.attention_window
         axes = (_spans(n, hop, window, halo) for n in self._grid(height, width))
         done = 0
         for down, right in product(*axes):
             yield down, right
             done += down.length(hop, height) * right.length(hop, width)
-            if report:
-                report(done, height * width)
+            if progress:
+                progress(stage, done, height * width)
 
 
 @dataclass(frozen=True)
 class ImageStats:
-    """What went through `encode_file` or `decode_file`.
+    """Statistics of `encode_file` or `decode_file`.
 
     Attributes:
         width, height: pixels.
@@ -275,11 +282,12 @@ class ImageStats:
 
     @property
     def channels(self) -> int:
-        """Of the tokens: 2 where there is alpha, else 1."""
+        """Channels of the tokens: 2 with alpha, else 1."""
         return _channels(self.components)
 
     @property
     def n_pixels(self) -> int:
+        """Width times height."""
         return self.width * self.height
 
     @property
@@ -319,7 +327,7 @@ def _spans(n_tokens: int, hop: int, window: int, halo: int) -> list[_Span]:
 
 
 def _cut(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    """Part of an array (H, W, ...), which goes on beyond its edges with their last values."""
+    """Part of an array (H, W, ...), extended beyond its edges with their last values."""
     part = array[top:bottom, left:right]
     missing = [(0, bottom - top - part.shape[0]), (0, right - left - part.shape[1])]
     return np.pad(part, missing + [(0, 0)] * (array.ndim - 2), mode="edge")

@@ -1,6 +1,6 @@
-"""Streams: audio to tokens and back, piece by piece, with the answers of the whole.
+"""Streams: audio to tokens and back, piece by piece, with the result of coding it at once.
 
-Native models are causal and go on from their state.
+Native models are causal and continue from their state.
 
 Threads may share a codec, each with streams of its own: a stream that another thread is pushing to
 raises RuntimeError, and goes on as if it had not been asked.
@@ -22,7 +22,7 @@ CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memor
 
 
 class EncoderStream(Exclusive):
-    """Audio in pieces of any length to tokens; the same tokens as `encode` of the whole."""
+    """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole."""
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
         super().__init__()
@@ -36,7 +36,17 @@ class EncoderStream(Exclusive):
 
     @alone
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """(T,) or (C, T) samples -> (C, n) int64 tokens of the frames that are now complete."""
+        """Encode the next samples.
+
+        Args:
+            samples: (T,) or (C, T) float at the model's rate; T may be 0.
+
+        Returns:
+            (C, n) int64 tokens of the frames that are now complete; n may be 0.
+
+        Raises:
+            ValueError: wrong shape, dtype or number of channels, or non-finite samples.
+        """
         samples = check_samples(samples)
         check_channels(samples, self._channels)
         samples = np.concatenate([self._rest, samples], 1)
@@ -51,7 +61,12 @@ class EncoderStream(Exclusive):
 
     @alone
     def flush(self) -> np.ndarray:
-        """The token of the last, incomplete frame, if any: (C, 0 or 1). Starts anew afterwards."""
+        """End the audio.
+
+        Returns:
+            (C, 0 or 1) int64: the token of the last, incomplete frame, if there is one. The stream
+            can be used for other audio afterwards.
+        """
         missing = -self._rest.shape[1] % self._codec.hop_length
         tokens = self.push(np.zeros((self._channels, missing), np.float32))
         self._reset()
@@ -59,7 +74,7 @@ class EncoderStream(Exclusive):
 
 
 class DecoderStream(Exclusive):
-    """Tokens in pieces of any length to audio; the same samples as `decode` of the whole."""
+    """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole."""
 
     def __init__(self, codec: AudioCodec, channels: int) -> None:
         super().__init__()
@@ -74,7 +89,17 @@ class DecoderStream(Exclusive):
 
     @alone
     def push(self, tokens: np.ndarray) -> np.ndarray:
-        """(N,) or (C, N) tokens -> (C, n) float32 samples that are now final."""
+        """Decode the next tokens.
+
+        Args:
+            tokens: (N,) or (C, N) integers in [0, codebook_size); N may be 0.
+
+        Returns:
+            (C, n) float32 samples that are now final; n may be 0.
+
+        Raises:
+            ValueError: wrong shape, dtype or number of channels, or a token out of range.
+        """
         tokens = check_tokens(tokens, "(C, N)", self._codec.codebook_size)
         check_channels(tokens, self._channels)
         empty = np.zeros((self._channels, 0), np.float32)
@@ -87,9 +112,14 @@ class DecoderStream(Exclusive):
 
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
-        """The samples of the last tokens, if any, and those held back, (C, n). Starts anew.
+        """End the tokens.
 
-        The last token is repeated; a graph runs once less than with `push` before.
+        Args:
+            tokens: the last ones, as for `push`; passing them here saves a run of the graph.
+
+        Returns:
+            (C, n) float32: the samples of these tokens and those held back for the decoder's delay,
+            with the last token repeated. The stream can be used for other tokens afterwards.
         """
         if tokens is None:
             tokens = self._last[:, :0]
@@ -105,8 +135,10 @@ class DecoderStream(Exclusive):
 def _run(
     codec: AudioCodec, method: str, x: np.ndarray, column: int, state: Any, empty: np.ndarray
 ) -> tuple[np.ndarray, Any]:
-    """Run x (C, N * column) through a stateful graph, few frames at a time, in equal parts: a part
-    of one frame would take as long as twenty in a longer one."""
+    """Run x (C, N * column) through a stateful graph in equal parts of few frames.
+
+    Equal, because a part of one frame takes as long as twenty frames in a longer part.
+    """
     frames = x.shape[1] // column
     if not frames:
         return empty, state

@@ -1,4 +1,4 @@
-"""Token files to arrays, with the tables of the model that made them."""
+"""Token files to arrays, with the entropy tables of the model that made them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def read_tokens(
 
     Args:
         source: path or stream.
-        recover: give -1 for the tokens of damaged blocks instead of stopping there.
-        coder: of the model, `Codec.coder`; None: that of the bundled model that made the file.
+        recover: return -1 for the tokens of damaged blocks instead of stopping.
+        coder: `Codec.coder` of the model; None: that of the bundled model that made the file.
 
     Returns:
-        int64 tokens (channels, frames), and the header with the number of samples.
+        int64 tokens (channels, frames), and the header including the number of samples.
 
     Raises:
         TokenFileError: damaged, or entropy coded by a model that is not bundled.

@@ -1,10 +1,10 @@
 """Distances of decoded audio: functions of two mono signals, the reference first.
 
-Signals are float arrays (T,) of equal length, full scale at -1 and 1, in Hz `rate`. All raise
-ValueError for other shapes and dtypes, different lengths, and NaN or infinite samples. NaN is the
-value where a metric is not defined. Long signals are worked on in pieces: what is held beyond
-copies of them is about 1 kB per 10 ms for `mel_cepstral_distortion`, and does not grow with their
-length for the others.
+Signals are float arrays (T,) of equal length, full scale at -1 and 1; `rate` is in Hz. All
+functions raise ValueError for other shapes and dtypes, different lengths, and NaN or infinite
+samples. The value is NaN where a metric is undefined. Long signals are processed in pieces: beyond
+copies of the signals, `mel_cepstral_distortion` holds about 1 kB per 10 ms, and the others a
+constant amount.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..media.audio import resample
 from .base import Clip, Metric, registered
 
 MEL_BANDS = {128: 16, 256: 32, 512: 64, 1024: 80, 2048: 128}  # FFT size: mel bands
-MEL_FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
+MEL_FLOOR = 1e-4  # of a full-scale sine: 80 dB below counts as silence
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))  # FFT, hop, window of STFTs
 LSD_SIZE, LSD_HOP = 2048, 512  # samples
-LSD_FLOOR = 1e-10  # of the power of a full-scale sine: below it lies rounding to 16 bits
+LSD_FLOOR = 1e-10  # of the power of a full-scale sine: below is rounding to 16 bits
 MCD_RATE = 16_000  # Hz
 MCD_SIZE, MCD_HOP, MCD_BANDS = 512, 160, 40  # samples, samples, mel bands
 MCD_COEFFICIENTS = 13
@@ -38,8 +38,8 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> floa
 
     |X|: magnitudes of periodic Hann windows a quarter apart, the ends reflected, scaled so that a
     full-scale sine has 1. M: triangular bands on the HTK mel scale from 0 to rate / 2, each of
-    which sums to 1. A distance of 1 is 20 dB. The loss `mel` of training has the same formula.
-    NaN for signals without samples.
+    which sums to 1. A distance of 1 is 20 dB. The training loss `mel` has the same formula. NaN for
+    signals without samples.
     """
     reference, degraded = check_signals(reference, degraded)
     if not len(reference):
@@ -64,7 +64,7 @@ def mel_distance(reference: np.ndarray, degraded: np.ndarray, rate: int) -> floa
         label="Mel distance",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="mean difference of log10 mel spectra, five FFT sizes",
     ),
 )
@@ -75,9 +75,9 @@ def measure_mel_distance(reference: Clip, degraded: Clip) -> tuple[float]:
 def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Multi-resolution STFT distance (Yamamoto et al. 2020), 0 for equal signals.
 
-    Mean over RESOLUTIONS of ||X| - |Y|| / ||X|| (Frobenius norms) + mean |ln |X| - ln |Y||, of
-    magnitudes of at least 1e-4, with periodic Hann windows, the ends reflected: what auraloss
-    computes of (degraded, reference). NaN for a silent reference.
+    Mean over RESOLUTIONS of ||X| - |Y|| / ||X|| (Frobenius norms) + mean |ln |X| - ln |Y||, with
+    magnitudes of at least 1e-4, periodic Hann windows and reflected ends: what auraloss computes
+    for (degraded, reference). NaN for a silent reference.
     """
     reference, degraded = check_signals(reference, degraded)
     if is_silent(reference):
@@ -101,7 +101,7 @@ def stft_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="STFT distance",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Yamamoto et al. 2020, as in auraloss",
     ),
 )
@@ -113,8 +113,8 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Log-spectral distance, dB: the mean over frames of the root mean square over frequencies of
     10 log10(|X|^2 / |Y|^2).
 
-    Periodic Hann windows of 2048 samples, 512 apart, the ends reflected; powers, scaled so that a
-    full-scale sine has 1, count as at least 1e-10. NaN for signals without samples.
+    Periodic Hann windows of 2048 samples, 512 apart, with reflected ends. Powers are scaled so that
+    a full-scale sine has 1, and clipped below at 1e-10. NaN for signals without samples.
     """
     reference, degraded = check_signals(reference, degraded)
     if not len(reference):
@@ -133,7 +133,7 @@ def log_spectral_distance(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="LSD",
         unit="dB",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Gray and Markel 1976, FFT 2048",
     ),
 )
@@ -144,11 +144,11 @@ def measure_log_spectral_distance(reference: Clip, degraded: Clip) -> tuple[floa
 def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
     """Mel-cepstral distortion, dB: 10 sqrt(2) / ln(10) times the mean over frames of |c - c'|.
 
-    c: c_1 .. c_13 of ln E_b = c_0 + 2 sum_m c_m cos(pi m (b + 1/2) / 40) of the energies E of 40
-    mel bands as librosa makes them (Slaney's scale, FFT of 512 samples at 16 kHz, to which other
-    rates are resampled), not more than 80 dB below the largest. So it is the root mean square
-    difference of smoothed mel spectra in dB, whatever their levels. Frames, 10 ms apart, are
-    compared at the same place: there is no time warping. NaN for silence.
+    c: c_1 .. c_13 of ln E_b = c_0 + 2 sum_m c_m cos(pi m (b + 1/2) / 40), with the energies E of 40
+    mel bands of librosa (Slaney's scale, FFT of 512 samples at 16 kHz, to which other rates are
+    resampled), clipped at 80 dB below the largest. So it is the root mean square difference of
+    smoothed mel spectra in dB, independent of level. Frames, 10 ms apart, are compared at the same
+    time: there is no time warping. NaN for silence.
 
     Raises:
         ImportError: without the package librosa.
@@ -184,7 +184,7 @@ def mel_cepstral_distortion(reference: np.ndarray, degraded: np.ndarray, rate: i
         label="MCD",
         unit="dB",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="Kubichek 1993, 13 coefficients, no warping (librosa)",
         rate=16_000,
         packages=("librosa",),
@@ -196,10 +196,11 @@ def measure_mel_cepstral_distortion(reference: Clip, degraded: Clip) -> tuple[fl
 
 
 def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Scale-invariant ratio of signal to distortion, dB.
+    """Scale-invariant signal-to-distortion ratio, dB.
 
-    Of x and y without their means, with t = x <x, y> / <x, x>: 10 log10(|t|^2 / |y - t|^2). The
-    float64 epsilon, added above and below both lines, keeps it finite. NaN where one is silent.
+    For zero-mean x and y, with t = x <x, y> / <x, x>: 10 log10(|t|^2 / |y - t|^2). The float64
+    epsilon is added to numerators and denominators, which keeps the value finite. NaN if either
+    signal is silent.
     """
     reference, degraded = check_signals(reference, degraded)
     if is_silent(reference) or is_silent(degraded):
@@ -223,7 +224,7 @@ def si_sdr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SI-SDR",
         unit="dB",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Le Roux et al. 2019",
     ),
 )
@@ -232,9 +233,9 @@ def measure_si_sdr(reference: Clip, degraded: Clip) -> tuple[float]:
 
 
 def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Ratio of signal to noise, dB: 10 log10((|x|^2 + e) / (|y - x|^2 + e)), e of float64.
+    """Signal-to-noise ratio, dB: 10 log10((|x|^2 + e) / (|y - x|^2 + e)), e the float64 epsilon.
 
-    A copy has a large finite value. NaN for a silent reference.
+    Equal signals have a large finite value. NaN for a silent reference.
     """
     reference, degraded = check_signals(reference, degraded)
     if is_silent(reference):
@@ -252,7 +253,7 @@ def snr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SNR",
         unit="dB",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="10 log10 of signal over error",
     ),
 )
@@ -261,7 +262,11 @@ def measure_snr(reference: Clip, degraded: Clip) -> tuple[float]:
 
 
 def check_signals(*signals: np.ndarray) -> list[np.ndarray]:
-    """Signals as arrays, when they are float, (T,), finite and equally long; else ValueError."""
+    """Signals as arrays.
+
+    Raises:
+        ValueError: a signal is not float (T,) or not finite, or their lengths differ.
+    """
     found = [np.asarray(signal) for signal in signals]
     for signal in found:
         if signal.ndim != 1 or signal.dtype.kind != "f":
@@ -276,19 +281,19 @@ def check_signals(*signals: np.ndarray) -> list[np.ndarray]:
 
 
 def is_silent(signal: np.ndarray) -> bool:
-    """Whether there is nothing but a constant, to less than a step of 24 bits."""
+    """Whether a signal is constant, to less than a step of 24 bits."""
     return not len(signal) or bool(float(signal.max()) - float(signal.min()) < SILENCE)
 
 
 def missing_package(metric: str, package: str) -> ImportError:
-    """What a metric raises without its package."""
+    """The error of a metric whose package is missing."""
     return ImportError(f"{metric} needs the package {package}: pip install 'vpcodec[score]'")
 
 
 def _parts(
     x: np.ndarray, y: np.ndarray, mean_x: float = 0.0, mean_y: float = 0.0
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Both without their means, float64, in parts."""
+    """Both signals with their means removed, float64, in parts."""
     for start in range(0, len(x), _PIECE):
         part = slice(start, start + _PIECE)
         yield x[part] - np.float64(mean_x), y[part] - np.float64(mean_y)
@@ -334,4 +339,4 @@ def _mel_bank(size: int, bands: int, rate: int) -> np.ndarray:
     bins = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     bank = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(min=0)
-    return bank / bank.sum(0).clip(min=1e-6)  # a band may lie between two bins
+    return bank / bank.sum(0).clip(min=1e-6)  # a band may fall between two bins

@@ -1,7 +1,7 @@
-"""What a metric is: its entry in the registry, what it is computed of, and how it registers.
+"""What a metric is: its registry entry, its inputs, and how it is registered.
 
-A metric is a pure function, with its entry beside it: in the same file, by `registered`. A new file
-in this folder is found by itself.
+A metric is a pure function with its entry beside it, added by `registered`. A new file in this
+folder is found without being listed anywhere.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 from ..media.audio import resample
 
-MEASURES: list[Measure] = []  # as they registered; `registry.MEASURES` has all of them in order
+MEASURES: list[Measure] = []  # in order of registration; `registry.MEASURES` is sorted
 
 Function = TypeVar("Function", bound=Callable[[Any, Any], Sequence[float]])
 
 
 class MetricError(ValueError):
-    """A metric that does not exist, or cannot be computed here."""
+    """A metric that does not exist or cannot be computed here."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Metric:
         name: in `--metrics`, JSON and CSV.
         label: in tables.
         unit: "" for plain numbers.
-        better: which way is better: "higher", "lower", or "zero" for differences; "" for neither.
-        kind: "audio", "image" or "both".
+        better: which values are better: "higher", "lower", or "zero" for differences; "" for none.
+        modality: "audio", "image" or "both".
+        source: where it is defined.
         rate: Hz at which it is computed; None for any, or for images.
         needs_reference: whether it compares with an original.
-        packages: that must be importable.
-        install: how a user gets them.
-        source: where it is defined.
-        default: whether it is computed without being named.
+        packages: packages that must be importable.
+        install: how a user installs them.
+        default: whether it is computed unless others are named.
     """
 
     name: str
     label: str
     unit: str
     better: Literal["higher", "lower", "zero", ""]
-    kind: Literal["audio", "image", "both"]
+    modality: Literal["audio", "image", "both"]
     source: str
     rate: int | None = None
     needs_reference: bool = True
@@ -61,7 +61,7 @@ class Metric:
 
 
 class Clip:
-    """A mono signal, and what metrics made of it: for many comparisons with one reference.
+    """A mono signal with cached intermediate results, for many comparisons with one reference.
 
     Args:
         samples: float (T,), full scale at -1 and 1.
@@ -80,7 +80,7 @@ class Clip:
         return self.get(("rate", rate), lambda: resample(self.samples, self.rate, rate))
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once for each key."""
+        """The result of `make`, computed once for each key."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -91,10 +91,10 @@ class Measure:
     """Metrics that are computed together.
 
     Attributes:
-        metrics: what it gives, in this order.
-        function: of two `Clip` (or of two uint8 images (H, W, C)), the reference first; returns a
-            value for each metric, NaN where one is not defined. What it computes of the reference
-            alone it keeps in its clip.
+        metrics: the metrics, in the order of the values.
+        function: takes two `Clip` (or two uint8 images (H, W, C)), the reference first, and returns
+            a value for each metric, NaN where it is undefined. It caches what depends only on the
+            reference in the reference's clip.
     """
 
     metrics: tuple[Metric, ...]
@@ -102,12 +102,16 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """Of the function."""
+        """The name of the function."""
         return self.function.__name__.removeprefix("measure_")
 
 
 def registered(*metrics: Metric) -> Callable[[Function], Function]:
-    """Registers a function as what computes these metrics; see `Measure`."""
+    """Register a function that computes these metrics; see `Measure`.
+
+    Args:
+        metrics: their entries, in the order of the values.
+    """
 
     def register(function: Function) -> Function:
         MEASURES.append(Measure(metrics, function))

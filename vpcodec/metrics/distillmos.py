@@ -1,6 +1,6 @@
-"""DistillMOS: how good speech sounds to listeners, by a distilled speech encoder.
+"""DistillMOS: predicted quality of speech, from a distilled speech encoder.
 
-The package carries its weights (4.2 M parameters) and needs torch, which is imported when the
+The package contains its weights (4.2 M parameters) and needs torch, which is imported when the
 metric is first computed.
 """
 
@@ -18,8 +18,8 @@ from .base import Clip, Metric, registered
 
 INSTALL = "pip install 'vpcodec[train]' distillmos"
 RATE = 16_000  # Hz
-MIN_SECONDS = 0.5  # below this there is too little to judge
-MAX_SECONDS = 60  # at once, which bounds memory
+MIN_SECONDS = 0.5  # below, there is too little to judge
+MAX_SECONDS = 60  # at a time; bounds memory
 
 
 @registered(
@@ -28,7 +28,7 @@ MAX_SECONDS = 60  # at once, which bounds memory
         label="DistillMOS",
         unit="MOS",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Stahl and Gamper 2025 (distillmos)",
         rate=RATE,
         needs_reference=False,
@@ -38,11 +38,12 @@ MAX_SECONDS = 60  # at once, which bounds memory
     ),
 )
 def distillmos(_: Clip, degraded: Clip) -> tuple[float]:
-    """DistillMOS (Stahl and Gamper 2025), 1 to 5: quality of the degraded clip as listeners would
-    rate it; the reference has no part in it, nor has the level. NaN below 0.5 s. More than 60 s are
-    cut into equal parts of at most that, and averaged.
+    """DistillMOS (Stahl and Gamper 2025), 1 to 5.
 
-    It works with one thread, so that it gives the same value wherever it is called.
+    It predicts how listeners rate the quality of the degraded clip; neither the reference nor the
+    level matters. NaN below 0.5 s. Clips of more than 60 s are cut into equal parts of at most 60
+    s, and the values are averaged. It runs on one thread, so that values do not depend on the
+    caller.
     """
     samples = degraded.at(RATE).astype(np.float32, copy=False)
     if len(samples) < MIN_SECONDS * RATE:
@@ -67,5 +68,5 @@ def _model() -> Any:
         from distillmos import ConvTransformerSQAModel
     except ImportError as error:
         raise ImportError(f"DistillMOS needs a package: {INSTALL}") from error
-    with redirect_stdout(StringIO()):  # it says where its weights lie
+    with redirect_stdout(StringIO()):  # it prints where its weights are
         return ConvTransformerSQAModel().eval()

@@ -1,7 +1,7 @@
 """Metrics of decoded images: functions of two images, the reference first.
 
-Images are uint8 arrays (H, W) or (H, W, C) of the same shape. All raise ValueError for other shapes
-and dtypes, and for images without pixels. Channels count alike, an alpha channel too.
+Images are uint8 arrays (H, W) or (H, W, C) of the same shape. All functions raise ValueError for
+other shapes and dtypes, and for images without pixels. All channels count equally, alpha included.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import numpy as np
 from .base import Metric, registered
 
 PEAK = 255
-BEST_PSNR = 100.0  # dB, for equal images: means need a number
+BEST_PSNR = 100.0  # dB, for equal images, because means need a number
 WINDOW, SIGMA = 11, 1.5  # pixels, of the Gaussian of SSIM
 K1, K2 = 0.01, 0.03
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
 
 _PIECE = 2**18  # pixels that are filtered at once; bounds memory
-_LPIPS_SIDE = 64  # pixels; its backbones take no less
+_LPIPS_SIDE = 64  # pixels, the least that its backbones take
 
 
 def psnr(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Peak signal-to-noise ratio, dB, of the error of all channels; infinite for equal images."""
+    """Peak signal-to-noise ratio over all channels, dB; infinite for equal images."""
     reference, degraded = _check(reference, degraded)
     error = 0
     for x, y in _pieces(reference, degraded, 1):
@@ -43,7 +43,7 @@ def psnr(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="PSNR",
         unit="dB",
         better="higher",
-        kind="image",
+        modality="image",
         source="10 log10 of 255^2 over mean square error, at most 100",
     ),
 )
@@ -52,10 +52,10 @@ def measure_psnr(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
 
 
 def ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004), up to 1: mean over the channels and over all places
-    where a Gaussian window of 11 x 11 pixels lies within the image.
+    """Structural similarity (Wang et al. 2004), up to 1.
 
-    Along a side of less than 11 pixels the window has the largest odd number that fits.
+    The mean over channels and over all positions of a Gaussian window of 11 x 11 pixels inside the
+    image. Along a side of less than 11 pixels, the window has the largest odd size that fits.
     """
     reference, degraded = _check(reference, degraded)
     return float(np.mean([_ssim(x, y)[0] for x, y in _channels(reference, degraded)]))
@@ -67,7 +67,7 @@ def ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="SSIM",
         unit="",
         better="higher",
-        kind="image",
+        modality="image",
         source="Wang et al. 2004",
     ),
 )
@@ -78,9 +78,9 @@ def measure_ssim(reference: np.ndarray, degraded: np.ndarray) -> tuple[float]:
 def ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
     """Multi-scale structural similarity (Wang et al. 2003), from 0 to 1, mean over the channels.
 
-    Each scale is made of the means of 2 x 2 pixels of the one before. Five scales take a shorter
-    side of at least 176 pixels; smaller images have as many as hold a window, at least one, and
-    the weights of these are scaled to a sum of 1. Negative factors count as 0.
+    Each scale averages 2 x 2 pixels of the one before. Five scales need a shorter side of at least
+    176 pixels; smaller images have as many scales as hold a window, at least one, with weights
+    scaled to a sum of 1. Negative factors count as 0.
     """
     reference, degraded = _check(reference, degraded)
     scales = scales_that_fit(*reference.shape[:2])
@@ -102,7 +102,7 @@ def ms_ssim(reference: np.ndarray, degraded: np.ndarray) -> float:
         label="MS-SSIM",
         unit="",
         better="higher",
-        kind="image",
+        modality="image",
         source="Wang et al. 2003",
     ),
 )
@@ -137,7 +137,7 @@ def lpips(reference: np.ndarray, degraded: np.ndarray, *, net: str = "alex") -> 
         label="LPIPS",
         unit="",
         better="lower",
-        kind="image",
+        modality="image",
         source="Zhang et al. 2018, AlexNet (lpips)",
         packages=("lpips", "torchvision"),
         install="pip install lpips torchvision",

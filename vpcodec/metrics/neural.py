@@ -1,14 +1,13 @@
 """Metrics of decoded speech by networks from the Hugging Face Hub: optional, off by default.
 
 Each takes two clips, the reference first, works at 16 kHz on the CPU in float32, and returns one
-value in a tuple, NaN where it is not defined. More than 30 s are cut into equal parts of at most
-that, both clips at the same places. The networks are fetched when they are first needed, one fixed
-revision of each, and kept for the process; HF_HOME and HF_HUB_OFFLINE are honoured. Only formats
-that cannot carry code are read: safetensors, ONNX and JSON. All raise MetricError, one line, where
-a network cannot be had.
+value in a tuple, NaN where it is undefined. Clips of more than 30 s are cut into equal parts of at
+most 30 s, both at the same places. Networks are fetched when they are first needed, each at a fixed
+revision, and kept for the process; HF_HOME and HF_HUB_OFFLINE are honoured. Only formats that
+cannot carry code are
+read: safetensors, ONNX and JSON. All raise MetricError, with one line, if a network cannot be had.
 
-Word error rate is the only metric that needs torch, for Whisper: hence this module's place among
-those that may import it. The others run in ONNX Runtime.
+Only the word error rate needs torch, for Whisper; the others run in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HUB = "the Hugging Face Hub"
 
 # Folders, or owner/name@revision on the Hub.
 ASR_MODEL = "openai/whisper-base@e37978b90ca9030d5170a5c07aadb050351a65bb"
-ASR_VARIABLE = "VPCODEC_ASR_MODEL"  # of the environment: another Whisper instead
+ASR_VARIABLE = "VPCODEC_ASR_MODEL"  # environment variable: another Whisper instead
 ASR_FILES = (
     "config.json",
     "generation_config.json",
@@ -46,7 +45,7 @@ SPEAKER_MODEL = "Xenova/wavlm-base-plus-sv@839012c1abfd543d1f5178201a444706e85d3
 UTMOS_MODEL = "TigreGotico/utmos-onnx@ff41b8f440cb12ecda18261f9ff7326d058275ce"
 UTMOS_SHA256 = "ece7ddb0999d0f12ffe8d7586b3618b8b6fa89269b5152288e4440d686409f69"
 RATE = 16_000  # Hz
-PART_SECONDS = 30  # at most; what Whisper hears at once
+PART_SECONDS = 30  # at most; Whisper's window
 MIN_SECONDS = 0.5  # below this the networks have too little to judge
 
 # Thai, Lao, Burmese, Khmer, kana and Chinese characters: written without spaces
@@ -62,7 +61,7 @@ _UNSPACED = re.compile(
         label="UTMOS",
         unit="MOS",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Saeki et al. 2022",
         rate=16_000,
         needs_reference=False,
@@ -70,8 +69,10 @@ _UNSPACED = re.compile(
     ),
 )
 def utmos(reference: Clip, degraded: Clip) -> tuple[float]:
-    """UTMOS (Saeki et al. 2022, its strong learner), about 1 to 5: naturalness of the degraded
-    clip as listeners of English speech rated it; the reference has no part in it. NaN below 0.5 s.
+    """UTMOS (Saeki et al. 2022, strong learner), about 1 to 5.
+
+    It predicts how listeners of English speech rate the naturalness of the degraded clip; the
+    reference is not used. NaN below 0.5 s.
     """
     if len(degraded.samples) < MIN_SECONDS * degraded.rate:
         return (math.nan,)
@@ -86,7 +87,7 @@ def utmos(reference: Clip, degraded: Clip) -> tuple[float]:
         label="WER",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="transcript against that of the reference",
         rate=16_000,
         packages=("torch", "transformers"),
@@ -95,8 +96,9 @@ def utmos(reference: Clip, degraded: Clip) -> tuple[float]:
     ),
 )
 def wer(reference: Clip, degraded: Clip) -> tuple[float]:
-    """Word error rate between Whisper's transcripts of both; NaN where it hears no word in the
-    reference. The language is what it takes the reference for.
+    """Word error rate between Whisper's transcripts of both clips.
+
+    The language is that which Whisper detects in the reference. NaN if it hears no word there.
 
     openai/whisper-base, or what VPCODEC_ASR_MODEL names: a folder, or owner/name[@revision].
     """
@@ -114,15 +116,17 @@ def wer(reference: Clip, degraded: Clip) -> tuple[float]:
         label="Speaker similarity",
         unit="",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="cosine of speaker embeddings",
         rate=16_000,
         default=False,
     ),
 )
 def speaker_similarity(reference: Clip, degraded: Clip) -> tuple[float]:
-    """Cosine between the x-vectors of both, from -1 to 1: microsoft/wavlm-base-plus-sv, of which
-    its makers count 0.86 and more as the same speaker. NaN below 0.5 s and where one is silent.
+    """Cosine similarity of the x-vectors of both clips, from -1 to 1.
+
+    The network is microsoft/wavlm-base-plus-sv; its authors take 0.86 and more for the same
+    speaker. NaN below 0.5 s, and if either clip is silent.
     """
     if not (_is_heard(reference) and _is_heard(degraded)):
         return (math.nan,)
@@ -131,12 +135,12 @@ def speaker_similarity(reference: Clip, degraded: Clip) -> tuple[float]:
 
 
 def asr_model() -> str:
-    """What transcribes: a folder, or owner/name[@revision] on the Hub."""
+    """The speech recogniser: a folder, or owner/name[@revision] on the Hub."""
     return os.environ.get(ASR_VARIABLE) or ASR_MODEL
 
 
 def word_error_rate(reference: list[str], hypothesis: list[str]) -> float:
-    """Words to substitute, insert and delete, per word of the reference; NaN if that has none."""
+    """Substitutions, insertions and deletions per word of the reference; NaN if it has none."""
     if not reference:
         return math.nan
     row = list(range(len(hypothesis) + 1))
@@ -148,8 +152,10 @@ def word_error_rate(reference: list[str], hypothesis: list[str]) -> float:
 
 
 def split_words(text: str) -> list[str]:
-    """Words in NFKC and lower case, without punctuation and symbols; each character is one where
-    a script has no spaces."""
+    """Words in NFKC and lower case, without punctuation and symbols.
+
+    In scripts without spaces, each character is a word.
+    """
     text = unicodedata.normalize("NFKC", text).lower().replace("'", "").replace("\u2019", "")
     kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return _UNSPACED.sub(r" \1 ", "".join(kept)).split()
@@ -177,8 +183,15 @@ class _Recognizer:
         self.inference_mode = torch.inference_mode
 
     def hear(self, clip: Clip, language: str | None = None) -> tuple[list[str], str | None]:
-        """(the words, the language: as given or, of models of several, as found in the beginning,
-        such as "<|en|>"); no words in silence."""
+        """Transcribe a clip.
+
+        Args:
+            clip: the speech.
+            language: such as "<|en|>"; None: multilingual models detect it at the beginning.
+
+        Returns:
+            The words, none for silence; and the language.
+        """
         if is_silent(clip.samples):
             return [], language
         several = getattr(self.network.generation_config, "is_multilingual", False)
@@ -203,7 +216,7 @@ def _recognizer(model: str) -> _Recognizer:
 
 
 def _x_vector(clip: Clip) -> np.ndarray:
-    """(512,) float64, of length 1: the mean over the parts."""
+    """The normalised mean x-vector over the parts, (512,) float64."""
     session = _session("speaker_similarity", SPEAKER_MODEL, "onnx/model.onnx", None)
     vectors = []
     for part in _parts(clip):
@@ -217,14 +230,14 @@ def _x_vector(clip: Clip) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _normalizes(model: str) -> bool:
-    """Whether the network takes signals of mean 0 and variance 1."""
+    """Whether the network expects signals with mean 0 and variance 1."""
     with _needed("speaker_similarity", model):
         return json.loads(_fetch(model, "preprocessor_config.json").read_text())["do_normalize"]
 
 
 @lru_cache(maxsize=2)
 def _session(metric: str, model: str, name: str, sha256: str | None):
-    """ONNX Runtime's session of a file, checked against its hash where one is known."""
+    """An ONNX Runtime session of a file, which is checked against its hash if that is known."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -238,10 +251,10 @@ def _session(metric: str, model: str, name: str, sha256: str | None):
 
 
 def _fetch(model: str, name: str) -> Path:
-    """A file of a model, from its folder or the Hub.
+    """A file of a model, from a folder or the Hub.
 
     Raises:
-        MetricError: it is not there, or cannot be had.
+        MetricError: there is no such file, or it cannot be fetched.
     """
     if Path(model).is_dir():
         path = Path(model) / name
@@ -261,7 +274,7 @@ def _fetch(model: str, name: str) -> Path:
 
 @contextmanager
 def _needed(metric: str, model: str) -> Iterator[None]:
-    """Says in one line what a metric lacks, whatever goes wrong."""
+    """Turn any error into a MetricError, one line that says what the metric lacks."""
     try:
         yield
     except Exception as error:  # of many kinds: missing packages, transformers, ONNX Runtime
@@ -271,11 +284,11 @@ def _needed(metric: str, model: str) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0]  # what follows is advice to programmers
+    return lines[0].split(". ")[0]  # the rest is advice to programmers
 
 
 def _parts(clip: Clip) -> list[np.ndarray]:
-    """float32, at 16 kHz, of equal length, at most PART_SECONDS."""
+    """The samples at 16 kHz, float32, in equal parts of at most PART_SECONDS."""
     samples = clip.at(RATE).astype(np.float32, copy=False)
     return np.array_split(samples, max(1, -(-len(samples) // (PART_SECONDS * RATE))))
 

@@ -1,4 +1,4 @@
-"""Pitch and loudness of decoded audio; signals as in `metrics.audio`, the reference first."""
+"""Pitch and loudness of decoded audio; signals are as in `metrics.audio`, the reference first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .base import Clip, Metric, registered
 
 PITCH_RATE = 16_000  # Hz
 PITCH_HOP = 160  # samples between frames: 10 ms
-PITCH_RANGE = (65.0, 500.0)  # Hz: low men to children
-GATE = 0.4  # s of a block of loudness; less has none
+PITCH_RANGE = (65.0, 500.0)  # Hz: from low male voices to children
+GATE = 0.4  # s, of a loudness block; shorter signals have no loudness
 
 _PITCH_FRAME = 1024  # samples: four periods of the lowest pitch
 _PITCH_STEP = 0.2  # semitones between pitches; half of it costs three times as much
@@ -21,12 +21,15 @@ _PITCH_FRAMES = 3000  # that are tracked at once; bounds memory
 
 
 def pitch(signal: np.ndarray, rate: int) -> np.ndarray:
-    """Fundamental frequency every 10 ms, Hz, NaN where unvoiced: (1 + T' // 160,) of T' samples at
-    16 kHz, to which other rates are resampled.
+    """Fundamental frequency every 10 ms, by librosa's pYIN.
 
-    Of librosa's pYIN, from 65 to 500 Hz in steps of 20 cents, with frames of 64 ms; shorter signals
-    have no pitch. More than 30 s are tracked in parts of 30 s, which may differ from one track
-    where they meet.
+    From 65 to 500 Hz in steps of 20 cents, with frames of 64 ms; shorter signals have no pitch.
+    Signals of more than 30 s are tracked in parts of 30 s, which may differ from one track where
+    they meet.
+
+    Returns:
+        (1 + T' // 160,) Hz, NaN where unvoiced, for T' samples at 16 kHz, to which other rates are
+        resampled.
     """
     try:
         import librosa
@@ -55,7 +58,7 @@ def pitch(signal: np.ndarray, rate: int) -> np.ndarray:
 
 
 def compare_pitch(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, float]:
-    """Of two results of `pitch`, equally long: what `f0_rmse` and `voicing_error` say of them."""
+    """`f0_rmse` and `voicing_error` from two results of `pitch` of the same length."""
     before, after = (~np.isnan(track) for track in (reference, degraded))
     both = before & after
     cents = 1200 * np.log2(degraded[both] / reference[both])
@@ -66,16 +69,18 @@ def compare_pitch(reference: np.ndarray, degraded: np.ndarray) -> tuple[float, f
 
 
 def f0_rmse(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """Root mean square error of `pitch`, cents, over the frames that are voiced in both; octave
-    slips count 1200. NaN where no frame is.
+    """Root mean square error of `pitch`, cents, over the frames that are voiced in both.
+
+    An octave error counts as 1200. NaN if there is no such frame.
     """
     reference, degraded = check_signals(reference, degraded)
     return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[0]
 
 
 def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """Share of the frames of `pitch` that are voiced in one signal only; NaN where none of the
-    reference is.
+    """Fraction of the frames of `pitch` that are voiced in only one of the signals.
+
+    NaN if no frame of the reference is voiced.
     """
     reference, degraded = check_signals(reference, degraded)
     return compare_pitch(pitch(reference, rate), pitch(degraded, rate))[1]
@@ -87,7 +92,7 @@ def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> flo
         label="F0 RMSE",
         unit="cents",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="pYIN, Mauch and Dixon 2014 (librosa)",
         rate=16_000,
         packages=("librosa",),
@@ -97,7 +102,7 @@ def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> flo
         label="Voicing error",
         unit="",
         better="lower",
-        kind="audio",
+        modality="audio",
         source="pYIN, Mauch and Dixon 2014 (librosa)",
         rate=16_000,
         packages=("librosa",),
@@ -146,7 +151,7 @@ def loudness_difference(reference: np.ndarray, degraded: np.ndarray, rate: int) 
         label="Loudness difference",
         unit="LU",
         better="zero",
-        kind="audio",
+        modality="audio",
         source="ITU-R BS.1770 (pyloudnorm)",
         packages=("pyloudnorm",),
     ),

@@ -1,4 +1,4 @@
-"""All metrics in the order of tables, and the choice among them."""
+"""All metrics in table order, and the choice among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST = ("speech", "audio", "prosody", "neural", "image")  # modules; others fol
 
 
 def _measures() -> tuple[Measure, ...]:
-    """What registered, once every module of this folder is imported."""
+    """All measures, after importing every module of this folder."""
     names = sorted(module.name for module in iter_modules(_FOLDERS))
     others = [name for name in names if name not in (*FIRST, "base", "registry")]
     modules = [import_module(f".{name}", __package__).__name__ for name in (*FIRST, *others)]
@@ -36,7 +36,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Bit rate",
             unit="bit/s",
             better="lower",
-            kind="audio",
+            modality="audio",
             source="8 x size of the coded file / duration",
             needs_reference=False,
         ),
@@ -45,7 +45,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Bits per pixel",
             unit="bit",
             better="lower",
-            kind="image",
+            modality="image",
             source="8 x size of the coded file / pixels",
             needs_reference=False,
         ),
@@ -54,7 +54,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Entropy",
             unit="bit/token",
             better="higher",
-            kind="both",
+            modality="both",
             source="H = -sum p log2 p of all tokens",
             needs_reference=False,
         ),
@@ -63,7 +63,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="Perplexity",
             unit="codes",
             better="higher",
-            kind="both",
+            modality="both",
             source="2^H",
             needs_reference=False,
         ),
@@ -72,7 +72,7 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             label="CVU",
             unit="",
             better="higher",
-            kind="both",
+            modality="both",
             source="codebook valid usage: 2^H / codebook size",
             needs_reference=False,
         ),
@@ -81,22 +81,26 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
 
 
 def choose(
-    kind: Literal["audio", "image"], names: Sequence[str] | None = None
+    modality: Literal["audio", "image"], names: Sequence[str] | None = None
 ) -> tuple[list[Measure], list[Metric], dict[str, str]]:
-    """What to compute: the measures, the metrics that they give and were asked for, both in the
-    order of tables, and for each that is left out, for want of a package, a line that says so.
+    """Choose what to compute.
 
     Args:
-        names: of metrics; "all" stands for each one of the kind whose packages are there. None:
-            the defaults.
+        modality: of the files.
+        names: of metrics; "all" stands for every metric of the modality whose packages are
+            installed. None: the defaults.
+
+    Returns:
+        The measures and the metrics, both in table order; and for each metric that is left out
+        because a package is missing, a line that says so.
 
     Raises:
-        MetricError: a name that is not a metric of this kind, or one whose package is missing.
+        MetricError: a name that is not a metric of this modality, or one whose package is missing.
     """
-    known = {name: metric for name, metric in METRICS.items() if metric.kind == kind}
+    known = {name: metric for name, metric in METRICS.items() if metric.modality == modality}
     named = set(names or ()) - {"all"}
     for name in sorted(named - set(known)):
-        raise MetricError(_unknown(name, kind, known))
+        raise MetricError(_unknown(name, modality, known))
     if names is None:
         wanted = {name for name, metric in known.items() if metric.default}
     else:
@@ -112,18 +116,18 @@ def choose(
 
 
 def _why_not(metric: Metric) -> str:
-    """Empty for a metric whose packages are there."""
+    """Why a metric cannot be computed; empty if it can."""
     if not metric.missing:
         return ""
     plural = "s" if len(metric.missing) > 1 else ""
     return f"{metric.name} needs the package{plural} {', '.join(metric.missing)}: {metric.install}"
 
 
-def _unknown(name: str, kind: str, known: dict[str, Metric]) -> str:
+def _unknown(name: str, modality: str, known: dict[str, Metric]) -> str:
     if name in METRICS:
-        problem = f"{name} is no metric of {'images' if kind == 'image' else kind}"
+        problem = f"{name} is not a metric of {'images' if modality == 'image' else modality}"
     elif name in SYSTEM_METRICS:
-        problem = f"{name} is measured of each codec without being named"
+        problem = f"{name} is always measured, without being named"
     else:
         near = difflib.get_close_matches(name.lower(), known, 1)
         problem = f"there is no metric {name!r}" + (f"; did you mean {near[0]}?" if near else "")

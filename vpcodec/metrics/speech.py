@@ -1,8 +1,8 @@
-"""Metrics of decoded speech: models of hearing and of listeners, and intelligibility.
+"""Metrics of decoded speech: perceptual quality, predicted ratings and intelligibility.
 
-Signals are as in `metrics.audio`: float arrays (T,), full scale at -1 and 1, in Hz `rate`, those of
-a pair equally long, the reference first; ValueError otherwise. NaN is the value where a metric is
-not defined. Each function raises ImportError without its package.
+Signals are as in `metrics.audio`: float arrays (T,), full scale at -1 and 1; `rate` is in Hz. Those
+of a pair have the same length, the reference first; otherwise ValueError is raised. The value is
+NaN where a metric is undefined. Each function raises ImportError without its package.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ PESQ_RATE = 16_000  # Hz, of wideband PESQ
 PESQ_NB_RATE = 8_000  # Hz, of narrowband PESQ
 STOI_RATE = 10_000  # Hz at which pystoi works
 DNSMOS_RATE = 16_000  # Hz
-DNSMOS_SECONDS = 1.0  # below, the nine seconds that it hears would be a stutter
+DNSMOS_SECONDS = 1.0  # shorter clips, repeated to nine seconds, would be a stutter
 
-_PESQ_SECONDS = 20  # the package crashes on 50 utterances, each with its pause 0.4 s or more
+_PESQ_SECONDS = 20  # the package crashes on 50 utterances; each takes at least 0.4 s
 _STOI_SECONDS = 60  # bounds memory: the package takes 2 MB per second
-_STOI_FRAME = 256  # samples of a frame at its rate
-_STOI_TOO_SHORT = "Not enough STFT frames"  # the beginning of its warning
+_STOI_FRAME = 256  # samples of a frame, at STOI_RATE
+_STOI_TOO_SHORT = "Not enough STFT frames"  # how its warning begins
 
 
 def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """PESQ, wideband (ITU-T P.862.2), as MOS-LQO from 1.0 to 4.64; at 16 kHz, to which other
-    rates are resampled. NaN where PESQ finds no speech in one of them, and below 0.25 s. More than
-    20 s are cut into equal parts of at most that, and those with a value averaged.
+    """Wideband PESQ (ITU-T P.862.2), as MOS-LQO from 1.0 to 4.64.
+
+    It is computed at 16 kHz, to which other rates are resampled. NaN if PESQ finds no speech in
+    either signal, and below 0.25 s. Signals of more than 20 s are cut into equal parts of at most
+    20 s, and the values of those that have one are averaged.
     """
     return _pesq(reference, degraded, rate, PESQ_RATE, "wb")
 
@@ -46,7 +48,7 @@ def pesq_wb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
         label="PESQ-WB",
         unit="MOS",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="ITU-T P.862.2 (pesq)",
         rate=16_000,
         packages=("pesq",),
@@ -58,8 +60,9 @@ def measure_pesq_wb(reference: Clip, degraded: Clip) -> tuple[float]:
 
 
 def pesq_nb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
-    """PESQ, narrowband (ITU-T P.862), as MOS-LQO (P.862.1) from 1.0 to 4.55; at 8 kHz, to which
-    other rates are resampled. NaN and long signals as with `pesq_wb`.
+    """Narrowband PESQ (ITU-T P.862), as MOS-LQO (P.862.1) from 1.0 to 4.55.
+
+    It is computed at 8 kHz, to which other rates are resampled; otherwise as `pesq_wb`.
     """
     return _pesq(reference, degraded, rate, PESQ_NB_RATE, "nb")
 
@@ -70,7 +73,7 @@ def pesq_nb(reference: np.ndarray, degraded: np.ndarray, rate: int) -> float:
         label="PESQ-NB",
         unit="MOS",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="ITU-T P.862, P.862.1 (pesq)",
         rate=8_000,
         packages=("pesq",),
@@ -86,9 +89,9 @@ def stoi(
 ) -> float:
     """Short-time objective intelligibility, up to 1.0; with `extended`, ESTOI.
 
-    NaN for a silent reference and where less than 0.4 s of speech is left once pauses are cut out;
-    about 0 for a silent result. More than 60 s are cut into equal parts of at most that, and those
-    with a value averaged.
+    NaN for a silent reference, and if less than 0.4 s of speech remains after pauses are removed;
+    about 0 for a silent result. Signals of more than 60 s are cut into equal parts of at most 60 s,
+    and the values of those that have one are averaged.
     """
     try:
         import pystoi
@@ -115,7 +118,7 @@ def stoi(
         label="STOI",
         unit="",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Taal et al. 2011 (pystoi)",
         rate=10_000,
         packages=("pystoi",),
@@ -131,7 +134,7 @@ def measure_stoi(reference: Clip, degraded: Clip) -> tuple[float]:
         label="ESTOI",
         unit="",
         better="higher",
-        kind="audio",
+        modality="audio",
         source="Jensen and Taal 2016 (pystoi)",
         rate=10_000,
         packages=("pystoi",),
@@ -151,11 +154,11 @@ class DNSMOS(NamedTuple):
 
 
 def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
-    """DNSMOS P.835 and P.808 (Reddy et al. 2021, 2022), without a reference; at 16 kHz, to which
-    other rates are resampled.
+    """DNSMOS P.835 and P.808 (Reddy et al. 2021, 2022), without a reference.
 
-    The mean over windows of 9.01 s, 1 s apart; shorter signals are repeated, as the package does.
-    Peaks above full scale are scaled to it. NaN for silence and below 1 s.
+    It is computed at 16 kHz, to which other rates are resampled: the mean over windows of 9.01 s, 1
+    s apart. Shorter signals are repeated, as the package does. Peaks above full scale are scaled
+    down to it. NaN for silence and below 1 s.
     """
     try:
         scorer = _dnsmos_scorer()
@@ -168,7 +171,7 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
         signal = resample(signal, rate, DNSMOS_RATE)
     signal = signal / max(1, np.abs(signal).max())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of mel bands without a frequency, always the same
+        warnings.simplefilter("ignore")  # about mel bands without a frequency, always the same
         found = scorer(signal, DNSMOS_RATE, False)
     return DNSMOS(*(float(found[f"{name}_mos"]) for name in ("ovrl", "sig", "bak", "p808")))
 
@@ -180,7 +183,7 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
             label=f"DNSMOS {label}",
             unit="MOS",
             better="higher",
-            kind="audio",
+            modality="audio",
             source=f"Reddy et al. {year} (speechmos)",
             rate=16_000,
             needs_reference=False,
@@ -201,7 +204,7 @@ def measure_dnsmos(_: Clip, degraded: Clip) -> tuple[float, ...]:
 
 @lru_cache(maxsize=1)
 def _dnsmos_scorer() -> Any:
-    """The package's, with sessions of one thread."""
+    """The scorer of the package, with sessions of one thread."""
     import onnxruntime
     from speechmos import dnsmos as package
 
@@ -236,14 +239,14 @@ def _pesq(
         reference, degraded = (resample(x, rate, pesq_rate) for x in (reference, degraded))
     values = []
     for x, y in _parts(reference, degraded, _PESQ_SECONDS * pesq_rate):
-        if not (is_silent(x) or is_silent(y)):  # of which it would make NaN and an error
+        if not (is_silent(x) or is_silent(y)):  # for which the package fails
             with suppress(BufferTooShortError, NoUtterancesError):
                 values.append(float(pesq(pesq_rate, x, y, mode)))
     return _mean(values)
 
 
 def _parts(x: np.ndarray, y: np.ndarray, longest: int) -> zip[tuple[np.ndarray, np.ndarray]]:
-    """As few equal parts as have no more samples each than `longest`."""
+    """Both signals in the fewest equal parts of at most `longest` samples."""
     count = max(1, -(-len(x) // longest))
     return zip(np.array_split(x, count), np.array_split(y, count))
 

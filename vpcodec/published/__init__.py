@@ -1,21 +1,21 @@
-"""Codecs that others published: SQCodec and its second version, L3AC.
+"""Codecs published by others: SQCodec and its second version, L3AC.
 
-All of it is here, and nobody below names it: importing this room registers the architecture with
-the backends and the names of the models with the hub.
+Everything about them is here, and no module outside names them: importing this package registers
+the architecture with the backends and the names of the models with the hub.
 """
 
 from ..backends import register
 from ..hub import register_source
 from .architecture import SQCODEC
 from .cache import is_converted, open_published
-from .catalog import MODULES, PUBLISHED, Published, find, is_published
+from .catalog import MODULES, PUBLISHED, Published, is_published, look_up
 from .source import PublishedModels
 
 __all__ = [
     "MODULES",
     "PUBLISHED",
     "Published",
-    "find",
+    "look_up",
     "is_converted",
     "is_published",
     "open_published",

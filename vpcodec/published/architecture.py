@@ -1,4 +1,4 @@
-"""The published SQCodec and L3AC, as the backends, codecs and commands ask for them."""
+"""The published SQCodec and L3AC as an `Architecture` for backends, codecs and commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load(config: SQCodecConfig, published: Mapping[str, Tensor]) -> nn.Module:
     """The torch model with published weights, in eval mode.
 
     Raises:
-        RuntimeError: they do not fit.
+        RuntimeError: the weights do not fit.
     """
     from .network import SQCodecAutoencoder
     from .tensors import fold
@@ -48,7 +48,7 @@ SQCODEC = Architecture(
     encoder_stream=WindowedEncoderStream,
     decoder_stream=WindowedDecoderStream,
     describe=describe,
-    # Where every call may have another length, one block planned for all tensors of a call only
-    # adds to what is there.
+    # Calls differ in length, so one planned block for all tensors of a call would only add to the
+    # memory in use.
     plan_memory=False,
 )

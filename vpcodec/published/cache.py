@@ -1,4 +1,4 @@
-"""Published models by name: fetched and converted when they are first asked for, then kept."""
+"""Published models by name: fetched and converted on first use, then kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
-from ..hub import download, mended
+from ..hub import download, read_or_refetch
 from ..model_folder import ModelError, ModelFolder, read_folder
-from .catalog import MODULES, Published, find
+from .catalog import MODULES, Published, look_up
 
 CACHE = "VPCODEC_CACHE"  # environment variable: where converted models are kept
-FORMAT = 1  # of what `convert` makes; another one is converted anew
+FORMAT = 1  # of the output of `convert`; others are converted again
 NEEDED = ("torch", "safetensors", "onnx", "onnxscript")
 
 
@@ -28,20 +28,23 @@ def open_published(
 ) -> ModelFolder:
     """The model folder of "owner/name:model", or of "owner/name:model@revision".
 
-    Without a revision, what was converted once is used from then on, without a network.
+    Once converted, a model without a revision is used from the cache, without a network.
 
     Args:
         name: see `catalog.PUBLISHED`.
-        target: folder to make instead of one in the cache.
-        force: fetch and convert anew.
-        note: told what takes a while.
+        target: folder to create instead of one in the cache.
+        force: fetch and convert again.
+        note: called with a line of text before a step that takes a while.
+
+    Returns:
+        The model folder.
 
     Raises:
-        ModelError: unknown, cannot be fetched, or weights that are not what they should be.
-        FileExistsError: target exists and not `force`.
+        ModelError: unknown model, it cannot be fetched, or its weights are not as expected.
+        FileExistsError: target exists, without `force`.
     """
     spec, _, revision = name.partition("@")
-    published = find(spec)
+    published = look_up(spec)
     kept = _kept(name)
     if target is None and kept.is_dir() and not force:
         return read_folder(kept)
@@ -51,7 +54,7 @@ def open_published(
     fetched = download(published.repo, patterns=list(published.files), revision=revision or None)
     for file in published.files:
         check = partial(_check, fetched.folder / file, fetched.sha256.get(file))
-        mended(published.repo, fetched, file, check)
+        read_or_refetch(published.repo, fetched, file, check)
     note(f"converting {name}, once")
     weights = (fetched.folder / published.files[0]).parent
     try:
@@ -61,7 +64,7 @@ def open_published(
     except FileExistsError:
         if target is not None:
             raise
-        return read_folder(kept)  # another process was faster
+        return read_folder(kept)  # another process was first
     except OSError as error:
         at = error.filename or kept
         raise ModelError(f"{at}: {error.strerror} ({CACHE} names another cache)") from None
@@ -79,7 +82,7 @@ def convert_folder(
 
 
 def is_converted(name: str) -> bool:
-    """Whether `open_published` has the model at hand."""
+    """Whether the model is in the cache."""
     return _kept(name).is_dir()
 
 
@@ -89,7 +92,7 @@ def _kept(name: str) -> Path:
 
 
 def _check(path: Path, expected: str | None) -> None:
-    """Refuse a file that is not what the Hub says it is."""
+    """Raise ModelError if a file differs from the SHA-256 that the Hub states."""
     if expected is None or not path.is_file():
         return
     with open(path, "rb") as file:
@@ -101,6 +104,6 @@ def _need_packages(name: str) -> None:
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise ModelError(
-            f"{name}: the first use converts it, which needs {', '.join(missing)}; install it "
+            f"{name}: converting it on first use needs {', '.join(missing)}; install it "
             "with: pip install 'vpcodec[train]'"
         )

@@ -1,4 +1,4 @@
-"""Which published models there are, where their weights lie, and what they look like."""
+"""The published models, the paths of their weights, and their configurations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Published:
     """A published model.
 
     Attributes:
-        repo: on the Hub, owner/name.
+        repo: repository on the Hub, owner/name.
         name: of the model in the repository.
         version: of its weights.
-        config: what it looks like.
+        config: its configuration.
     """
 
     repo: str
@@ -30,7 +30,7 @@ class Published:
 
     @property
     def spec(self) -> str:
-        """What a user calls it: owner/name:model."""
+        """The name for users: owner/name:model."""
         return f"{self.repo}:{self.name}"
 
     @property
@@ -40,15 +40,15 @@ class Published:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name begins with owner/name of the catalog; without a model, `find` lists them."""
+    """Whether a name begins with owner/name of the catalog; `look_up` checks the model."""
     return any(name.partition(":")[0] == published.repo for published in PUBLISHED)
 
 
-def find(spec: str) -> Published:
-    """The published model of "owner/name:model".
+def look_up(spec: str) -> Published:
+    """The published model with the name "owner/name:model".
 
     Raises:
-        ModelError: there is none; the message lists those of the repository, or all.
+        ModelError: unknown model; the message lists those of the repository, or all.
     """
     found = {published.spec: published for published in PUBLISHED}
     if spec in found:
@@ -58,8 +58,8 @@ def find(spec: str) -> Published:
     raise ModelError(f"no published model {spec!r} (there are {', '.join(near or found)})")
 
 
-# Widths and depths are those of the family; only what follows from the rates differs within one.
-# A model with several features per token has two levels of Transformers, the others have one.
+# Widths and depths are the same within a family; only what depends on the rate differs. Models with
+# several features per token have two levels of Transformers, the others one.
 _SEVEN = (7, 7, 7, 7, 7, 7)
 _NINE = (9, 9, 9, 7, 7, 7)
 
@@ -88,7 +88,7 @@ def _l3ac(name: str, rate: str, token_stride: int, **fields: Any) -> Published:
 def _sqcodec(
     name: str, rate: str, token_stride: int = 1, *, khz: int = 16, **fields: Any
 ) -> Published:
-    deep = len(fields["strides"]) == 3  # those of low rates have one stage more
+    deep = len(fields["strides"]) == 3  # models of low rates have one more stage
     config = SQCodecConfig(
         name=f"sqcodec-{name}".replace("_", "-"),
         description=f"SQCodec, {rate} kbit/s, speech and music at {khz} kHz",

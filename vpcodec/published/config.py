@@ -1,4 +1,4 @@
-"""What a published SQCodec or L3AC is: the contents of its config.json."""
+"""The configuration of a published SQCodec or L3AC, as in its config.json."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..config import AudioModelConfig, NotNegative, Positive
 
 
 class SQCodecConfig(AudioModelConfig):
-    """A published SQCodec, of its first version ("sqcodec") or its second ("l3ac").
+    """A published SQCodec, in its first version ("sqcodec") or its second ("l3ac").
 
-    Not causal: convolutions look both ways, and the decoder normalises over what it is given.
+    Not causal: convolutions look both ways, and the decoder normalises over its whole input.
     """
 
     descriptive: ClassVar[frozenset[str]] = AudioModelConfig.descriptive | {"silence"}
@@ -34,23 +34,27 @@ class SQCodecConfig(AudioModelConfig):
         description="ConvUnits per decoder stage, one per entry of `decoder_strides`."
     )
     feature_dim: Positive = Field(
-        multiple_of=4, description="Width of the Transformers; heads are a fourth of it."
+        multiple_of=4, description="Width of the Transformers; heads have a quarter of it."
     )
     attention_heads: Positive = Field(6, description="Attention heads.")
     attention_window: Positive = Field(
-        description="Tokens per block of the attention; each block sees itself and the one before."
+        description="Tokens per block of attention; each block sees itself and the previous one."
     )
     token_stride: Positive = Field(
-        1, description="Features per token: the outer Transformer layers run at that higher rate."
+        1, description="Features per token; the outer Transformer layers run at that higher rate."
     )
-    encoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
-    encoder_outer_layers: NotNegative = Field(0, description="Those before them, at the high rate.")
-    decoder_layers: Positive = Field(description="Transformer layers at the rate of tokens.")
-    decoder_outer_layers: NotNegative = Field(0, description="Those after them, at the high rate.")
+    encoder_layers: Positive = Field(description="Transformer layers at the token rate.")
+    encoder_outer_layers: NotNegative = Field(
+        0, description="Layers before them, at the higher rate."
+    )
+    decoder_layers: Positive = Field(description="Transformer layers at the token rate.")
+    decoder_outer_layers: NotNegative = Field(
+        0, description="Layers after them, at the higher rate."
+    )
     silence: tuple[NotNegative, ...] = Field(
         (),
-        description="Tokens of a block of silence after silence; if there are any, clips are "
-        "filled up with them to whole blocks before they are decoded.",
+        description="Tokens of a block of silence after silence; if present, clips are padded with "
+        "them to whole blocks before decoding.",
     )
 
     @model_validator(mode="after")
@@ -84,12 +88,12 @@ class SQCodecConfig(AudioModelConfig):
 
     @property
     def latency(self) -> None:
-        """None: no live streams."""
+        """None: not for live streams."""
         return None
 
     @property
     def encoder_context(self) -> int:
-        """Tokens on either side whose samples the convolutions before a token see, at most."""
+        """Most tokens on either side whose samples the convolutions before a token see."""
         reach, rate = 22 + 22 + 3, 1  # samples: two poolings of 45, seven taps
         for depth, stride in zip(self.encoder_depths, (*self.strides, 1)):
             reach += 3 * depth * rate
@@ -98,7 +102,7 @@ class SQCodecConfig(AudioModelConfig):
 
     @property
     def decoder_context(self) -> int:
-        """Features on either side that the convolutions behind a feature see, at most."""
+        """Most features on either side that the convolutions after a feature see."""
         samples = math.prod(self.strides)  # of a feature
         reach, step = samples, samples
         for depth, stride in zip(self.decoder_depths, self.decoder_strides):

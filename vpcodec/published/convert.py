@@ -42,20 +42,23 @@ def convert(
     commit: str = "",
     force: bool = False,
 ) -> ModelFolder:
-    """Make a model folder of published weights.
+    """Make a model folder from published weights.
 
-    The weights are kept as they are, in model.safetensors; the graphs hold them folded.
+    model.safetensors keeps the weights as published; the graphs hold them folded.
 
     Args:
         files: module -> its .pt file, for all of `MODULES`.
-        published: what they are.
-        target: appears whole or not at all.
-        commit: of the repository, where they came from there.
+        published: which model they are.
+        target: the folder, which appears complete or not at all.
+        commit: of the repository that they came from, if any.
         force: replace an existing folder.
 
+    Returns:
+        The model folder.
+
     Raises:
-        ModelError: the files are not those weights, or their graphs differ from torch.
-        FileExistsError: target exists and not `force`.
+        ModelError: the files are not those weights, or the graphs differ from torch.
+        FileExistsError: target exists, without `force`.
     """
     with atomic_folder(target, force=force, mark=CONFIG) as folder:
         config = published.config
@@ -67,9 +70,9 @@ def convert(
             raise ModelError(f"{published.spec}: a direction of its weight norm is zero")
         if config.architecture == "sqcodec":
             config = config.model_copy(update={"silence": _silence(model)})
-        mark = fingerprint(config, weights)
+        model_fingerprint = fingerprint(config, weights)
         try:
-            _write_graphs(model, folder, mark)
+            _write_graphs(model, folder, model_fingerprint)
         except (RuntimeError, AttributeError) as error:  # such as a torch with another exporter
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{published.spec}: cannot be exported ({reason})") from error
@@ -80,7 +83,7 @@ def convert(
         (folder / "README.md").write_text(_card(published, hashes))
         source = {"model": published.spec, "commit": commit, "sha256": hashes}
         names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
-        write_folder_config(folder, config, mark, names, source=source)
+        write_folder_config(folder, config, model_fingerprint, names, source=source)
         try:
             _verify(folder, config)
         except ExportError as error:
@@ -88,8 +91,8 @@ def convert(
     return read_folder(target)
 
 
-def _write_graphs(model: SQCodecAutoencoder, folder: Path, mark: bytes) -> None:
-    """Write encoder.onnx and decoder.onnx of the model with the fingerprint `mark`."""
+def _write_graphs(model: SQCodecAutoencoder, folder: Path, model_fingerprint: bytes) -> None:
+    """Write encoder.onnx and decoder.onnx of the model with the model's fingerprint."""
     exported, hop = tiled(model), model.config.hop_length
     frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
@@ -103,7 +106,7 @@ def _write_graphs(model: SQCodecAutoencoder, folder: Path, mark: bytes) -> None:
         graph = trace(exported, method, states, example, sides, units=units)
         strip(graph)
         settle(graph)
-        save_graph(graph, model.config, mark, folder / f"{name}.onnx")
+        save_graph(graph, model.config, model_fingerprint, folder / f"{name}.onnx")
 
 
 @torch.inference_mode()
@@ -150,8 +153,8 @@ tags: [audio, codec, tokenizer, sqcodec]
 {config.description}
 
 The published weights of {weights}, by their authors, converted by
-vpcodec {__version__}, not trained anew. {config.sample_rate} Hz, {config.frame_rate:.2f} tokens/s
-from one codebook of {config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal.
+vpcodec {__version__} without further training. {config.sample_rate} Hz, {config.frame_rate:.2f}
+tokens/s from one codebook of {config.codebook_size:,} codes, {config.bitrate:.0f} bit/s nominal.
 
     vpcodec encode in.wav out.tok --model {published.spec}
 
@@ -161,6 +164,6 @@ SHA-256 of the files that were converted:
 
 ## Limits
 
-Not causal: it codes whole clips or long windows, no live streams. The authors' code is MIT; where
+Not causal: for whole clips or long windows, not for live streams. The authors' code is MIT; where
 this card says "unknown", ask them about the licence of the weights.
 """

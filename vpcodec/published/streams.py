@@ -1,6 +1,6 @@
-"""Streams of the published models: windows of whole blocks of attention.
+"""Streams of the published models: windows of whole attention blocks.
 
-They are not causal: each window has what its convolutions see on both sides.
+The models are not causal: each window includes the context of its convolutions on both sides.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from ..model_folder import ModelError
 from ..threads import Exclusive, alone
 from .config import SQCodecConfig
 
-ENCODE_SECONDS = 1.0  # about the length of a window of SQCodec's encoder
+ENCODE_SECONDS = 1.0  # approximate length of an encoder window
 
-DECODE_SECONDS = 15.0  # and of its decoder, at least, which normalises over it
+DECODE_SECONDS = 15.0  # least length of a decoder window, which is normalised as a whole
 
-MAX_WINDOW = 8_400  # tokens, which bounds the memory of the models of high rates
+MAX_WINDOW = 8_400  # tokens; bounds the memory of models with high rates
 
-FADE_SECONDS = 0.01  # between windows of the decoder
+FADE_SECONDS = 0.01  # cross-fade between decoder windows
 
 
 class WindowedEncoderStream(Exclusive):
     """Audio in pieces of any length to the tokens of a published SQCodec.
 
-    The same tokens as of the whole clip at once: attention goes on from its state, and the
-    convolutions get all that they see.
+    The tokens are those of the whole clip at once: attention continues from its state, and the
+    convolutions get their full context.
     """
 
     def __init__(self, config: SQCodecConfig, backend: Backend, channels: int) -> None:
@@ -38,7 +38,7 @@ class WindowedEncoderStream(Exclusive):
         self._window = _whole_blocks(config, ENCODE_SECONDS)
         self._ahead = config.encoder_context
         self._windows = _Windows(config, backend, "encode", channels, self._ahead)
-        self._fill = 0  # tokens of a block that clips are made up to
+        self._fill = 0  # tokens of a block that clips are padded to
         if config.architecture == "sqcodec":
             self._fill = config.attention_window
         self._reset()
@@ -49,7 +49,7 @@ class WindowedEncoderStream(Exclusive):
 
     @alone
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """(T,) or (C, T) samples -> (C, n) int64 tokens that are now certain."""
+        """(T,) or (C, T) samples -> (C, n) int64 tokens that are now final."""
         samples = check_samples(samples)
         check_channels(samples, self._channels)
         self._rest = np.concatenate([self._rest, samples], 1)
@@ -66,7 +66,7 @@ class WindowedEncoderStream(Exclusive):
 
     @alone
     def flush(self) -> np.ndarray:
-        """The tokens still held back, (C, n). Starts anew afterwards."""
+        """The remaining tokens, (C, n) int64. The stream can be used again afterwards."""
         n = -(-self._rest.shape[1] // self._hop)
         tokens = np.zeros((self._channels, 0), np.int64)
         if n:
@@ -102,9 +102,11 @@ class WindowedDecoderStream(Exclusive):
 
     def _reset(self) -> None:
         self._windows.reset()
-        self._past = 0  # samples of the past features, which come out again
+        self._past = 0  # samples of past features, which are decoded again
         self._rest = np.zeros((self._channels, 0), np.int64)
-        self._tail: np.ndarray | None = None  # what the window before made of this one's beginning
+        self._tail: np.ndarray | None = (
+            None  # what the previous window gave for the beginning of this one
+        )
 
     @alone
     def push(self, tokens: np.ndarray) -> np.ndarray:
@@ -116,7 +118,9 @@ class WindowedDecoderStream(Exclusive):
         end = size * config.hop_length
         parts = [np.zeros((self._channels, 0), np.float32)]
         start = 0
-        while self._rest.shape[1] - start > 2 * size + self._ahead:  # so the last is not short
+        while (
+            self._rest.shape[1] - start > 2 * size + self._ahead
+        ):  # so that the last window is not short
             samples = self._run(self._rest[:, start : start + size + self._ahead])
             parts.append(samples[:, :end])
             self._tail = samples[:, end : end + self._fade]
@@ -131,11 +135,14 @@ class WindowedDecoderStream(Exclusive):
 
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
-        """The samples of the last tokens, if any, and those held back, (C, n). Starts anew."""
+        """The samples of the last tokens, if any, and the remaining ones, (C, n) float32.
+
+        The stream can be used again afterwards.
+        """
         parts = [] if tokens is None else [self.push(tokens)]
         n = self._rest.shape[1]
         samples = np.zeros((self._channels, 0), np.float32)
-        if n:  # windows are of whole blocks, so the rest began with a block
+        if n:  # windows have whole blocks, so the rest begins with a block
             block = max(1, len(self._silence))
             fill = np.tile(self._silence[n % block :] if n % block else [], (self._channels, 1))
             samples = self._run(np.concatenate([self._rest, fill.astype(np.int64)], 1))
@@ -168,7 +175,7 @@ class _Windows:
         self._states: list[Any] = [None] * self._channels
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """(C, N) of a window and what is ahead of it -> (C, M)."""
+        """(C, N) of a window and its look-ahead -> (C, M)."""
         rows = []
         for channel, state in enumerate(self._states):
             row = np.ascontiguousarray(x[channel : channel + 1])
@@ -177,7 +184,7 @@ class _Windows:
         return np.concatenate(rows)
 
     def keep(self, name: str, end: int, n: int) -> None:
-        """Of what a state holds of the last window, the next needs the `n` steps before `end`."""
+        """Keep the `n` steps before `end` in a state of the last window, for the next one."""
         for state in self._states:
             if name not in state:
                 raise ModelError(f"{self._name}: its graphs are those of another architecture")
@@ -185,6 +192,6 @@ class _Windows:
 
 
 def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:
-    """Tokens of about that long, in whole blocks of attention; fewer where they are dense."""
+    """Tokens of about this duration, in whole attention blocks; fewer for high rates."""
     tokens = min(seconds * config.frame_rate, MAX_WINDOW)
     return max(1, round(tokens / config.attention_window)) * config.attention_window

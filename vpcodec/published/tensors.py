@@ -1,8 +1,8 @@
-"""The one table of the published tensors: their names and shapes, and what becomes of each.
+"""The list of the published tensors: their names and shapes, and how each is folded.
 
-Published names are "module.name in its file". A row of the table is a layer: where it is in the
-published files, where in `SQCodecAutoencoder`, its published shapes, and its folding into the
-matrices of ours; see `network` for what is folded.
+Published names are "module.name in its file". An entry of the list is a layer: its place in the
+published files and in `SQCodecAutoencoder`, its published shapes, and how it is folded into our
+matrices; `network` says what is folded.
 """
 
 from __future__ import annotations
@@ -32,27 +32,30 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 
 def expected_shapes(config: SQCodecConfig) -> dict[str, tuple[int, ...]]:
     """Published name -> shape of all weights of a model. All are float32."""
-    return {name: shape for layer in table(config) for name, shape in layer.shapes()}
+    return {name: shape for layer in layers(config) for name, shape in layer.shapes()}
 
 
 def fold(published: Mapping[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
-    """Published tensors to the state of `SQCodecAutoencoder`; in float64, given in float32.
+    """Published tensors to the state dict of `SQCodecAutoencoder`, computed in float64.
+
+    Returns:
+        Float32 tensors.
 
     Raises:
-        RuntimeError: a tensor is missing, or of another shape.
+        RuntimeError: a tensor is missing or has another shape.
     """
     source = _Source(published)
     try:
         return {
             name: value.float().contiguous()
-            for layer in table(config)
+            for layer in layers(config)
             for name, value in layer.fold(source)
         }
     except (KeyError, IndexError, RuntimeError) as error:
         raise RuntimeError(f"not the published tensors ({error})") from None
 
 
-def table(config: SQCodecConfig) -> Iterator[_Layer]:
+def layers(config: SQCodecConfig) -> Iterator[_Layer]:
     """All layers of a model, module by module."""
     yield from _encoder(config)
     width, dim = config.feature_dim, config.quantizer.dim
@@ -123,7 +126,7 @@ def _units(ours: str, theirs: str, depth: int, channels: int) -> Iterator[_Unit]
 
 
 class _Layer(ABC):
-    """A row of the table."""
+    """An entry of the list."""
 
     @abstractmethod
     def shapes(self) -> Named:

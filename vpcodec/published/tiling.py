@@ -1,7 +1,7 @@
-"""The decoder's levels in tiles, attention in blocks, for graphs: little memory, small tensors.
+"""The decoder's levels in tiles and attention in blocks, for graphs with little memory.
 
-What is between two enhance blocks is local, and widens to some hundred numbers per sample. A graph
-computes it for one tile of a clip after the other, each with a halo of what is beside it.
+The layers between two enhance blocks are local, and some hundred channels wide at the sample rate.
+A graph computes them for one tile of a clip after another, each with a halo on both sides.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import nn
 
 from .network import BlockAttention, Level, SQCodecAutoencoder, TransformerLayer
 
-TILE_NUMBERS = 1 << 19  # of the widest tensor of a tile
-SHORTEST_TILE = 80  # halos; two more of them are computed in vain
+TILE_NUMBERS = 1 << 19  # elements of the widest tensor of a tile
+SHORTEST_TILE = 80  # halos; two more are computed and dropped
 
 
 def tiled(model: SQCodecAutoencoder) -> SQCodecAutoencoder:
-    """A model that gives the same, to be exported: see `settle`."""
+    """A model with the same results, for export; see `settle`."""
     model = copy.deepcopy(model)
     model.decoder.levels = nn.ModuleList(Tiles(level) for level in model.decoder.levels)
     for module in model.decoder.modules():
@@ -29,7 +29,7 @@ def tiled(model: SQCodecAutoencoder) -> SQCodecAutoencoder:
 
 
 class Blocks(BlockAttention):
-    """Block by block: the weights of all blocks of a clip would need gigabytes."""
+    """Attention block by block: the weights of all blocks of a clip would take gigabytes."""
 
     def forward(self, q, k, v, missing: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         def block(q, k, v, missing, bias):
@@ -41,9 +41,9 @@ class Blocks(BlockAttention):
 
 
 class Tiles(nn.Module):
-    """A level, tile by tile: for a whole clip only, and quick only as a graph.
+    """A level, tile by tile: only for a whole clip, and only fast as a graph.
 
-    Tiles are of one length, at most as long as `TILE_NUMBERS` says, and no longer than is needed.
+    Tiles have equal lengths, limited by `TILE_NUMBERS` and no longer than needed.
     """
 
     def __init__(self, level: Level) -> None:
@@ -70,16 +70,16 @@ class Tiles(nn.Module):
             y = torch.func.functional_call(self.level, named, (*parts, inside))
             return (y[:, self.halo * stride : -self.halo * stride].transpose(0, 1).contiguous(),)
 
-        # Time first, as tiles are strung together.
+        # Time first, because tiles are concatenated.
         clip = [y.transpose(0, 1).contiguous() for y in (x, trends)]
         (y,) = torch.ops.higher_order.scan(tile, (), (at, inside), (*clip, *weights.values()))
         return y.flatten(0, 1).narrow(0, 0, steps * stride).transpose(0, 1)
 
 
 def settle(graph: onnx.ModelProto) -> None:
-    """Make the bodies of a graph's loops ready: no exporter's notes, weights of their own.
+    """Prepare the bodies of a graph's loops: drop the exporter's notes, and move their weights in.
 
-    ONNX Runtime changes the layout of convolutions only where weights are in the same graph.
+    ONNX Runtime changes the layout of convolutions only if their weights are in the same graph.
     """
     bodies = [a.g for node in graph.graph.node for a in node.attribute if a.name == "body"]
     for body in bodies:

@@ -17,10 +17,10 @@ from .catalog import MODULES
 from .config import SQCodecConfig
 from .tensors import expected_shapes
 
-_TENSOR_OVERHEAD = 2048  # bytes that name, shape and alignment of a tensor may take in a file
+_TENSOR_OVERHEAD = 2048  # bytes that name, shape and alignment of a tensor may take
 _FILE_OVERHEAD = 1 << 16
-_ZIP = b"PK\x03\x04"  # what a zip file with anything in it begins with
-_LONG = 100  # characters of a name that are shown
+_ZIP = b"PK\x03\x04"  # how a zip file that is not empty begins
+_LONG = 100  # most characters of a name that are shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,9 +36,9 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
         float32 on the CPU, names and shapes exactly those of `expected_shapes`.
 
     Raises:
-        ModelError: a file cannot be read, is not a checkpoint of PyTorch (the zip format), is
-            damaged or larger than it can be, holds more than tensors, or other tensors than
-            expected; names the file.
+        ModelError: a file cannot be read, is not a PyTorch checkpoint (in the zip format), is
+            damaged or too large, or holds more than tensors or other tensors than expected; the
+            message names the file.
     """
     shapes = expected_shapes(config)
     weights = {}
@@ -58,14 +58,14 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
             raise ModelError(f"{path}: {error}") from None
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror or error}") from None
-        for name in expected:  # of its own, in order, whatever view the file holds
+        for name in expected:  # a contiguous copy, whatever view the file holds
             tensor = found[name].detach()
             weights[prefix + name] = tensor.clone(memory_format=torch.contiguous_format)
     return weights
 
 
 def _check_container(path: Path, expected: Shapes) -> None:
-    """Refuse what is not a sound zip file, or too large for the tensors, before PyTorch sees it."""
+    """Refuse a damaged zip file, or one too large for the tensors, before PyTorch sees it."""
     limit = _FILE_OVERHEAD + sum(4 * math.prod(s) + _TENSOR_OVERHEAD for s in expected.values())
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -109,8 +109,8 @@ def _check_tensors(found: Any, expected: Shapes) -> None:
         raise ModelError(f"unexpected: {_shown(unexpected)}")
     plain = torch.float32, torch.strided, torch.device("cpu")
     if other := [n for n, t in found.items() if (t.dtype, t.layout, t.device) != plain]:
-        kind = str(found[other[0]].dtype).removeprefix("torch.")
-        raise ModelError(f"not plain float32: {_shown(other)}, {kind}")
+        dtype = str(found[other[0]].dtype).removeprefix("torch.")
+        raise ModelError(f"not plain float32: {_shown(other)}, {dtype}")
     if wrong := [name for name, shape in expected.items() if found[name].shape != shape]:
         first = wrong[0]
         sizes = f"{tuple(found[first].shape)} instead of {expected[first]}"
@@ -120,6 +120,6 @@ def _check_tensors(found: Any, expected: Shapes) -> None:
 
 
 def _shown(names: list[str]) -> str:
-    """The first name, which may come from the file, and how many more there are."""
+    """The first name, which may come from the file, and the number of others."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return ascii(names[0][:_LONG]) + more

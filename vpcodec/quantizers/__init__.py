@@ -1,4 +1,4 @@
-"""Quantizers: one contract (`Quantizer`), one result (`Quantized`)."""
+"""Quantizers: one contract (`Quantizer`) and one result (`Quantized`)."""
 
 from ..config import QuantizerConfig
 from ..usage import CodebookUsage
@@ -30,6 +30,6 @@ _CLASSES = {"fsp": FSP, "vp": VP, "fsq": FSQ, "vq": VQ, "simvq": SimVQ, "lfq": L
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """The quantizer that a config describes."""
+    """Build the quantizer that a configuration describes."""
     options = config.model_dump(exclude={"type", "calibrate_every"})
     return _CLASSES[config.type](**options)

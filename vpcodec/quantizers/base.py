@@ -1,4 +1,4 @@
-"""The contract that every quantizer keeps, and what they share."""
+"""The contract of all quantizers, and what they share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 
 from ..usage import CodebookUsage
 
-MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and of the squared variance error
+MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and the squared error of the variance
 
 
 class NoCodebookError(RuntimeError):
-    """Tokens were asked of a quantizer whose codebook has not been made yet."""
+    """Tokens were requested from a quantizer that has no codebook yet."""
 
 
 class NotFiniteError(ValueError):
@@ -29,8 +29,8 @@ class Quantized:
 
     Attributes:
         latents: (..., D) float32, what the decoder sees: perturbed in training, codes in eval.
-        tokens: (...) int64, the index of the nearest code. Where training does without a codebook
-            (VP) they are looked up when they are asked for.
+        tokens: (...) int64, the index of the nearest code. If training needs no codebook (VP), they
+            are looked up on first access.
         loss: scalar float32, the quantizer's own loss, unweighted.
         stats: scalars worth logging.
     """
@@ -49,7 +49,7 @@ class Quantized:
 
     @property
     def lazy(self) -> bool:
-        """Whether the tokens would have to be looked up."""
+        """Whether the tokens have not been looked up yet."""
         return not isinstance(self._tokens, torch.Tensor)
 
     @property
@@ -60,17 +60,17 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (..., D) to tokens (...) and back; float32, int64 inside, whatever the autocast.
+    """Latents (..., D) to tokens (...) and back, in float32 and int64 whatever the autocast.
 
-    Casting a model to another type (`model.half()`) moves a quantizer but leaves it in float32.
+    Casting a model to another type (`model.half()`) leaves its quantizer in float32.
 
     Attributes:
         dim: D.
         codebook_size: K.
-        latent_std: standard deviation of the latents that it wants to be fed with.
-        training_state: names in the state dict that training alone needs; models are stored
-            without them and load without them.
-        tables: buffers that have no rows before they are filled, and their rows then.
+        latent_std: standard deviation that the latents should have.
+        training_state: names in the state dict that only training needs; models are stored and
+            loaded without them.
+        lazy_buffers: buffers that stay empty until they are first filled -> their length then.
     """
 
     dim: int
@@ -80,41 +80,45 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tables: dict[str, int] = {}
+        self.lazy_buffers: dict[str, int] = {}
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a codebook, so that eval works."""
+        """Whether there is a codebook, which eval needs."""
         return True
 
     @abstractmethod
     def forward(self, latents: torch.Tensor) -> Quantized:
-        """Perturb or quantize (..., D) latents.
+        """Perturb (training) or quantize (eval) latents.
+
+        Args:
+            latents: (..., D) floating point.
 
         Raises:
-            ValueError: another last dimension than D; not floating point; not finite (on CUDA this
-                is checked outside of training only, where it would wait for the device).
-            NoCodebookError: in eval, before there is a codebook.
+            ValueError: the last dimension is not D, or the dtype is not floating point.
+            NotFiniteError: latents that are not finite; on CUDA not checked in training, where the
+                check would wait for the device.
+            NoCodebookError: in eval, if there is no codebook.
         """
 
     @abstractmethod
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) latents before the quantizer -> (...) int64 tokens; errors as in `forward`."""
+        """(..., D) latents, as for `forward` -> (...) int64 tokens; raises as `forward`."""
 
     @abstractmethod
     def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """(...) integer tokens -> (..., D) float32 codes, as the decoder sees them.
 
         Raises:
-            ValueError: tokens that are no integers or not in 0 .. K - 1.
+            ValueError: tokens that are not integers in 0 .. K - 1.
         """
 
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """(..., D) codes as `tokens_to_latents` gives them -> (...) int64 tokens, exactly."""
+        """(..., D) codes from `tokens_to_latents` -> (...) int64 tokens, exactly."""
         return self.encode(latents)
 
     def check_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The latents as float32; see `forward` for what is refused."""
+        """The latents as float32; raises as `forward`."""
         if latents.ndim == 0 or latents.shape[-1] != self.dim:
             found = latents.shape[-1] if latents.ndim else "none"
             raise ValueError(f"expected latents of {self.dim} dimensions, got {found}")
@@ -127,7 +131,7 @@ class Quantizer(nn.Module, ABC):
         return latents.float()
 
     def check_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The tokens as int64; see `tokens_to_latents` for what is refused."""
+        """The tokens as int64; raises as `tokens_to_latents`."""
         if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise ValueError(f"tokens must be integers, got {tokens.dtype}")
         tokens = tokens.long()
@@ -152,25 +156,26 @@ class Quantizer(nn.Module, ABC):
         missing_keys: list[str],
         *rest: Any,
     ) -> None:
-        """Give tables the rows of the stored ones; miss no training state."""
-        for name, rows in self.tables.items():
+        """Size lazy buffers as stored; allow training state to be missing."""
+        for name, length in self.lazy_buffers.items():
             stored, own = state_dict.get(prefix + name), self._buffers[name]
             if stored is None and name in self.training_state:
-                self._buffers[name] = own[:0]  # that of other codes
-            if stored is not None and len(stored) in (0, rows) and len(stored) != len(own):
+                self._buffers[name] = own[:0]  # it belonged to other codes
+            if stored is not None and len(stored) in (0, length) and len(stored) != len(own):
                 self._buffers[name] = own.new_zeros(len(stored), *own.shape[1:])
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *rest
         )
-        needless = {prefix + name for name in self.training_state}
-        missing_keys[:] = [key for key in missing_keys if key not in needless]
+        optional = {prefix + name for name in self.training_state}
+        missing_keys[:] = [key for key in missing_keys if key not in optional]
 
 
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
     """Cells per dimension as integers.
 
     Raises:
-        ValueError: none, below 2, no integers, or more codes than float64 counts exactly.
+        ValueError: no levels, levels that are not integers of at least 2, or more codes than
+            float64 can count exactly.
     """
     checked = tuple(int(level) for level in levels)
     if not checked or min(checked) < 2 or list(checked) != list(levels):
@@ -181,21 +186,21 @@ def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_positive(**numbers: int) -> None:
-    """Raise ValueError for the first that is no integer of at least 1."""
+    """Raise ValueError for the first number that is not a positive integer."""
     for name, number in numbers.items():
         if isinstance(number, bool) or number != int(number) or number < 1:
             raise ValueError(f"{name} must be a positive integer, got {number}")
 
 
 def check_share(**numbers: float) -> None:
-    """Raise ValueError for the first that is not within [0, 1]."""
+    """Raise ValueError for the first number outside [0, 1]."""
     for name, number in numbers.items():
         if not 0 <= number <= 1:
             raise ValueError(f"{name} must be within [0, 1], got {number}")
 
 
 def mean_square(values: torch.Tensor) -> torch.Tensor:
-    """Mean of the squares, 0 of none."""
+    """Mean of the squares; 0 for an empty tensor."""
     return values.square().sum() / max(1, values.numel())
 
 
@@ -203,9 +208,9 @@ def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torc
     """VP-VAE paper, eq. 11: 0.1 mean_d mu_d^2 + 0.07 mean_d (sigma_d^2 - variance)^2.
 
     Args:
-        latents: (..., D) float32; the moments are taken over all but the last dimension.
+        latents: (..., D) float32; moments are taken over all but the last dimension.
         variance: target.
-        shared: take the moments over all processes of the group, as if they were one.
+        shared: take the moments over the latents of all processes of the group.
     """
     flat = latents.reshape(-1, latents.shape[-1])
     count = flat.new_full((), float(len(flat)))
@@ -226,9 +231,9 @@ def processes() -> int:
 
 
 def all_reduce_usage(usage: CodebookUsage) -> None:
-    """Add up the counts of all processes of the group; without a group, nothing.
+    """Replace the counts by their sum over all processes of the group; without a group, do nothing.
 
-    Every process must call it, and once: the counts are those of all afterwards.
+    Every process must call this once.
     """
     if processes() > 1:
         counts = torch.from_numpy(usage.counts)
@@ -238,21 +243,22 @@ def all_reduce_usage(usage: CodebookUsage) -> None:
 
 
 def rank() -> int:
-    """Number of this process in the default group; 0 without one."""
+    """Rank of this process in the default group; 0 without one."""
     return dist.get_rank() if processes() > 1 else 0
 
 
 def sum_with_gradient(value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes of the group, through which gradients pass."""
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value)
 
 
 def uniform_like(values: torch.Tensor) -> torch.Tensor:
-    """Uniform random numbers in [0, 1) of the shape, type and device of (B, ...) values.
+    """Uniform random numbers in [0, 1) with the shape, dtype and device of (B, ...) values.
 
-    Processes of a group whose random states are equal draw, each its part, what one process would
-    with the batches of all.
+    If all processes of a group have the same random state, each draws its part of what one process
+    would draw for the joint batch.
     """
     number = processes()
     if number == 1:

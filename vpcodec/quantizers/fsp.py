@@ -21,14 +21,16 @@ REJECTIONS = ("vector", "dimension")
 
 
 class FSP(GridQuantizer):
-    """Quantizer without a codebook: each latent dimension is squashed to [0, 1] and cut in L cells.
+    """Quantizer without a learned codebook: each latent dimension is squashed to [0, 1] and cut
+    into L cells.
 
-    With g the activation, z = g(a), the centroid of cell l is c_l = (l + 1/2) / L. In training a
-    token is, with probability `quantize_rate`, replaced by its centroids (straight-through
-    gradient), otherwise perturbed by u_i ~ U(-eta/(2 L_i), eta/(2 L_i)) (eq. 16); a proposal that
-    leaves [0, 1]^D is rejected and the token passes unchanged: for uniform z, eta / (4 L_i) of the
-    proposals leave dimension i. The loss pulls mean and variance of a to those for which z is
-    uniform (`moment_loss`). The output is (z - 1/2) sqrt(12), of unit variance for uniform z.
+    With z = g(a), g being the activation, the centroid of cell l is c_l = (l + 1/2) / L. In
+    training, a token is replaced by its centroids with probability `quantize_rate`
+    (straight-through gradient), and otherwise perturbed by u_i ~ U(-eta/(2 L_i), eta/(2 L_i)) (eq.
+    16). A proposal that leaves [0, 1]^D is rejected, and the token passes unchanged; for uniform z,
+    eta / (4 L_i) of the proposals leave dimension i. The loss pulls the mean and variance of a to
+    those that make z uniform (`moment_loss`). The output is (z - 1/2) sqrt(12), which has unit
+    variance for uniform z.
 
     Everything runs in float32 and int64 with autocast off: in bf16 nearly every index is wrong.
 
@@ -36,13 +38,13 @@ class FSP(GridQuantizer):
         levels: cells per dimension, each at least 2; token = sum_i digit_i * prod(levels[:i]).
         activation: "tanh", "normal", "sigmoid" or "laplace"; the last three are CDFs.
         quantize_rate: probability, per token, of quantization instead of perturbation.
-        rejection: "vector" (the paper): one dimension that leaves rejects the whole token;
-            "dimension": only that dimension passes unchanged.
-        eta: width of the perturbation over that of a cell.
+        rejection: "vector" (the paper): if one dimension leaves, the whole token passes unchanged;
+            "dimension": only that dimension does.
+        eta: width of the perturbation over the width of a cell.
 
     Raises:
-        ValueError: levels below 2, an unknown activation or rejection, a rate outside of [0, 1],
-            eta not within (0, 2] (beyond, a proposal may leave on both sides).
+        ValueError: levels below 2, an unknown activation or rejection, a rate outside [0, 1], or
+            eta outside (0, 2] (beyond 2, a proposal could leave on both sides).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Finite scalar quantization, symmetric, with noise: what the VP-VAE paper compares FSP with."""
+"""Finite scalar quantization, symmetric, with noise: the baseline of FSP in the VP-VAE paper."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .grid import GridQuantizer
 class FSQ(GridQuantizer):
     """Each dimension, squashed by z = (tanh(a) + 1) / 2, is rounded to l / (L - 1), l = 0 .. L - 1.
 
-    The outermost points lie on the edges, so their cells are half as wide. In training every scalar
-    is, with probability `noise_rate`, not rounded but moved by u ~ U(-1/2, 1/2) / (L - 1), the
-    width of a cell (arXiv 2411.19842, section 3.2); nothing keeps it within [0, 1]. Rounding passes
-    the gradient straight through. The output is (z - 1/2) sqrt(12), as for FSP. No loss.
+    The outermost points lie on the edges, so their cells are half as wide. In training, each scalar
+    is moved by u ~ U(-1/2, 1/2) / (L - 1), the width of a cell, with probability `noise_rate`
+    instead of being rounded (arXiv 2411.19842, section 3.2); nothing keeps it within [0, 1]. The
+    gradient passes straight through. The output is (z - 1/2) sqrt(12), as for FSP. There is no
+    loss.
 
-    Our own: the FSQ of vector-quantize-pytorch adds, with `noise_dropout`, noise of the width of
-    one unit, not of one level, to values that are already rounded, computes tokens in float32, and
-    switches autocast off on CUDA alone.
+    We do not use the FSQ of vector-quantize-pytorch: with `noise_dropout` it adds noise of the
+    width of one unit, not one level, to values that are already rounded; it computes tokens in
+    float32, and switches autocast off only on CUDA.
 
     Args:
         levels: points per dimension, each at least 2.

@@ -1,7 +1,7 @@
 """Quantizers whose codes are the points of a product of scalar grids.
 
-Tokens are mixed-radix numbers, the first dimension least significant, in integer arithmetic only:
-the public code's float32 sums are exact below 2^24 codes alone.
+Tokens are mixed-radix numbers, the first dimension least significant, computed in integers: the
+float32 sums of the published code are exact only below 2^24 codes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from .base import Quantizer, check_levels
 
 
 class GridQuantizer(Quantizer):
-    """Everything but training: latents are squashed to [0, 1]^D, each dimension to its grid.
+    """Everything but training: latents are squashed to [0, 1]^D and assigned to grid points z.
 
-    Codes are (z - 1/2) sqrt(12) of the points z, of unit variance for uniform z.
+    Codes are (z - 1/2) sqrt(12), which has unit variance for uniform z.
 
     Args:
         levels: points per dimension, each at least 2; token = sum_i digit_i * prod(levels[:i]).
@@ -42,7 +42,7 @@ class GridQuantizer(Quantizer):
     def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """(...) integer tokens -> (..., D) float32 scaled points."""
         tokens = self.check_tokens(tokens).unsqueeze(-1)
-        # No token is negative; rounding down, not to zero, would be seven nodes of an ONNX graph.
+        # No token is negative; rounding down, not to zero, would take seven nodes of an ONNX graph.
         digits = torch.div(tokens, self._places, rounding_mode="trunc") % self._levels
         return self._scale(self._points(digits))
 

@@ -1,7 +1,7 @@
-"""K-means: codebooks that are the same whenever seed and data are the same.
+"""K-means with reproducible codebooks: the same seed and data give the same result.
 
-Sums are kept in fixed point (int64), so they do not depend on the order of additions, on threads or
-on the device's atomics. k-means++ runs on the CPU, on a sample.
+Sums are in fixed point (int64), so they do not depend on the order of additions, on threads or on
+the atomics of a device. k-means++ runs on the CPU, on a sample.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from dataclasses import dataclass
 import torch
 from scipy.spatial import cKDTree
 
+from ..progress import Progress
 from .base import check_positive
 from .knn import kth_distances, nearest
 
-SAMPLE_PER_CODE = 128  # latents per code that are kept in memory when they come as a stream
-SEEDING_PER_CODE = 8  # latents per code that k-means++ looks at
+SAMPLE_PER_CODE = 128  # latents per code that are kept in memory of a stream
+SEEDING_PER_CODE = 8  # latents per code that k-means++ uses
 SEEDING_ROUNDS = 1024  # draws of k-means++; larger codebooks draw several codes at a time
-ASSIGN_CHUNK = 1 << 18  # latents whose codes are looked up at a time
-TREE_CODES = 512  # codes from which a tree is faster than all distances,
-TREE_DIMENSIONS = 8  # and dimensions up to which it is
+ASSIGN_CHUNK = 1 << 18  # latents that are assigned at a time
+TREE_CODES = 512  # from this many codes a tree is faster than all distances,
+TREE_DIMENSIONS = 8  # up to this many dimensions
 
 
 @dataclass(frozen=True)
 class KMeans:
-    """What `kmeans` found.
+    """The result of `kmeans`.
 
     Attributes:
         centroids: (K, D) float32, all different.
         counts: (K,) int64, latents per centroid in the last pass.
-        error: mean squared distance of a latent to its centroid, summed over dimensions.
+        error: mean squared distance of a latent from its centroid, summed over dimensions.
         iterations: passes over the data.
     """
 
@@ -49,30 +50,30 @@ def kmeans(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     stream_passes: int = 5,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> KMeans:
-    """Lloyd's algorithm from a k-means++ start; empty clusters move to badly served latents.
+    """Lloyd's algorithm from a k-means++ start; empty clusters move to latents with large errors.
 
-    A stream of batches is sampled evenly (128 latents per code, kept in memory) and clustered; if
-    it can be iterated again (a list, a DataLoader; not a generator), up to `stream_passes` passes
-    over all of it follow. Processes of a group must give the same data: nothing is exchanged.
+    A stream of batches is sampled evenly (128 latents per code, kept in memory), and the sample is
+    clustered. If the stream can be iterated again (a list or DataLoader, not a generator), up to
+    `stream_passes` passes over all of it follow. Processes of a group must pass the same data:
+    nothing is exchanged.
 
     Args:
         data: (N, D) float latents, or an iterable of (..., D) batches of them.
         codebook_size: K, at least 1; N must be at least K.
-        seed: of all random choices.
+        seed: of all random numbers.
         max_iterations: most passes over the latents in memory.
-        tolerance: stop when a pass lowers the error by less than this share of it.
+        tolerance: stop when a pass lowers the error by less than this fraction.
         stream_passes: most passes over a whole stream.
-        progress: called after every pass with its number and the error.
+        progress: told the passes that are done; their total is a limit, rarely reached.
 
     Raises:
-        ValueError: codebook_size not positive, latents not finite, fewer different latents than
-            codes.
+        ValueError: codebook_size is not positive, latents are not finite, or there are fewer
+            different latents than codes.
     """
     check_positive(codebook_size=codebook_size, max_iterations=max_iterations)
     generator = torch.Generator().manual_seed(seed)
-    report = progress or (lambda iteration, error: None)
     if isinstance(data, torch.Tensor):
         sample, again = _flat(data), False
     else:
@@ -82,13 +83,14 @@ def kmeans(
         raise ValueError(f"{len(sample)} latents are too few for {codebook_size} codes")
     centroids = _plus_plus(sample, codebook_size, generator).to(sample.device)
     data_and_limits = [([sample], max_iterations)] + ([(data, stream_passes)] if again else [])
-    done = 0
+    done, most = 0, sum(limit for _, limit in data_and_limits)
     for batches, limit in data_and_limits:
         before = math.inf
         for i in range(limit):
             moved, counts, error = _lloyd(batches, centroids, sample, generator)
             done += 1
-            report(done, error)
+            if progress:
+                progress("k-means", done, most)
             settled = before - error <= tolerance * error and bool((counts > 0).all())
             if settled or i + 1 == limit:
                 break
@@ -106,7 +108,7 @@ def _lloyd(
     sample: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """One pass: the means of the cells, how many latents each has, the error before moving."""
+    """One pass: the means of the cells, the number of latents in each, and the error before."""
     size, dim = centroids.shape
     center = sample.mean(0)
     scale = 2.0**30 / (sample - center).abs().max().double().clamp(min=1e-30)
@@ -129,10 +131,10 @@ def _lloyd(
 
 
 def _assigner(centroids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The function from (N, D) latents to (N,) int64 nearest centroids.
+    """A function from (N, D) latents to their nearest centroids, (N,) int64.
 
-    On a CPU a k-d tree finds them where there are many centroids of few dimensions: 15 times as
-    fast as all distances for 16,384 of 5 dimensions.
+    On a CPU, many centroids with few dimensions are searched by a k-d tree: 15 times faster than
+    all distances for 16,384 centroids of 5 dimensions.
     """
     size, dim = centroids.shape
     if centroids.device.type == "cpu" and size >= TREE_CODES and dim <= TREE_DIMENSIONS:
@@ -144,9 +146,10 @@ def _assigner(centroids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]
 def _plus_plus(
     sample: torch.Tensor, codebook_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """k-means++: each code is a latent drawn in proportion to its squared distance so far.
+    """k-means++: each code is a latent drawn in proportion to its squared distance from the codes.
 
-    Up to 1,024 codes are drawn one by one, each the best of a few candidates; more in equal rounds.
+    Up to 1,024 codes are drawn one by one, each the best of a few candidates; more are drawn in
+    equal rounds.
     """
     limit = max(SEEDING_PER_CODE * codebook_size, 1 << 14)
     pool = sample.cpu()
@@ -173,7 +176,7 @@ def _plus_plus(
 
 
 def _draw(weights: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    """`number` indices with probabilities in proportion to (N,) weights, on the CPU."""
+    """`number` indices, drawn on the CPU in proportion to (N,) weights."""
     cumulative = weights.double().cumsum(0)
     at = torch.rand(number, dtype=torch.float64, generator=generator) * cumulative[-1]
     return torch.searchsorted(cumulative, at, right=True).clamp_(max=len(weights) - 1)
@@ -182,7 +185,7 @@ def _draw(weights: torch.Tensor, number: int, generator: torch.Generator) -> tor
 def _badly_served(
     sample: torch.Tensor, centroids: torch.Tensor, number: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Latents for codes that serve none, drawn in proportion to their squared error."""
+    """Latents for unused codes, drawn in proportion to their squared error."""
     assign = _assigner(centroids)
     parts = sample.split(ASSIGN_CHUNK)
     errors = [(part - centroids[assign(part)]).square().sum(1) for part in parts]
@@ -191,7 +194,7 @@ def _badly_served(
     if wrong < number:
         codes = len(centroids)
         raise ValueError(f"only {codes - number + wrong} different latents for {codes} codes")
-    # the first of a race with these rates: a weighted draw without replacement
+    # the first arrivals of a race with these rates: weighted sampling without replacement
     race = torch.empty(len(error), dtype=torch.float64).exponential_(generator=generator) / error
     picked = race.topk(number, largest=False).indices
     return sample[picked.to(sample.device)]
@@ -200,7 +203,7 @@ def _badly_served(
 def _separate(
     centroids: torch.Tensor, sample: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Move centroids that cannot be told from another one, so that each is its own nearest."""
+    """Move centroids that coincide with others, so that each is its own nearest centroid."""
     own = torch.arange(len(centroids), device=centroids.device)
     for _ in range(20):
         lost = nearest(centroids, centroids) != own
@@ -214,7 +217,7 @@ def _separate(
 def _reservoir(
     batches: Iterable[torch.Tensor], size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """An even sample of at most `size` latents of a stream (all of a short one)."""
+    """A uniform sample of at most `size` latents of a stream; all of a short stream."""
     kept: list[torch.Tensor] = []
     keys: list[torch.Tensor] = []
     count = 0

@@ -1,8 +1,8 @@
-"""Nearest neighbours among a set of points, in chunks that stay in the cache.
+"""Nearest neighbours among a set of points, in chunks that fit the cache.
 
-Distances come from |q|^2 + |p|^2 - 2 q.p about the mean of the points, one matrix product a chunk.
-Where the result is an index, the best few candidates are compared again by |q - p|^2 itself, so
-that close points are told apart.
+Distances are |q|^2 + |p|^2 - 2 q.p about the mean of the points, one matrix product per chunk.
+Where the result is an index, the best few candidates are compared again by |q - p|^2 itself, which
+distinguishes close points.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import random
 
 import torch
 
-CHUNK = 1 << 20  # distances at a time: 4 MB, which stay in the cache of a processor
+CHUNK = 1 << 20  # distances at a time: 4 MB, which fit the cache of a CPU
 CUDA_CHUNK = 1 << 26  # fewer, larger kernels
 TILE = 1 << 14  # points at a time, so that a chunk has many queries
-TINY = 1e-12  # a distance that is no zero
-SAME = 0.01  # of the width of a cell: latents closer than this count as one
-CANDIDATES = 8  # compared again exactly
+TINY = 1e-12  # smallest distance, in place of zero
+SAME = 0.01  # times the width of a cell: latents closer than this count as one
+CANDIDATES = 8  # that are compared again exactly
 
 
 def nearest(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -27,14 +27,14 @@ def nearest(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         points: (P, D) float32, P at least 1.
 
     Returns:
-        (N,) int64. Exact unless more than 8 points are as near as float32 can tell, that is within
-        1e-7 of the squared distance from the mean of all points; then one of those.
+        (N,) int64. Exact unless more than 8 points are equally near to float32, that is within 1e-7
+        of the squared distance from the mean of all points; then one of them.
     """
     center = points.mean(0)
     points = points - center
     queries = queries - center
     norms = points.square().sum(1)
-    if torch.compiler.is_compiling():  # a graph has one chunk
+    if torch.compiler.is_compiling():  # one chunk in a graph
         return _nearest(queries, points, norms)
     rows = max(1, _chunk(queries) // len(points))
     out = [_nearest(part, points, norms) for part in queries.split(rows) if len(part)]
@@ -61,8 +61,8 @@ def kth_distances(
     Args:
         queries: (N, D) float32.
         points: (P, D) float32.
-        orders: the k's, each at least 1.
-        counted: (P,) bool, which points count; default all.
+        orders: the values of k, each at least 1.
+        counted: (P,) bool, which points count; None: all.
 
     Returns:
         (N,) float32 for each of `orders`; infinite where fewer points count.
@@ -97,37 +97,37 @@ def kth_distances(
 
 
 def cell_width(points: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """About the width of the cells of K codes for (P, D) points: their spread over K^(1/D)."""
+    """The approximate width of the cells of K codes for (P, D) points: their std over K^(1/D)."""
     spread = points.std(0, correction=0).mean()
     return (spread * codebook_size ** (-1 / points.shape[1])).clamp(min=TINY)
 
 
 def distinct(points: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
-    """Which points are neither equal nor almost equal to one before.
+    """Which points are neither equal nor almost equal to an earlier one.
 
     Args:
         points: (P, D) float32.
-        step: width of the cells in which one point stands for all; cells lie so that points much
-            closer than that are in one, or in very few.
+        step: width of the cells in which one point stands for all. Points that are much closer than
+            this fall into one cell, or very few.
 
     Returns:
         (P,) bool.
     """
     once = _first(_keys(points / step))
-    # what lies on the border of two cells lies in the middle of one of a grid moved by half a step
+    # a point on the border of two cells is in the middle of a cell of a grid moved by half a step
     keys = torch.where(once, _keys(points / step + 0.5), torch.iinfo(torch.int64).max)
     return once & _first(keys)
 
 
 def _keys(scaled: torch.Tensor) -> torch.Tensor:
-    """(P, D) -> (P,) int64, a hash of the unit cell that each lies in."""
+    """(P, D) -> (P,) int64, a hash of the unit cell of each point."""
     draw = random.Random(0)
     cells = torch.floor(scaled).long()
     return sum(column * (draw.getrandbits(63) | 1) for column in cells.unbind(1))  # wraps around
 
 
 def _first(keys: torch.Tensor) -> torch.Tensor:
-    """(P,) keys -> (P,) bool, whether none before is the same."""
+    """(P,) keys -> (P,) bool, whether no earlier one is the same."""
     keys, order = torch.sort(keys, stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]

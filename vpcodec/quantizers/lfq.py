@@ -6,19 +6,19 @@ import torch
 
 from .base import Quantized, Quantizer, check_positive, mean_square, processes, sum_with_gradient
 
-MOST_DIMENSIONS = 24  # the average over all 2^D codes is a table in training
+MOST_DIMENSIONS = 24  # in training, the average over all 2^D codes is held in memory
 
 
 class LFQ(Quantizer):
     """The sign of each dimension (MAGVIT-v2, arXiv 2310.05737): K = 2^D codes in {-1, 1}^D.
 
     Loss: entropy_weight (E[H(p(c|z))] - H(E[p(c|z)])) + commitment mean (z - sg(c))^2, with
-    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be sure, all together should use every
-    code. p factorises over the dimensions, so the first entropy is a sum over them, and the average
-    over all codes is one product of two tables of 2^(D/2) columns, exactly.
+    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be certain, and all together should
+    use every code. p factorises over the dimensions, so the first entropy is a sum over them, and
+    the average over all codes is, exactly, one product of two matrices of 2^(D/2) columns.
 
-    Our own: vector-quantize-pytorch holds N x K probabilities, drops the result of its all-reduce
-    (two processes get the entropy of half a distribution), and returns int32.
+    We do not use vector-quantize-pytorch: it holds N x K probabilities, drops the result of its
+    all-reduce (two processes get the entropy of half a distribution), and returns int32.
 
     Args:
         dim: D, bits per token, at most 24.
@@ -89,7 +89,7 @@ class LFQ(Quantizer):
 
 def _joint(one: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """(N, B) probabilities of independent bits -> (N, 2^B) of all their combinations."""
-    table = one.new_ones(len(one), 1)
+    joint = one.new_ones(len(one), 1)
     for i in range(one.shape[1]):
-        table = torch.cat([table * zero[:, i : i + 1], table * one[:, i : i + 1]], 1)
-    return table
+        joint = torch.cat([joint * zero[:, i : i + 1], joint * one[:, i : i + 1]], 1)
+    return joint

@@ -1,4 +1,4 @@
-"""A queue of recent latents, and random numbers that continue where a state dict left off."""
+"""A queue of recent latents, and random numbers that continue from a state dict."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 import torch.distributed as dist
 
 from .base import NoCodebookError, check_positive, processes, rank
-from .table import TableQuantizer
+from .codebook import CodebookQuantizer
 
 
-class QueueQuantizer(TableQuantizer):
-    """A quantizer that remembers latents of the steps before, and draws its own random numbers.
+class QueueQuantizer(CodebookQuantizer):
+    """A quantizer that keeps latents of earlier steps, and draws its own random numbers.
 
-    The queue is part of the state dict, together with how many latents ever came in and with the
-    state of the random numbers: a loaded quantizer goes on as the saved one would have. It has no
-    rows before the first latents come in. Every process of a group gets the same queue, made of the
-    latents of all; without a group nothing is exchanged.
+    The state dict holds the queue, how many latents ever entered it, and the state of the random
+    numbers: a loaded quantizer continues as the saved one would have. The queue is empty until the
+    first latents arrive. All processes of a group have the same queue, with the latents of all;
+    without a group nothing is exchanged.
 
     Args:
         dim: D.
         codebook_size: K.
-        queue_size: most latents kept; the oldest leave first.
-        push_size: latents that each process adds per training step, drawn at random, since those of
-            one clip are much alike.
-        seed: of the random numbers; None draws it from torch's.
+        queue_size: most latents that are kept; the oldest leave first.
+        push_size: latents that each process adds per training step; drawn at random, because those
+            of one clip are similar.
+        seed: of the random numbers; None draws one from torch's.
     """
 
     training_state = ("queue", "_extra_state")
@@ -45,7 +45,7 @@ class QueueQuantizer(TableQuantizer):
         self._seed = int(torch.randint(2**62, ()) if seed is None else seed) % 2**62
         self._draws = 0
         self._pushed = 0
-        self.tables = {"queue": queue_size, "codebook": codebook_size}
+        self.lazy_buffers = {"queue": queue_size, "codebook": codebook_size}
         self.register_buffer("queue", torch.zeros(0, dim))
         self.register_buffer("codebook", torch.zeros(0, dim))
 
@@ -65,7 +65,7 @@ class QueueQuantizer(TableQuantizer):
         return len(self.codebook) > 0
 
     def recent(self, number: int | None = None) -> torch.Tensor:
-        """(n, D) float32, the newest `number` latents of the queue (None: all), oldest first."""
+        """The newest `number` latents of the queue (None: all), (n, D) float32, oldest first."""
         number = self.filled if number is None else min(number, self.filled)
         end = self._pushed % self.queue_size if self._pushed else 0
         if number <= end:
@@ -74,10 +74,15 @@ class QueueQuantizer(TableQuantizer):
 
     @torch.no_grad()
     def push(self, latents: torch.Tensor, *, number: int | None = None) -> None:
-        """Add `number` of (N, D) float32 latents, drawn at random (default `push_size`).
+        """Add some latents to the queue, drawn at random.
 
-        Fewer than `number` are added as they are; but in a group, where every process must add
-        equally many and give the same `number`, drawn again.
+        Args:
+            latents: (N, D) float32. If there are fewer than `number`, all are added; in a group,
+                where every process must add equally many, some are drawn repeatedly.
+            number: how many to add, the same in every process; None: `push_size`.
+
+        Raises:
+            ValueError: a process of a group has no latents.
         """
         number = min(self.push_size if number is None else number, self.queue_size)
         if processes() == 1:
@@ -87,7 +92,7 @@ class QueueQuantizer(TableQuantizer):
         if len(self.queue) == 0:
             self._pushed = 0
             self.queue = latents.new_zeros(self.queue_size, self.dim)
-        if processes() > 1 and self._pushed == 0:  # without a seed, every process drew its own
+        if processes() > 1 and self._pushed == 0:  # without a seed, each process drew its own
             seed = torch.tensor(self._seed, device=latents.device)
             dist.broadcast(seed, 0)
             self._seed = int(seed)
@@ -109,11 +114,11 @@ class QueueQuantizer(TableQuantizer):
         self._pushed += len(new)
 
     def generator(self, device: torch.device, *, shared: bool = False) -> torch.Generator:
-        """Fresh random numbers, a function of seed, process and how often this was called.
+        """A fresh generator, a function of the seed, the process and the number of earlier calls.
 
         Args:
-            device: where they are drawn.
-            shared: the same in every process of the group.
+            device: of the generator.
+            shared: the same generator in every process of the group.
         """
         self._draws += 1
         key = f"{self._seed} {-1 if shared else rank()} {self._draws}".encode()

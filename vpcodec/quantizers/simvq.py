@@ -1,19 +1,19 @@
-"""SimVQ: a frozen random codebook seen through a learned linear map; a baseline."""
+"""SimVQ: a frozen random codebook under a learned linear map; a baseline."""
 
 from __future__ import annotations
 
 import torch
 
 from .base import Quantized, check_positive, mean_square
-from .table import TableQuantizer
+from .codebook import CodebookQuantizer
 
 
-class SimVQ(TableQuantizer):
+class SimVQ(CodebookQuantizer):
     """`vector_quantize_pytorch.SimVQ` (arXiv 2411.02038) behind our contract.
 
-    The library computes training passes, with autocast off: codes C W of a frozen Gaussian C,
-    rotation trick for the gradient, loss mean (sg(z) - c)^2 + 1/4 mean (z - sg(c))^2. Tokens of
-    eval come from our own search, in chunks (the library holds all N x K distances).
+    The library computes training passes, with autocast off: codes C W with a frozen Gaussian C, the
+    rotation trick for the gradient, and the loss mean (sg(z) - c)^2 + 1/4 mean (z - sg(c))^2. In
+    eval, tokens come from our own search in chunks, because the library holds all N x K distances.
 
     Args:
         dim: D.

@@ -1,13 +1,14 @@
-"""Variational perturbation (VP-VAE paper, section 3.2): training without a codebook."""
+"""Vector perturbation (VP-VAE paper, section 3.2): training without a codebook."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from ..progress import Progress
 from .base import Quantized, check_positive, moment_loss, processes
 from .kmeans import KMeans, kmeans
 from .knn import SAME, TINY, cell_width, distinct, kth_distances, nearest
@@ -16,7 +17,7 @@ from .queue import QueueQuantizer
 QUEUE_PER_CODE = 16  # latents per code in the default queue
 SMALLEST_QUEUE = 1 << 16
 CALIBRATION_TOKENS = 1 << 14
-CALIBRATION_ITERATIONS = 15  # of k-means, whose error hardly falls any more
+CALIBRATION_ITERATIONS = 15  # of k-means; its error hardly falls after these
 CALIBRATION_TOLERANCE = 0.005
 LEAST_PER_CODE = 4
 LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
@@ -25,13 +26,13 @@ MOST_STEPS = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `VP.calibrate` found.
+    """The result of `VP.calibrate`.
 
     Attributes:
         eta: the factor of the radii that was set.
         mh_steps: the number of steps that was set.
-        noise: mean squared length of the perturbation with it, rejected ones counted as zero.
-        error: mean squared quantization error that it stands for.
+        noise: mean squared length of the perturbation, counting rejected proposals as zero.
+        error: mean squared quantization error that the noise should match.
     """
 
     eta: float
@@ -41,36 +42,36 @@ class Calibration:
 
 
 class VP(QueueQuantizer):
-    """Perturbs latents as a codebook of K codes would, and makes the codebook afterwards.
+    """Perturbs latents as a codebook of K codes would; the codebook is fitted afterwards.
 
     With D_m(z) the distance from z to its m-th nearest of the recent latents S, a token proposes
-    z' = z + u, u uniform in the ball of radius R(z) = eta D_M(z), M = |S| / K (eq. 3), and takes it
-    with the probability min{1, [D_k(z) D_M(z) / (D_k(z') D_M(z'))]^D} (eq. 8), or never if the way
-    back is longer than R(z') (eq. 7): a Metropolis-Hastings step that leaves the density
-    D_k(z)^-D unchanged. Otherwise z stays as it is. The perturbation is detached, so gradients
-    pass. The loss pulls mean and variance of the latents to 0 and 1 (eq. 11).
+    z' = z + u, with u uniform in the ball of radius R(z) = eta D_M(z), M = |S| / K (eq. 3). It
+    accepts with probability min{1, [D_k(z) D_M(z) / (D_k(z') D_M(z'))]^D} (eq. 8), and never if the
+    way back is longer than R(z') (eq. 7): a Metropolis-Hastings step that leaves the density
+    D_k(z)^-D unchanged. Otherwise z stays. The perturbation is detached, so gradients pass. The
+    loss pulls the mean and variance of the latents to 0 and 1 (eq. 11).
 
-    Both distances are estimated from the newest `search_size` latents S' of the queue, so that the
-    cost does not grow with K: with j = max(k, M'), M' = M |S'| / |S|, D_M is taken as
-    D_j(z) (M' / j)^(1/D), D_k as D_k on S'. Latents of S' that coincide (digital silence) count
-    once, so that they too get noise of the size of their cell. With `search_size=None` the whole
-    queue is searched.
+    Both distances are estimated from the newest `search_size` latents S' of the queue, so the cost
+    does not grow with K. With j = max(k, M') and M' = M |S'| / |S|, D_M is estimated as
+    D_j(z) (M' / j)^(1/D) on S', and D_k as D_k on S'. Latents of S' that coincide (digital silence)
+    count once, so that they get noise of the size of their cell too. With `search_size=None` the
+    whole queue is searched.
 
-    The codebook is made by `fit`, and only by it; eval needs it.
+    Only `fit` makes the codebook; eval needs it.
 
     Args:
         dim: D, 3 to 5 in the paper.
         codebook_size: K.
-        eta: radius of the proposals over D_M. The paper's 1 gives about half of the power of a
-            codebook's error, since about half of the proposals are rejected; 1.5 is about
-            right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
-        mh_steps: Metropolis-Hastings steps per token, at least (`calibrate` may raise them).
+        eta: radius of the proposals over D_M. The paper's 1 gives about half the power of a
+            codebook's error, because about half of the proposals are rejected; 1.5 is about right
+            for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
+        mh_steps: least Metropolis-Hastings steps per token; `calibrate` may raise them.
         neighbors: k of the density estimate.
-        search_size: |S'|, newest latents that are searched; None: all of the queue.
-        queue_size: |S|; default 16 K, at least 65,536.
+        search_size: |S'|, the newest latents that are searched; None: the whole queue.
+        queue_size: |S|; None: 16 K, at least 65,536.
         push_size: latents added per step and process.
-        metropolis: False accepts all proposals (the paper's ablation).
-        seed: of the random numbers; None draws it from torch's.
+        metropolis: False accepts all proposals (an ablation of the paper).
+        seed: of the random numbers; None draws one from torch's.
 
     Raises:
         ValueError: a size or number that is not positive.
@@ -109,7 +110,7 @@ class VP(QueueQuantizer):
         self.register_buffer("eta", torch.tensor(float(eta)))
 
     def forward(self, latents: torch.Tensor) -> Quantized:
-        """(..., D) latents -> perturbed (training) or nearest codes (eval)."""
+        """(..., D) latents -> perturbed latents (training) or nearest codes (eval)."""
         with torch.autocast(latents.device.type, enabled=False):
             z = self.check_latents(latents)
             loss = moment_loss(z, 1.0, shared=self.training)
@@ -122,9 +123,15 @@ class VP(QueueQuantizer):
 
     @torch.no_grad()
     def perturb(self, latents: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(..., D) float32 latents -> perturbed ones and statistics; the queue takes some of them.
+        """Perturb latents, and add some of them to the queue.
 
-        The very first latents are searched among themselves; later ones among those before.
+        The very first latents are searched among themselves, later ones among earlier ones.
+
+        Args:
+            latents: (..., D) float32.
+
+        Returns:
+            (..., D) perturbed latents, and statistics.
         """
         flat = latents.reshape(-1, self.dim)
         if len(flat) == 0 and processes() == 1:
@@ -133,11 +140,11 @@ class VP(QueueQuantizer):
         if first:
             self.push(flat)
         walk = Walk(self, self.recent(self.search_size))
-        moved, accepted = walk.run(flat, self.eta, self.generator(flat.device))
+        perturbed, accepted = walk.run(flat, self.eta, self.generator(flat.device))
         if not first:
             self.push(flat)
-        noise = (moved - flat).square().sum(1).mean()
-        return moved.reshape(latents.shape), {"accepted": accepted, "noise": noise}
+        noise = (perturbed - flat).square().sum(1).mean()
+        return perturbed.reshape(latents.shape), {"accepted": accepted, "noise": noise}
 
     def fit(
         self,
@@ -145,15 +152,20 @@ class VP(QueueQuantizer):
         *,
         seed: int = 0,
         max_iterations: int = 100,
-        progress: Callable[[int, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> KMeans:
-        """Make the codebook by k-means; see `kmeans` for the arguments and for what is refused.
+        """Fit the codebook by k-means.
 
         Args:
-            latents: (..., D) latents, or an iterable of batches of them, such as the latents of a
-                training set; None: those in the queue. Processes of a group must give the same;
-                their queues are the same anyway, and nothing is exchanged.
+            latents: (..., D) latents, or an iterable of batches, such as the latents of a training
+                set; None: those in the queue. Processes of a group must pass the same latents
+                (their queues are equal); nothing is exchanged.
             seed: the same seed and latents give the same codebook.
+            max_iterations: most passes over the latents in memory.
+            progress: told the passes that are done.
+
+        Returns:
+            The result of `kmeans`.
 
         Raises:
             ValueError: latents of another width, not finite, or too few different ones.
@@ -172,7 +184,7 @@ class VP(QueueQuantizer):
         return result
 
     def forget_codebook(self) -> None:
-        """Be without a codebook again, as when training goes on."""
+        """Drop the codebook, as when training continues."""
         self.codebook = self.codebook[:0]
 
     @torch.no_grad()
@@ -185,15 +197,18 @@ class VP(QueueQuantizer):
     ) -> Calibration:
         """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
 
-        Strength is the mean squared length over all tokens, those whose proposal was rejected
-        included. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
+        The strength is the mean squared length over all tokens, including those whose proposal was
+        rejected. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
         leave, the number of steps grows.
 
         Args:
             latents: (..., D) latents to measure on; None: those in the queue.
-            error: mean squared error of a codebook of K codes on them, if it is known (`fit`
-                returns it); None: k-means is run for it, and the codebook is left alone.
+            error: mean squared error of a codebook of K codes on them, if known (`fit` returns it);
+                None: k-means is run to estimate it, and the codebook is left alone.
             seed: of k-means and of the measurement.
+
+        Returns:
+            What was set.
 
         Raises:
             ValueError: too few latents, or an error that 8 steps do not reach.
@@ -207,9 +222,9 @@ class VP(QueueQuantizer):
         if error is None:
             error = _codebook_error(data, self.codebook_size, seed)
         searched = min(self.search_size or len(data), len(data) // 2)
-        walk, tokens = Walk(self, data[:searched]), data[searched:][:CALIBRATION_TOKENS]
+        walk, rest = Walk(self, data[:searched]), data[searched:][:CALIBRATION_TOKENS]
         for walk.steps in range(self.least_steps, max(self.least_steps, MOST_STEPS) + 1):
-            found = _match(walk, tokens, error, seed)
+            found = _match(walk, rest, error, seed)
             if found is not None:
                 self.eta.fill_(found.eta)
                 self.mh_steps = found.mh_steps
@@ -227,13 +242,13 @@ class VP(QueueQuantizer):
         self.mh_steps = int(state[-1])
 
 
-def _match(walk: Walk, tokens: torch.Tensor, error: float, seed: int) -> Calibration | None:
-    """The eta with which a walk perturbs by `error`; None if there is none up to the largest."""
+def _match(walk: Walk, latents: torch.Tensor, error: float, seed: int) -> Calibration | None:
+    """The eta at which a walk perturbs by `error`; None if even LARGEST_ETA is too small."""
 
     def noise(eta: float) -> float:
-        generator = torch.Generator(tokens.device).manual_seed(seed)
-        moved, _ = walk.run(tokens, torch.tensor(eta).to(tokens), generator)
-        return (moved - tokens).square().sum(1).mean().item()
+        generator = torch.Generator(latents.device).manual_seed(seed)
+        perturbed, _ = walk.run(latents, torch.tensor(eta).to(latents), generator)
+        return (perturbed - latents).square().sum(1).mean().item()
 
     eta = 1.0
     for _ in range(30):
@@ -242,18 +257,18 @@ def _match(walk: Walk, tokens: torch.Tensor, error: float, seed: int) -> Calibra
             return Calibration(eta, walk.steps, found, error)
         if found < error and eta == LARGEST_ETA:
             return None
-        # about eta^1.5, since fewer of the longer proposals are accepted
+        # grows about as eta^1.5, because fewer of the longer proposals are accepted
         eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
         eta = min(eta, LARGEST_ETA)
     return None
 
 
 def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
-    """Mean squared error that a codebook made of very many latents would have, within some 5 %.
+    """Mean squared error of a codebook fitted to very many latents, to about 5 %.
 
-    A codebook of few latents serves those too well and others too badly. Of Gaussian, uniform and
-    speech latents, with 4 to 256 per code, a third of the one error and two thirds of the other
-    come closest to what both tend to.
+    A codebook fitted to few latents fits those too well and others too badly. For Gaussian, uniform
+    and speech latents, 4 to 256 per code, a third of the former error plus two thirds of the latter
+    is closest to the common limit.
     """
     if len(latents) < 2 * LEAST_PER_CODE * codebook_size:
         raise ValueError(
@@ -267,7 +282,15 @@ def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> flo
 
 
 class Walk:
-    """Metropolis-Hastings steps of a `VP` among the points S'."""
+    """Metropolis-Hastings steps of a `VP` among the points S'.
+
+    The names are those of the VP-VAE paper, section 3.2: z, its neighbour distances D_k(z) and
+    D_M(z), and the proposal z' = z + u with |u| at most R(z) = eta D_M(z).
+
+    Args:
+        quantizer: the settings: D, K, k, steps per token, whether proposals may be rejected.
+        points: (|S'|, D) float32 latents that are searched.
+    """
 
     def __init__(self, quantizer: VP, points: torch.Tensor) -> None:
         self.dim = quantizer.dim
@@ -276,37 +299,48 @@ class Walk:
         self.points = points
         self.counted = distinct(points, SAME * cell_width(points, quantizer.codebook_size))
         wanted = max(quantizer.neighbors, round(len(points) / quantizer.codebook_size))
-        order = min(wanted, len(points))
-        self.orders = (min(quantizer.neighbors, order), order)
-        mass = self.counted.sum() / quantizer.codebook_size  # M'
-        self.shrink = (mass / order) ** (1 / self.dim)
+        j = min(wanted, len(points))
+        self.orders = (min(quantizer.neighbors, j), j)
+        m_subset = self.counted.sum() / quantizer.codebook_size  # M'
+        self.d_m_scale = (m_subset / j) ** (1 / self.dim)
 
     def run(
         self, latents: torch.Tensor, eta: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) latents -> (N, D) perturbed ones, and the share of accepted proposals."""
+        """Perturb latents.
+
+        Args:
+            latents: (N, D) float32.
+            eta: scalar.
+            generator: of the random numbers, on the device of the latents.
+
+        Returns:
+            (N, D) perturbed latents, and the share of accepted proposals.
+        """
         shape, device = latents.shape, latents.device
-        here, near, far = latents, *self.distances(latents)
-        share = torch.zeros((), device=device)
+        z, d_k, d_m = latents, *self.distances(latents)
+        accept_rate = torch.zeros((), device=device)
         for _ in range(self.steps):
-            way = torch.randn(shape, device=device, generator=generator)
-            length = torch.rand(shape[0], device=device, generator=generator)
-            chance = torch.rand(shape[0], device=device, generator=generator)
-            length = eta * far * length ** (1 / self.dim)
-            there = here + torch.nn.functional.normalize(way, dim=1) * length.unsqueeze(1)
-            near_there, far_there = self.distances(there)
+            direction = torch.randn(shape, device=device, generator=generator)
+            radius = torch.rand(shape[0], device=device, generator=generator)
+            log_u = torch.rand(shape[0], device=device, generator=generator).log()
+            radius = eta * d_m * radius ** (1 / self.dim)  # uniform in the ball of radius R(z)
+            step = torch.nn.functional.normalize(direction, dim=1) * radius.unsqueeze(1)
+            proposal = z + step
+            proposal_d_k, proposal_d_m = self.distances(proposal)
             if self.metropolis:
-                ratio = (near * far).log() - (near_there * far_there).log()
-                accepted = (chance.log() < self.dim * ratio) & (length <= eta * far_there)
+                log_ratio = (d_k * d_m).log() - (proposal_d_k * proposal_d_m).log()
+                reversible = radius <= eta * proposal_d_m  # eq. 7
+                accepted = (log_u < self.dim * log_ratio) & reversible
             else:
-                accepted = there.isfinite().all(1)
-            here = torch.where(accepted.unsqueeze(1), there, here)
-            near = torch.where(accepted, near_there, near)
-            far = torch.where(accepted, far_there, far)
-            share += accepted.float().mean() / self.steps
-        return here, share
+                accepted = proposal.isfinite().all(1)
+            z = torch.where(accepted.unsqueeze(1), proposal, z)
+            d_k = torch.where(accepted, proposal_d_k, d_k)
+            d_m = torch.where(accepted, proposal_d_m, d_m)
+            accept_rate += accepted.float().mean() / self.steps
+        return z, accept_rate
 
     def distances(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """D_k on S', and the estimate of D_M."""
-        near, far = kth_distances(latents, self.points, self.orders, counted=self.counted)
-        return near.clamp(min=TINY), far.clamp(min=TINY) * self.shrink
+        """D_k and the estimate of D_M of (N, D) latents, both (N,) float32 and above 0."""
+        d_k, d_j = kth_distances(latents, self.points, self.orders, counted=self.counted)
+        return d_k.clamp(min=TINY), d_j.clamp(min=TINY) * self.d_m_scale

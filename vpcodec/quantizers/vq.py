@@ -1,4 +1,4 @@
-"""Vector quantization with a learned codebook, as strong as we can make it: a baseline."""
+"""Vector quantization with a learned codebook: a baseline, as strong as we can make it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .kmeans import kmeans
 from .knn import SAME, TINY, cell_width, distinct
 from .queue import QueueQuantizer
 
-INIT_PER_CODE = 4  # latents per code that the first codebook is made of
+INIT_PER_CODE = 4  # latents per code that the first codebook is fitted to
 QUEUE_PER_CODE = 8
 INIT_ITERATIONS = 20
 MEMORY, LEAST_MEMORY = 32.0, 8.0  # latents per code that the averages remember
 MEMORY_STEPS = 20.0
-UNUSED = 1e-6  # of the average use: below, a code stays where it is
+UNUSED = 1e-6  # times the average use: below, a code stays where it is
 
 
 class VQ(QueueQuantizer):
@@ -23,26 +23,26 @@ class VQ(QueueQuantizer):
 
     n_i <- g n_i + (1 - g) |Z_i|, m_i <- g m_i + (1 - g) sum Z_i, c_i = m_i / n_i, with Z_i the
     latents nearest to code i; straight-through gradient; loss commitment * mean (z - sg(c))^2.
-    Without a `decay`, g follows from the N latents of a step: codes remember 32 latents each, but
-    no more than 20 steps if that leaves 8 latents, so that they neither lag behind nor jump.
+    Without `decay`, g follows from the N latents of a step: each code averages over 32 latents, but
+    over at most 20 steps if that leaves 8 latents, so that codes neither lag behind nor jump.
 
-    What keeps it from collapsing: the first codebook comes from k-means on the latents of the first
-    steps (until there are 4 per code they pass unquantized), and a code whose n_i falls below
-    `restart_below` of the average restarts at a random recent latent.
+    Two things prevent collapse: the first codebook comes from k-means on the latents of the first
+    steps (until there are 4 per code, latents pass unquantized), and a code whose n_i falls below
+    `restart_below` times the average restarts at a random recent latent.
 
-    Our own: vector-quantize-pytorch makes its first codebook of the first batch alone (with
-    duplicates where that has fewer latents than codes), restarts codes below an absolute count
-    (2: at K = 16,384 that is every code at every step), holds several N x K matrices, and computes
+    We do not use vector-quantize-pytorch: it fits the first codebook to the first batch only (with
+    duplicates if that has fewer latents than codes), restarts codes below an absolute count (2: at
+    K = 16,384 that is every code in every step), holds several N x K matrices, and computes
     distances in bfloat16 under CPU autocast.
 
     Args:
         dim: D.
         codebook_size: K.
-        decay: g; None: by the number of latents.
+        decay: g; None: from the number of latents.
         commitment: weight of the loss.
-        restart_below: share of the average use below which a code restarts; 0: never.
-        push_size: latents that the queue takes per step and process once there is a codebook.
-        seed: of the random numbers; None draws it from torch's.
+        restart_below: fraction of the average use below which a code restarts; 0: never.
+        push_size: latents added to the queue per step and process once there is a codebook.
+        seed: of the random numbers; None draws one from torch's.
     """
 
     training_state = ("queue", "_extra_state", "counts", "sums")
@@ -70,7 +70,7 @@ class VQ(QueueQuantizer):
         self.restart_below = restart_below
         self.register_buffer("counts", torch.zeros(0))
         self.register_buffer("sums", torch.zeros(0, dim))
-        self.tables |= {"counts": codebook_size, "sums": codebook_size}
+        self.lazy_buffers |= {"counts": codebook_size, "sums": codebook_size}
 
     def forward(self, latents: torch.Tensor) -> Quantized:
         """(..., D) latents -> nearest codes; in training the codes then follow the latents."""
@@ -90,7 +90,7 @@ class VQ(QueueQuantizer):
             return Quantized(codes, tokens, loss)
 
     def _gather(self, latents: torch.Tensor) -> None:
-        """Queue all latents; make the first codebook once there are enough."""
+        """Queue all latents; fit the first codebook once there are enough."""
         number = torch.tensor(len(latents), device=latents.device)
         if processes() > 1:
             dist.all_reduce(number, dist.ReduceOp.MIN)
@@ -101,13 +101,13 @@ class VQ(QueueQuantizer):
             found = kmeans(
                 self.recent(), self.codebook_size, seed=self._seed, max_iterations=INIT_ITERATIONS
             )
-        except ValueError:  # too much silence: too few of them are different
+        except ValueError:  # too much silence, so too few of them differ
             return
         self.codebook = found.centroids
 
     @torch.no_grad()
     def _follow(self, latents: torch.Tensor, tokens: torch.Tensor) -> None:
-        if len(self.counts) == 0:  # at the start, or loaded without the training state
+        if len(self.counts) == 0:  # at the start, or loaded without training state
             self.counts = torch.ones_like(self.codebook[:, 0])
             self.sums = self.codebook.clone()
         counts = torch.zeros_like(self.counts)
@@ -116,7 +116,7 @@ class VQ(QueueQuantizer):
         if processes() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
-        # in units of the average use, so that a fresh count of 1 means the same at any batch size
+        # in units of the average use, so that a new count of 1 means the same at any batch size
         average = counts.sum() / self.codebook_size
         if self.decay is None:
             forget = (average / LEAST_MEMORY).clamp(max=1 / MEMORY_STEPS)

@@ -1,6 +1,6 @@
-"""The delay of a codec: found over many files, and removed; and the level, on request.
+"""Estimating and removing the delay of a codec over many files; and matching levels.
 
-A delay is a whole number of samples, positive where the decoded signal comes later.
+A delay is a whole number of samples, positive if the decoded signal is later.
 """
 
 from __future__ import annotations
@@ -8,25 +8,26 @@ from __future__ import annotations
 import numpy as np
 
 MAX_DELAY = 0.1  # s, either way
-MIN_CORRELATION = 0.5  # mean over the pairs; below, waveforms do not tell the delay
+MIN_CORRELATION = 0.5  # mean over the pairs; below, waveforms say nothing about the delay
 
-_SPAN = 60  # s of a pair that are looked at, the loudest; bounds memory
-_ENVELOPE = 0.01  # s, of the window that averages the energy
-_FLOOR = 0.01  # of the mean energy: what lies 20 dB below hardly counts
+_SPAN = 60  # s of a pair that are used, the loudest; bounds memory
+_ENVELOPE = 0.01  # s, window that averages the energy
+_FLOOR = 0.01  # of the mean energy: 20 dB below hardly counts
 
 
 class DelayFinder:
     """The constant delay of a codec, from any number of pairs in any order.
 
-    Sums the normalised cross-correlations of the pairs and takes the lag where the sum is largest.
-    Where that is less than MIN_CORRELATION per pair, as with vocoders, which make a new waveform,
-    the envelopes log(e[t] / mean(e) + 0.01) are compared instead, with e[t] the mean of x^2 under a
-    Hann window of 10 ms around t. Means are removed from waveforms and envelopes. Of a pair longer
-    than 60 s only the loudest 60 s of the reference, and what lies there, are compared.
+    It sums the normalised cross-correlations of the pairs and takes the lag where the sum is
+    largest. If that is less than MIN_CORRELATION per pair, as with vocoders, which create a new
+    waveform, the envelopes log(e[t] / mean(e) + 0.01) are correlated instead, e[t] being the mean
+    of x^2 under a Hann window of 10 ms around t. Waveforms and envelopes have their means removed.
+    Of a pair longer than 60 s, only the loudest 60 s of the reference and the same span of the
+    other are used.
 
-    On 46 clips of speech, codecs of waveforms (Opus at 6 kbit/s, neural ones) reach 0.82 to 0.95
-    per pair, Codec2, a vocoder, 0.04; in single clips the former seldom fall below 0.5, and the
-    latter stays below.
+    On 46 clips of speech, waveform codecs (Opus at 6 kbit/s, neural codecs) reach 0.82 to 0.95 per
+    pair, and the vocoder Codec2 0.04. In single clips the former rarely fall below 0.5, and the
+    latter never reaches it.
 
     Args:
         rate: of the signals, Hz.
@@ -39,7 +40,7 @@ class DelayFinder:
         self._n_pairs = 0
 
     def add(self, reference: np.ndarray, degraded: np.ndarray) -> None:
-        """Take a pair (T,) and (T',) into account; a silent one says nothing.
+        """Add a pair (T,) and (T',); silent pairs are ignored.
 
         Raises:
             ValueError: other shapes, NaN or infinite samples.
@@ -53,7 +54,11 @@ class DelayFinder:
         self._envelopes += _correlation(x, y, self._reach)
 
     def merge(self, other: DelayFinder) -> None:
-        """Take the pairs of another finder of the same rate into account."""
+        """Add the pairs of another finder.
+
+        Raises:
+            ValueError: it is for another rate.
+        """
         if other.rate != self.rate:
             raise ValueError(f"delays at {other.rate} and at {self.rate} Hz")
         self._n_pairs += other._n_pairs
@@ -62,7 +67,7 @@ class DelayFinder:
 
     @property
     def delay(self) -> int:
-        """Samples; 0 where no pair has sound."""
+        """The delay in samples; 0 if all pairs are silent."""
         if not self._n_pairs:
             return 0
         weak = self._waveforms.max() < MIN_CORRELATION * self._n_pairs
@@ -83,7 +88,7 @@ def find_delay(reference: np.ndarray, degraded: np.ndarray, rate: int) -> int:
 
 
 def remove_delay(degraded: np.ndarray, delay: int, n_samples: int) -> np.ndarray:
-    """(..., T') -> (..., n_samples), of which sample t is t + delay before; zeros where none is."""
+    """(..., T') -> (..., n_samples): sample t is the former t + delay, or 0 if there is none."""
     aligned = np.zeros((*degraded.shape[:-1], n_samples), degraded.dtype)
     start = max(0, -delay)
     stop = max(start, min(n_samples, degraded.shape[-1] - delay))
@@ -94,9 +99,9 @@ def remove_delay(degraded: np.ndarray, delay: int, n_samples: int) -> np.ndarray
 def overlap(delay: int, n_reference: int, n_degraded: int) -> slice:
     """The samples of a reference that can be compared once a delay is removed.
 
-    A codec with a delay whose result is as long as the original has not put out the end, and one
-    with a negative delay not the beginning: these are left out. What is missing beyond the delay
-    was lost by the codec, and stays.
+    If a delayed result is as long as the original, it lacks the end; with a negative delay, it
+    lacks the beginning. These are left out. Anything else that is missing was lost by the codec,
+    and counts.
     """
     start = min(max(0, -delay), n_reference)
     stop = min(n_reference, max(n_degraded - delay, n_reference - max(0, delay)))
@@ -104,7 +109,7 @@ def overlap(delay: int, n_reference: int, n_degraded: int) -> slice:
 
 
 def match_level(reference: np.ndarray, degraded: np.ndarray) -> np.ndarray:
-    """The degraded signal, scaled to the mean power of the reference; silence stays as it is."""
+    """The degraded signal scaled to the mean power of the reference; silence is not changed."""
     if not degraded.any():
         return degraded
     power, wanted = (np.square(x, dtype=np.float64).mean() for x in (degraded, reference))
@@ -116,14 +121,14 @@ def _reach(rate: int) -> int:
 
 
 def _part(x: np.ndarray, y: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """What of a pair is looked at: the same span of both, with means of 0 and peaks of 1."""
+    """The part of a pair that is used: the same span of both, with mean 0 and peak 1."""
     start, span = 0, _SPAN * rate
     if len(x) > span:
         seconds = range(0, len(x), rate)
         energy = [np.square(x[t : t + rate], dtype=np.float64).sum() for t in seconds]
         start = int(np.argmax(np.convolve(energy, np.ones(_SPAN), "valid"))) * rate
     x, y = x[start : start + span], y[start : start + span]
-    x, y = x[: len(y) + _reach(rate)], y[: len(x) + _reach(rate)]  # the rest meets nothing
+    x, y = x[: len(y) + _reach(rate)], y[: len(x) + _reach(rate)]  # the rest has no counterpart
     return _with_peak(_centred(x)), _with_peak(_centred(y))
 
 
@@ -144,14 +149,14 @@ def _log_envelope(x: np.ndarray, rate: int) -> np.ndarray:
 def _correlation(x: np.ndarray, y: np.ndarray, reach: int) -> np.ndarray:
     """sum_t x[t] y[t + lag] / (|x| |y|) for each lag from -reach to reach."""
     scale = np.sqrt((x @ x) * (y @ y))
-    size = _fast_size(max(len(x), len(y)) + reach)  # so that no other lag falls onto these
+    size = _fast_size(max(len(x), len(y)) + reach)  # so that no other lag wraps onto these
     spectrum = np.fft.rfft(x, size).conj() * np.fft.rfft(y, size)
     lags = np.fft.irfft(spectrum, size).take(range(-reach, reach + 1), mode="wrap")
     return lags / scale if scale > 0 else np.zeros_like(lags)
 
 
 def _fast_size(least: int) -> int:
-    """The smallest of 2^n, 3 * 2^n and 5 * 2^n, which FFT likes, that is at least that."""
+    """The smallest 2^n, 3 * 2^n or 5 * 2^n, which suit the FFT, that is at least `least`."""
     return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in (1, 3, 5))
 
 

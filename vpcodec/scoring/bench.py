@@ -1,4 +1,4 @@
-"""One file through all systems: what comes out, in line with the original, and its values."""
+"""One file through all systems: code it, align the result, and compute the metrics."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from .scores import ORIGINAL, Row
 from .systems import Coded, ScoreError, System, with_components
 
 Align = Literal["codec", "file", "none"]
-LONGEST_DIFFERENCE = 0.5  # s, of the lengths of an original and its decoded file
+LONGEST_DIFFERENCE = 0.5  # s, between the lengths of an original and its decoded file
 
 _USER_ERRORS = (ValueError, OSError, MemoryError)  # AudioError, ScoreError ... are ValueErrors
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is compared and how; the same in all processes.
+    """What to compare and how; the same in all processes.
 
     Attributes:
-        kind: "audio" or "image".
+        modality: "audio" or "image".
         root: folder of the references.
-        systems: that are scored.
-        metrics: names; None for the default ones.
-        align: how delays are found; nothing is for images.
+        systems: to score.
+        metrics: names; None: the default metrics.
+        align: how delays are estimated; images have none.
         level: whether decoded audio gets the power of its reference.
-        rate: Hz at which audio is compared; None for that of each reference.
+        rate: Hz at which audio is compared; None: the rate of each reference.
     """
 
-    kind: Literal["audio", "image"]
+    modality: Literal["audio", "image"]
     root: Path
     systems: tuple[System, ...]
     metrics: tuple[str, ...] | None = None
@@ -52,17 +52,17 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A file, what to do with it, and what was found of it."""
+class Request:
+    """A file, what to compute for it, and the delays."""
 
     file: str
-    wanted: dict[int, bool]  # number of a system -> whether rows are wanted, or only its tokens
+    wanted: dict[int, bool]  # number of a system -> whether a row is wanted, or only tokens
     delays: Mapping[tuple[int, int], int]  # (number, rate) -> samples
 
 
 @dataclass
 class Outcome:
-    """Of one file and one system: a row or why there is none, and how often codes occurred."""
+    """For one file and system: a row or why there is none, and how often codes occurred."""
 
     row: Row | None = None
     failure: str | None = None
@@ -71,22 +71,24 @@ class Outcome:
 
 
 class Bench:
-    """Systems and metrics, ready to work on one file after another; one for each process."""
+    """Systems and metrics, ready to process one file after another; one per process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.systems = job.systems
-        self.measures, self.metrics, self.unavailable = choose(job.kind, job.metrics)
+        self.measures, self.metrics, self.unavailable = choose(job.modality, job.metrics)
         self._functions = [measure.function for measure in self.measures]
 
     @property
     def without_reference(self) -> bool:
-        """Whether some metrics say something of the originals alone."""
+        """Whether some metrics need no reference, so that the originals are scored too."""
         return any(not metric.needs_reference for metric in self.metrics)
 
     def find_delays(self, file: str) -> dict[tuple[int, int], DelayFinder]:
-        """(number of the system, rate) -> a finder that knows this file; {} if it cannot be used,
-        of which `work` will tell."""
+        """(number of the system, rate) -> a finder with this file.
+
+        Empty if the file cannot be used; `work` reports why.
+        """
         found = {}
         try:
             reference, rate = self._reference(file)
@@ -103,25 +105,27 @@ class Bench:
             found[number, rate] = finder
         return found
 
-    def work(self, task: Task) -> dict[int, Outcome]:
-        """Number of the system -> outcome; -1 stands for the originals."""
+    def work(self, request: Request) -> dict[int, Outcome]:
+        """Number of the system (-1: the originals) -> outcome."""
         try:
-            original = _Original(*self._reference(task.file))
+            original = _Original(*self._reference(request.file))
         except _USER_ERRORS as error:
-            failure = _failure(task.file, "", error)
-            return {number: Outcome(failure=failure) for number in task.wanted}
+            failure = _failure(request.file, "", error)
+            return {number: Outcome(failure=failure) for number in request.wanted}
         outcomes = {}
-        for number, with_row in task.wanted.items():
+        for number, with_row in request.wanted.items():
             try:
-                outcomes[number] = self._outcome(task, number, with_row, original)
+                outcomes[number] = self._outcome(request, number, with_row, original)
             except _USER_ERRORS as error:
                 name = self.systems[number].name if number >= 0 else ORIGINAL
-                outcomes[number] = Outcome(failure=_failure(task.file, name, error))
+                outcomes[number] = Outcome(failure=_failure(request.file, name, error))
         return outcomes
 
     def example(self, file: str, delays: Mapping[tuple[int, int], int]) -> tuple[Any, Any, dict]:
-        """Reference, rate, and system -> what came out, aligned and of the same shape; systems that
-        fail are left out."""
+        """Reference, rate, and system -> decoded signal, aligned and of the same shape.
+
+        Systems that fail are left out.
+        """
         original = _Original(*self._reference(file))
         decoded = {}
         for number, system in enumerate(self.systems):
@@ -134,27 +138,29 @@ class Bench:
             decoded[system.name][:, span] = part
         return original.signal, original.rate, decoded
 
-    def _outcome(self, task: Task, number: int, with_row: bool, original: _Original) -> Outcome:
+    def _outcome(
+        self, request: Request, number: int, with_row: bool, original: _Original
+    ) -> Outcome:
         if number < 0:
             values = self._values(original.clips(), original.clips(), originals=True)
-            return Outcome(self._row(ORIGINAL, task, original, None, 0.0, values))
+            return Outcome(self._row(ORIGINAL, request, original, None, 0.0, values))
         system = self.systems[number]
-        coded = system.code(self.job.root / task.file)
+        coded = system.code(self.job.root / request.file)
         outcome = Outcome()
         if coded.tokens is not None:
             outcome.codes, outcome.counts = np.unique(coded.tokens, return_counts=True)
         if with_row:
-            decoded, span, delay = self._aligned(original, coded, number, task.delays)
+            decoded, span, delay = self._aligned(original, coded, number, request.delays)
             values = self._values(original.clips(span), _wrapped(decoded, original.rate))
             outcome.row = self._row(
-                system.name, task, original, coded.n_bytes, delay, values, number
+                system.name, request, original, coded.n_bytes, delay, values, number
             )
         return outcome
 
     def _reference(self, file: str) -> tuple[np.ndarray, int | None]:
-        """(C, T) and the rate of comparison, or (H, W, C) and None."""
+        """(C, T) and the rate at which audio is compared, or (H, W, C) and None."""
         path = self.job.root / file
-        if self.job.kind == "image":
+        if self.job.modality == "image":
             return load_image(path), None
         samples, rate = load(path)
         wanted = self.job.rate or rate
@@ -167,8 +173,7 @@ class Bench:
         number: int,
         delays: Mapping[tuple[int, int], int],
     ) -> tuple[np.ndarray, slice, float]:
-        """What came out, the span of the reference that it is to be compared with, and the delay
-        that was removed, s."""
+        """The decoded signal, the span of the reference to compare, and the removed delay, s."""
         reference, rate = original.signal, original.rate
         decoded = _at(coded, rate)
         if rate is None:
@@ -199,10 +204,10 @@ class Bench:
             if set(wanted).isdisjoint(names):
                 continue
             try:
-                table = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
+                found = np.array([function(x, y) for x, y in zip(references, decoded)], np.float64)
             except Exception as error:  # of any library
                 raise ScoreError(f"{names[0]}: {type(error).__name__}: {error}") from error
-            for name, column in zip(names, table.reshape(-1, len(names)).T):
+            for name, column in zip(names, found.reshape(-1, len(names)).T):
                 has = ~np.isnan(column)
                 values[name] = float(column[has].mean()) if has.any() else float("nan")
         return {name: values[name] for name in wanted}
@@ -210,7 +215,7 @@ class Bench:
     def _row(
         self,
         name: str,
-        task: Task,
+        request: Request,
         original: _Original,
         n_bytes: int | None,
         delay: float,
@@ -221,21 +226,21 @@ class Bench:
         seconds = None if original.rate is None else width / original.rate
         if n_bytes is not None:
             size = height * width if seconds is None else seconds
-            key = "bits_per_pixel" if seconds is None else "bitrate"
-            values = {key: 8 * n_bytes / size if size else float("nan")} | values
-        mark = fingerprint(self, number, task.file, task.delays)
-        return Row(name, task.file, delay, seconds, n_bytes, mark, values)
+            rate_name = "bits_per_pixel" if seconds is None else "bitrate"
+            values = {rate_name: 8 * n_bytes / size if size else float("nan")} | values
+        key = cache_key(self, number, request.file, request.delays)
+        return Row(name, request.file, delay, seconds, n_bytes, key, values)
 
 
 class _Original:
-    """A reference, (C, T) and its rate or (H, W, C) and None, and what metrics take of it."""
+    """A reference, (C, T) and its rate or (H, W, C) and None, with cached inputs of metrics."""
 
     def __init__(self, signal: np.ndarray, rate: int | None) -> None:
         self.signal, self.rate = signal, rate
         self._clips: dict[tuple[int, int, int], list[Any]] = {}
 
     def clips(self, span: slice = slice(None)) -> list[Any]:
-        """Of a span of the samples; the same ones whenever it is asked for."""
+        """The inputs of metrics for a span of the samples, made once for each span."""
         key = span.indices(self.signal.shape[1])
         if key not in self._clips:
             self._clips[key] = _wrapped(self.signal[:, span], self.rate)
@@ -243,12 +248,12 @@ class _Original:
 
 
 def _wrapped(signal: np.ndarray, rate: int | None) -> list[Any]:
-    """What measures take: clips of the channels, or the image."""
+    """The inputs of measures: clips of the channels, or the image."""
     return [signal] if rate is None else [Clip(channel, rate) for channel in signal]
 
 
 def _at(coded: Coded, rate: int | None) -> np.ndarray:
-    """The signal at the rate of comparison."""
+    """The signal at the rate at which it is compared."""
     if coded.rate == rate:
         return coded.signal
     if coded.rate is None or rate is None:
@@ -257,7 +262,7 @@ def _at(coded: Coded, rate: int | None) -> np.ndarray:
 
 
 def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image with the channels of the reference, where that changes nothing that is seen."""
+    """The image with the components of the reference, if that changes nothing visible."""
     if decoded.shape[:2] == shape[:2]:
         other = with_components(decoded, shape[2])
         if np.array_equal(with_components(other, decoded.shape[2]), decoded):
@@ -266,16 +271,18 @@ def _as_image(decoded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _delay_at(delays: Mapping[tuple[int, int], int], number: int, rate: int) -> int:
-    """The delay of a system in samples: found at this rate, else the median of others."""
+    """The delay of a system in samples: estimated at this rate, else the median of other rates."""
     if (number, rate) in delays:
         return delays[number, rate]
     others = [delay / other for (of, other), delay in delays.items() if of == number]
     return round(float(np.median(others)) * rate) if others else 0
 
 
-def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
-    """Of all that a row depends on but the set of metrics: the file's size and time, the system,
-    the settings, the delays and this version."""
+def cache_key(bench: Bench, number: int, file: str, delays: Mapping[tuple[int, int], int]) -> str:
+    """Digest of all that a row depends on, except the set of metrics.
+
+    That is the size and time of the file, the system, the settings, the delays and this version.
+    """
     job = bench.job
     paths = [job.root / file]
     identity = ORIGINAL
@@ -296,7 +303,7 @@ def fingerprint(bench: Bench, number: int, file: str, delays: Mapping[tuple[int,
 
 
 def _asr_model() -> str:
-    from .neural import asr_model
+    from ..metrics.neural import asr_model
 
     return asr_model()
 
@@ -309,15 +316,15 @@ def _failure(file: str, system: str, error: BaseException) -> str:
 
 
 def _size(shape: tuple[int, ...]) -> str:
-    kind = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
-    return f"{shape[1]} x {shape[0]} pixels, {kind},"
+    form = {1: "grey", 2: "grey and alpha", 3: "RGB", 4: "RGBA"}.get(shape[2], "?")
+    return f"{shape[1]} x {shape[0]} pixels, {form},"
 
 
-_bench: Bench | None = None  # of a worker process
+_bench: Bench | None = None  # in a worker process
 
 
 def begin(job: Job) -> None:
-    """Make the bench of a worker process, which ends with the one that started it."""
+    """Make the bench of a worker process, which ends when its parent does."""
     global _bench
     parent = os.getppid()
 
@@ -336,8 +343,8 @@ def call(method: str, item: Any) -> Any:
 
 
 def lost(item: Any) -> Any:
-    """What stands for the result of a process that died."""
-    if isinstance(item, Task):
+    """The result in place of that of a process that died."""
+    if isinstance(item, Request):
         failure = f"{item.file}: the process that scored it died"
         return {number: Outcome(failure=failure) for number in item.wanted}
     return {}

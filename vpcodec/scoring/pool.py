@@ -1,8 +1,8 @@
 """Processes that call functions while the caller does something else.
 
-A process is an interpreter of its own: it imports this module and those of the functions that it is
-asked to call, and nothing of the caller's program, so no torch unless a function needs it. Requests
-and answers are pickles, which pass through pipes between the two only.
+Each process is a new interpreter. It imports this module and the modules of the functions that it
+is asked to call, but nothing of the caller's program, so no torch unless a function needs it.
+Requests and answers are pickles that only pass through pipes between the two.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _START = (
     "from vpcodec.scoring.pool import serve; serve({nice})"
 )
 _LIBRARIES = ("OMP", "OPENBLAS", "MKL", "NUMBA")
-_SIZE_BYTES = 8  # of the size before each message
+_SIZE_BYTES = 8  # of the size that precedes each message
 
 
 class WorkerError(RuntimeError):
-    """A function that failed in its process."""
+    """A function failed in its process."""
 
 
 class LostWorkerError(WorkerError):
-    """A process that ended before it answered."""
+    """A process ended before it answered."""
 
 
 class Pool:
     """Processes that call functions, with one thread each.
 
-    They are started as they are needed, in the place of ones that ended too, and end with `close`
-    or with the process that owns them, however it ends. One that dies takes nothing with it but
-    the call that it worked on. A context manager.
+    They are started as needed, also to replace processes that ended, and end with `close` or with
+    the process that owns them, however it ends. If one dies, only the call that it worked on is
+    lost. Can be used as a context manager.
 
     Args:
-        count: how many may work at the same time.
+        count: most processes at a time.
         begin: a function and its arguments, called first in each process.
-        nice: how far below the caller's priority they work, up to 19.
+        nice: how far their priority is below the caller's, up to 19.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Pool:
         self._processes: set[subprocess.Popen[bytes]] = set()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Have a function of a module called, with arguments that can be pickled.
+        """Call a function of a module in a process, with arguments that can be pickled.
 
         Returns:
-            A future of what it returns. Its exception is a WorkerError, in one line, where the
-            function raised one or cannot be imported, a LostWorkerError where the process ended.
+            A future of the result. Its exception is a WorkerError with one line if the function
+            raised an exception or cannot be imported, and a LostWorkerError if the process ended.
         """
         return self._threads.submit(self._call, function, arguments)
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run."""
+        """Process ids of the running processes."""
         with self._lock:
             return [process.pid for process in self._processes]
 
     def close(self) -> None:
-        """End all at once; what they have not answered yet becomes a WorkerError or cancelled."""
+        """Kill all processes; pending futures get a WorkerError or are cancelled."""
         with self._lock:
             self._closed = True
             for process in self._processes:
@@ -103,7 +103,7 @@ class Pool:
         return answer
 
     def _ask(self, process: subprocess.Popen[bytes], request: bytes) -> tuple[bool, Any]:
-        """Whether a request was done, and the answer, or why not."""
+        """Whether a request succeeded, and the answer or the reason."""
         try:
             _send(process.stdin, request)
             return pickle.loads(_receive(process.stdout))
@@ -114,7 +114,7 @@ class Pool:
             raise
 
     def _take(self) -> subprocess.Popen[bytes]:
-        """A process that waits, or a new one."""
+        """An idle process, or a new one."""
         with self._lock:
             if self._closed:
                 raise WorkerError("the workers are closed")
@@ -135,7 +135,7 @@ class Pool:
         return process
 
     def _end(self, process: subprocess.Popen[bytes]) -> str:
-        """Wait for its end or kill it, and forget it; how it ended."""
+        """Wait for a process to end or kill it, and forget it; returns how it ended."""
         try:
             code = process.wait(1)
         except subprocess.TimeoutExpired:
@@ -144,7 +144,7 @@ class Pool:
         with self._lock:
             self._processes.discard(process)
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # of what could not be sent
+            with suppress(OSError):  # unsent data
                 pipe.close()
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
@@ -154,7 +154,7 @@ def serve(nice: int) -> None:
     if nice and hasattr(os, "nice"):
         os.nice(nice)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints shall not answer
+    os.dup2(2, 1)  # what libraries print must not become an answer
     try:
         while True:
             request = _receive(sys.stdin.buffer)
@@ -165,7 +165,7 @@ def serve(nice: int) -> None:
                 answer = pickle.dumps((False, f"{type(error).__name__}: {error}"))
             _send(answers, answer)
     except (EOFError, BrokenPipeError):
-        pass  # the parent ended, or has no more requests
+        pass  # the parent has ended, or has no more requests
 
 
 def _send(pipe: BinaryIO, message: bytes) -> None:
@@ -175,7 +175,11 @@ def _send(pipe: BinaryIO, message: bytes) -> None:
 
 
 def _receive(pipe: BinaryIO) -> bytes:
-    """A message; EOFError where the pipe ends before or in it."""
+    """The next message.
+
+    Raises:
+        EOFError: the pipe ends before the end of a message.
+    """
     size = pipe.read(_SIZE_BYTES)
     message = pipe.read(int.from_bytes(size, "little"))
     if len(size) < _SIZE_BYTES or len(message) < int.from_bytes(size, "little"):

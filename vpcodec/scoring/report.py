@@ -1,7 +1,7 @@
-"""The report of a score: one HTML page that holds everything it shows and never asks the network.
+"""The report: one self-contained HTML page that never uses the network.
 
 The template `report.html` draws its tables and charts from JSON that is made here; sounds and
-pictures are in it as data addresses.
+images are embedded as data URLs.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from ..metrics.base import Metric
     from .scores import Scores, SystemScores
 
-MAX_SECONDS = 20  # of an example that can be heard and seen
-MAX_SIDE = 512  # pixels of an example image, cut out of its middle
-MAX_FILES = 2000  # drawn one by one
+MAX_SECONDS = 20  # of an example
+MAX_SIDE = 512  # pixels of an example image, cropped to its centre
+MAX_FILES = 2000  # that are drawn as points
 DEPTH = 80  # dB below the loudest point of the reference, where spectrograms end
-DIFFERENCE = 30  # dB, both ways, where their differences end
-GAIN = 8  # of the differences of images
+DIFFERENCE = 30  # dB, both ways, where differences of spectrograms end
+GAIN = 8  # of differences of images
 
-_AUDIO_BYTES = 24 * 2**20  # of all sounds of a page; their seconds are cut to fit
+_AUDIO_BYTES = 24 * 2**20  # of all sounds of a page, which are shortened to fit
 _WINDOW = 0.024  # s, of the spectrograms
 _COLUMNS, _BANDS = 600, 200  # pixels of a spectrogram at most
-_LEVELS = 65  # colours of a spectrogram, odd so that a difference of nothing has one
+_LEVELS = 65  # colours of a spectrogram; odd, so that no difference has a colour
 _BINS = 160  # steps of a codebook's histogram
 _BLUR = 4  # points of a spectrogram, both ways, that its difference averages
 _SILENCE = 1e-10  # of the power of a full-scale sine
@@ -64,15 +64,15 @@ _PLACES = {"<!--title-->": "title", "<!--data-->": "data"}  # in the template
 
 @dataclass
 class Example:
-    """A file to be heard or seen on the page.
+    """A file to hear or see on the page.
 
     Attributes:
         title: why it was chosen: "best", "median", "worst".
-        file: its name in the scores.
+        file: name of the file in the scores.
         note: such as "PESQ-WB 2.31 with speech-3k".
         rate: Hz; None for images.
         reference: audio float32 (C, T), full scale at -1 and 1; image uint8 (H, W, C).
-        decoded: the same of each system by its name, aligned, of the same shape.
+        decoded: system -> decoded signal, aligned, of the same shape.
     """
 
     title: str
@@ -84,10 +84,10 @@ class Example:
 
 
 def choose_examples(scores: Scores) -> list[tuple[str, str, str]]:
-    """Title, file and note of the best, the median and the worst file: as many of them as differ.
+    """Title, file and note of the best, the median and the worst file, as far as they differ.
 
-    Judged by the first metric that has a better way and any values, on average over the systems
-    (by its size where zero is best), among the files with values from the most systems.
+    They are chosen by the first metric with values that can be better or worse, averaged over
+    systems (by magnitude if zero is best), among the files with values from the most systems.
     """
     for metric in _quality(scores):
         values = _values_by_file(scores, metric)
@@ -118,13 +118,19 @@ def write_report(
     *,
     title: str | None = None,
 ) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, which appears complete or not at all.
 
-    Sounds are 16-bit WAV of at most two channels, cut to 20 s, or to less where many would make
-    the page large; images are cut to 512 x 512 pixels. The page says so.
+    Sounds are 16-bit WAV of at most two channels and 20 s, or less if many would make the page
+    large; images are cropped to 512 x 512 pixels. The page says so.
+
+    Args:
+        target: path of the page.
+        scores: what to show.
+        examples: files to hear or see.
+        title: of the page; None: the names of the systems.
 
     Raises:
-        OSError: where it cannot be written.
+        OSError: it cannot be written.
     """
     names = [system.name for system in scores.systems if system.name != ORIGINAL]
     title = title or "Scores of " + ", ".join(names)
@@ -137,9 +143,9 @@ def write_report(
 
 
 def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]:
-    """All that the template draws."""
+    """Everything that the template draws."""
     quality = {metric.name for metric in _quality(scores)}
-    rate = _RATES[scores.kind]
+    rate = _RATES[scores.modality]
     keys = ("name", "label", "unit", "better", "source")
     names = sorted({row.file for row in scores.rows})
     shown = names[:: max(1, -(-len(names) // MAX_FILES))]
@@ -149,7 +155,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
     n_sounds = sum(1 + len(example.decoded) for example in examples)
     return {
         "title": title,
-        "kind": scores.kind,
+        "kind": scores.modality,
         "settings": list(scores.settings.items()),
         "rate": rate,
         "metrics": [
@@ -179,7 +185,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
             }
             | (
                 _images(example)
-                if scores.kind == "image"
+                if scores.modality == "image"
                 else _sounds(example, _AUDIO_BYTES // n_sounds)
             )
             for example in examples
@@ -197,13 +203,13 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
 
 
 def _quality(scores: Scores) -> list[Metric]:
-    """The metrics that judge: not the rate, and not those of which more is neither good nor bad."""
-    rate = _RATES[scores.kind]["name"]
+    """The metrics of quality: not the rate, and none without a better direction."""
+    rate = _RATES[scores.modality]["name"]
     return [metric for metric in scores.metrics if metric.better and metric.name != rate]
 
 
 def _values_by_file(scores: Scores, metric: Metric) -> dict[str, dict[str, float]]:
-    """File -> system -> value, or its size where zero is best; what has none is left out."""
+    """File -> system -> value, or its magnitude if zero is best; undefined values are left out."""
     found: dict[str, dict[str, float]] = {}
     for row in scores.rows:
         value = row.values.get(metric.name, math.nan)
@@ -227,10 +233,10 @@ def _system(system: SystemScores) -> dict[str, Any]:
 
 
 def _usage(counts: np.ndarray) -> dict[str, list[float]] | None:
-    """How often codes are used, the most frequent first: means over ranges of ranks, from 1.
+    """How often codes are used, the most frequent first, as means over ranges of ranks from 1.
 
-    `shares[i]`, of all tokens, is the mean over the ranks from `ranks[i]` up to `ranks[i + 1]`,
-    which are about equally wide on a log axis. Codes that never occurred are left out.
+    `shares[i]`, a share of all tokens, is the mean over the ranks from `ranks[i]` up to
+    `ranks[i + 1]`; ranges are about equally wide on a log axis. Unused codes are left out.
     """
     used = np.sort(counts[counts > 0])[::-1]
     if not used.size:
@@ -241,7 +247,7 @@ def _usage(counts: np.ndarray) -> dict[str, list[float]] | None:
 
 
 def _sounds(example: Example, n_bytes: int) -> dict[str, Any]:
-    """Sounds of at most `n_bytes` each, their spectrograms, and how these differ."""
+    """Sounds of at most `n_bytes` each, their spectrograms, and the differences of these."""
     rate, whole = example.rate, example.reference.shape[-1]
     frame = 2 * min(2, len(example.reference))  # bytes
     n_samples = min(whole, MAX_SECONDS * rate, max(rate, n_bytes // frame))
@@ -255,11 +261,11 @@ def _sounds(example: Example, n_bytes: int) -> dict[str, Any]:
     peak = max(power.max(), _SILENCE)
 
     def levels(power: np.ndarray) -> np.ndarray:
-        """From -DEPTH to 0, dB below the peak."""
+        """dB relative to the peak, from -DEPTH to 0."""
         return 10 * np.log10(np.clip(power / peak, 10 ** (-DEPTH / 10), 1))
 
     def blurred(power: np.ndarray) -> np.ndarray:
-        """So that chance in noise does not hide what differs."""
+        """Averaged levels, so that chance in noise does not hide differences."""
         return levels(_means(_means(power, _BLUR, 0), _BLUR, 1))
 
     def draw(power: np.ndarray) -> str:
@@ -287,7 +293,7 @@ def _sounds(example: Example, n_bytes: int) -> dict[str, Any]:
 
 
 def _images(example: Example) -> dict[str, Any]:
-    """The middles of images, and how these differ."""
+    """The centres of images, and their differences."""
     height, width = example.reference.shape[:2]
     down, right = (max(0, side - MAX_SIDE) // 2 for side in (height, width))
     middle = np.s_[down : down + MAX_SIDE, right : right + MAX_SIDE]
@@ -306,10 +312,11 @@ def _images(example: Example) -> dict[str, Any]:
 
 
 def _spectrogram(signal: np.ndarray, rate: int) -> tuple[np.ndarray, float, float]:
-    """The mean power of the channels of (C, T), 1 for a full-scale sine, as (bands, columns) from
-    0 to rate / 2; the width of a band, Hz; the time between columns, s.
+    """The spectrogram of (C, T), averaged over channels, with periodic Hann windows of 24 ms.
 
-    Periodic Hann windows of 24 ms. Where more frequencies than bands fit, bands are their means.
+    Returns:
+        Power (bands, columns) from 0 to rate / 2, 1 for a full-scale sine; the width of a band, Hz;
+        and the time between columns, s. If there are too many frequencies, bands are their means.
     """
     size = max(32, round(_WINDOW * rate))
     hop = max(1, size // 4, -(-signal.shape[1] // _COLUMNS))
@@ -322,28 +329,28 @@ def _spectrogram(signal: np.ndarray, rate: int) -> tuple[np.ndarray, float, floa
 
 
 def _means(values: np.ndarray, n: int, axis: int) -> np.ndarray:
-    """Of every `n` neighbours along an axis of two, of what is left at the end."""
+    """Means of every `n` neighbours along an axis of a matrix, fewer at the end."""
     starts = np.arange(0, values.shape[axis], n)
     counts = np.diff(starts, append=values.shape[axis])
     return np.add.reduceat(values, starts, axis) / np.expand_dims(counts, 1 - axis)
 
 
 def _loudness_colours(n: int) -> np.ndarray:
-    """From dark violet to light yellow, (n, 3): lightness rises evenly."""
+    """From dark violet to light yellow, (n, 3), with evenly rising lightness."""
     place = np.linspace(0, 1, n)
     chroma = 0.185 * np.sin(np.pi * np.clip(place, 0.0, 0.97)) ** 0.65
     return _colours(0.13 + 0.84 * place, chroma, 285 + 180 * place)
 
 
 def _difference_colours(n: int) -> np.ndarray:
-    """From light blue over near black to light orange, (n, 3): lightness is the size."""
+    """From light blue through near black to light orange, (n, 3); lightness is the magnitude."""
     place = np.linspace(-1, 1, n)
     size = np.abs(place)
     return _colours(0.16 + 0.66 * size, 0.14 * size**0.7, np.where(place < 0, 245, 60))
 
 
 def _colours(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:
-    """OKLCH (Ottosson 2020; hue in degrees) to sRGB uint8 (n, 3), clipped to its range."""
+    """OKLCH (Ottosson 2020; hue in degrees) to sRGB uint8 (n, 3), clipped."""
     a, b = chroma * np.cos(np.deg2rad(hue)), chroma * np.sin(np.deg2rad(hue))
     cones = (_LAB_TO_CONES @ np.stack([lightness, a, b])) ** 3
     linear = np.clip(_CONES_TO_RGB @ cones, 0, 1).T
@@ -356,7 +363,7 @@ def _hex(colours: np.ndarray) -> list[str]:
 
 
 def _indexed(shares: np.ndarray, colours: np.ndarray) -> str:
-    """A PNG of shares from 0 to 1 of a row of colours; the first row of pixels is the lowest."""
+    """A PNG of values from 0 to 1 in a list of colours; the first row is the lowest."""
     from PIL import Image
 
     indices = np.clip(np.rint(shares * (len(colours) - 1)), 0, len(colours) - 1)
@@ -388,8 +395,8 @@ def _wav(signal: np.ndarray, rate: int) -> str:
     return _address("audio/wav", data.getvalue())
 
 
-def _address(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _address(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def _json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Scoring: reference files through codecs, compared with what came out, and summed up."""
+"""Scoring: code reference files, compare the results with them, and summarise."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from ..media.audio import AUDIO_SUFFIXES
 from ..media.files import find_files
 from ..media.image import IMAGE_SUFFIXES
 from ..metrics.base import Clip, Measure
+from ..progress import Progress
 from ..usage import CodebookUsage
 from .alignment import DelayFinder
-from .bench import Align, Bench, Job, Task, begin, call, fingerprint, lost
+from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
 from .report import Example, choose_examples
 from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
 from .systems import Decoded, ScoreError, System, build_system, parse_codecs
 
-Progress = Callable[[str, int, int], None]
 ALIGNMENTS: dict[Align, str] = {
-    "codec": "one delay per codec, found and removed",
-    "file": "a delay per file, found and removed",
-    "none": "as the files are",
+    "codec": "one delay per codec, estimated and removed",
+    "file": "one delay per file, estimated and removed",
+    "none": "none",
 }
-DELAY_FILES = 16  # that the delay of a codec is found from
+DELAY_FILES = 16  # from which the delay of a codec is estimated
 
 
 class Scoring:
-    """References through systems: find delays, measure files, sum up.
+    """Scores systems on reference files: estimate delays, measure each file, summarise.
 
     Args:
-        reference: a file, or a folder with audio or images, sub-folders included.
-        systems: what is scored: `build_systems` makes them.
-        metrics: names, or a string of them with commas; None for the default ones.
-        align: "codec" finds the constant delay of each system from up to 16 files and removes it,
-            "file" that of each file, "none" nothing.
+        reference: a file, or a folder with audio or images, including sub-folders.
+        systems: what to score, from `build_systems`.
+        metrics: names, or a string of names separated by commas; None: the default metrics.
+        align: "codec" estimates one delay per system from up to 16 files and removes it, "file" one
+            per file, "none" none.
         level: give decoded audio the power of its reference.
-        rate: Hz at which audio is compared; None for that of each reference.
-        jobs: processes.
+        rate: Hz at which audio is compared; None: the rate of each reference.
+        jobs: number of processes.
 
     Raises:
-        ScoreError: nothing to score, audio and images together, or a system that cannot be used.
+        ScoreError: nothing to score, a mixture of audio and images, or an unusable system.
         MetricError: a metric that does not exist or lacks its package.
     """
 
@@ -66,25 +66,27 @@ class Scoring:
             raise ScoreError(f"unknown alignment {align!r} (one of {', '.join(ALIGNMENTS)})")
         if not systems:
             raise ScoreError("nothing to compare with: name decoded files, a model or a codec")
-        kind, root, self.files = _find(Path(reference))
-        if kind == "image":
+        modality, root, self.files = _find(Path(reference))
+        if modality == "image":
             align, level, rate = "none", False, None
         if isinstance(metrics, str):
             metrics = metrics.split(",")
         names = None if metrics is None else tuple(name.strip() for name in metrics)
         if jobs < 1:
             raise ScoreError(f"jobs must be at least 1, got {jobs}")
-        self.job = Job(kind, root, tuple(systems), names, align, level, rate)
+        self.job = Job(modality, root, tuple(systems), names, align, level, rate)
         self.bench = Bench(self.job)
         for system in self.bench.systems:
-            if system.kind not in (None, kind):
-                raise ScoreError(f"{system.name} is for {system.kind}, {reference} is {kind}")
+            if system.modality not in (None, modality):
+                raise ScoreError(
+                    f"{system.name} is for {system.modality}, {reference} is {modality}"
+                )
         names = [system.name for system in self.bench.systems]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ScoreError(f"{min(twice)} is there twice; NAME=PATH gives another name")
+            raise ScoreError(f"{min(twice)} occurs twice; NAME=PATH gives one another name")
         for measure in self.bench.measures:
             if not all(metric.default for metric in measure.metrics):
-                _try(measure, kind)
+                _try(measure, modality)
         self._jobs = min(jobs, len(self.files))
         self._delays: dict[tuple[int, int], int] = {}
 
@@ -98,24 +100,24 @@ class Scoring:
         """Score all files.
 
         Args:
-            known: rows of an earlier run; those that hold all metrics and whose fingerprint is
-                still right are not computed again.
+            known: rows of an earlier run; those that have all metrics and whose cache key is still
+                valid are not computed again.
             on_row: called with each new row, in the order of files.
-            progress: called with what is done, of how many, and what it is.
+            progress: told the files that are done, in each stage.
         """
         report = progress or (lambda label, done, total: None)
         with _Each(self.job, self.bench, self._jobs) as each:
             if self.job.align == "codec":
                 self._delays = self._find_delays(each, report)
             known = {(row.system, row.file): row for row in known}
-            tasks, rows = self._tasks(known.values())
+            requests, rows = self._requests(known.values())
             usages = {
                 number: CodebookUsage(system.codebook_size)
                 for number, system in enumerate(self.bench.systems)
                 if system.codebook_size
             }
             failed = []
-            for i, outcomes in enumerate(each.map("work", tasks)):
+            for i, outcomes in enumerate(each.map("work", requests)):
                 for number, outcome in outcomes.items():
                     if outcome.failure:
                         failed.append(outcome.failure)
@@ -123,16 +125,16 @@ class Scoring:
                         usages[number].add(outcome.codes, outcome.counts)
                     if row := outcome.row:
                         before = known.get((row.system, row.file))
-                        if before and before.fingerprint == row.fingerprint:
+                        if before and before.cache_key == row.cache_key:
                             row = replace(row, values=before.values | row.values)
                         rows[number, row.file] = row
                         if on_row:
                             on_row(row)
-                report("scoring", i + 1, len(tasks))
+                report("scoring", i + 1, len(requests))
         return self._scores(rows, usages, list(dict.fromkeys(failed)))
 
     def examples(self, scores: Scores) -> list[Example]:
-        """The best, the median and the worst file, coded once more."""
+        """The best, the median and the worst file, coded again."""
         found = []
         for title, file, note in choose_examples(scores):
             reference, rate, decoded = self.bench.example(file, self._delays)
@@ -140,7 +142,7 @@ class Scoring:
         return found
 
     def _find_delays(self, each: _Each, report: Progress) -> dict[tuple[int, int], int]:
-        """(number of the system, rate) -> samples, from files spread over all."""
+        """(number of the system, rate) -> delay in samples, from files spread over all."""
         count = min(DELAY_FILES, len(self.files))
         spread = np.linspace(0, len(self.files) - 1, count).round().astype(int)
         total: dict[tuple[int, int], DelayFinder] = {}
@@ -153,14 +155,14 @@ class Scoring:
             report("finding delays", i + 1, count)
         return {key: finder.delay for key, finder in total.items()}
 
-    def _tasks(self, known: Iterable[Row]) -> tuple[list[Task], dict[tuple[int, str], Row]]:
-        """What is to be done, and the rows that need not be."""
+    def _requests(self, known: Iterable[Row]) -> tuple[list[Request], dict[tuple[int, str], Row]]:
+        """What to compute, and the rows that need not be computed again."""
         numbers = list(range(len(self.bench.systems)))
         if self.bench.without_reference:
             numbers.insert(0, -1)
         of_name = {self._name(number): number for number in numbers}
         by_key = {(of_name.get(row.system), row.file): row for row in known}
-        tasks, rows = [], {}
+        requests, rows = [], {}
         for file in self.files:
             wanted = {}
             for number in numbers:
@@ -172,11 +174,11 @@ class Scoring:
                 else:
                     wanted[number] = True
             if wanted:
-                tasks.append(Task(file, wanted, self._delays))
-        return tasks, rows
+                requests.append(Request(file, wanted, self._delays))
+        return requests, rows
 
     def _holds(self, row: Row, number: int) -> bool:
-        """Whether a row is what would be computed now."""
+        """Whether a row has all metrics and is still valid."""
         wanted = {
             metric.name
             for metric in self.bench.metrics
@@ -185,10 +187,10 @@ class Scoring:
         return wanted <= set(row.values) and self._is_current(row, number)
 
     def _is_current(self, row: Row, number: int) -> bool:
-        """Whether nothing that its values depend on has changed."""
+        """Whether nothing that the values of a row depend on has changed."""
         try:
-            return row.fingerprint == fingerprint(self.bench, number, row.file, self._delays)
-        except OSError:  # of a file that has gone; whoever reads it next will tell
+            return row.cache_key == cache_key(self.bench, number, row.file, self._delays)
+        except OSError:  # a file that has gone; whoever reads it next will report it
             return False
 
     def _name(self, number: int) -> str:
@@ -225,7 +227,7 @@ class Scoring:
         order = {file: i for i, file in enumerate(self.files)}
         ordered = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order[key[1]]))]
         return Scores(
-            kind=self.job.kind,
+            modality=self.job.modality,
             systems=systems,
             rows=ordered,
             metrics=self.bench.metrics,
@@ -236,7 +238,7 @@ class Scoring:
 
     def _settings(self) -> dict[str, str]:
         found = {"reference": str(self.job.root), "files": str(len(self.files))}
-        if self.job.kind == "audio":
+        if self.job.modality == "audio":
             rate = f"{self.job.rate} Hz" if self.job.rate else "that of each reference"
             found |= {
                 "alignment": ALIGNMENTS[self.job.align],
@@ -258,13 +260,17 @@ def score(
     Args:
         reference: a file, or a folder of audio or of images.
         decoded: files or folders of results, matched by name; "lyra=results/3200" calls one lyra.
-        models: names as of `Codec.from_pretrained`; each encodes and decodes the references.
-        codecs: such as "opus@6k,codec2@3200" or "webp@0"; as a string or a list.
+        models: names that `Codec.from_pretrained` takes; each encodes and decodes the references.
+        codecs: such as "opus@6k,codec2@3200" or "webp@0", as a string or a list.
         options: `metrics`, `align`, `level`, `rate` and `jobs` of `Scoring`.
 
+    Returns:
+        The scores; files that failed are in `Scores.failed`.
+
     Raises:
-        ScoreError, MetricError, ModelError: something cannot be used; single files that fail are
-            in `Scores.failed`.
+        ScoreError: nothing to compare, or a system that cannot be used.
+        MetricError: a metric that does not exist or lacks its package.
+        ModelError: a model that cannot be used.
     """
     models = [models] if isinstance(models, str) else models
     systems = build_systems(reference, decoded, models, codecs)
@@ -279,10 +285,11 @@ def build_systems(
     *,
     backend: str = "onnx",
 ) -> list[System]:
-    """What is compared with the originals at `reference`; arguments as of `score`.
+    """The systems to compare with the originals; arguments as for `score`.
 
     Raises:
-        ScoreError, ModelError: one of them does not exist, or cannot be used here.
+        ScoreError: a file, codec or program that does not exist.
+        ModelError: a model that cannot be used.
     """
     systems: list[System] = []
     for path in map(os.fspath, decoded):
@@ -296,10 +303,10 @@ def build_systems(
     return systems + [build_system(spec) for spec in (parse_codecs(text) if text else ())]
 
 
-def _try(measure: Measure, kind: str) -> None:
-    """Have what needs a network loaded, or fail, before anything else is done."""
+def _try(measure: Measure, modality: str) -> None:
+    """Compute a measure once, so that missing networks fail before anything else is done."""
     random = np.random.default_rng(0)
-    if kind == "image":
+    if modality == "image":
         sample: Any = random.integers(256, size=(64, 64, 3), dtype=np.uint8)
     else:
         sample = Clip(random.normal(scale=0.1, size=32_000).astype(np.float32), 16_000)
@@ -309,7 +316,7 @@ def _try(measure: Measure, kind: str) -> None:
 class _Each:
     """Maps methods of a `Bench` over files, in this process or in others.
 
-    A process that dies takes nothing with it but the file that it worked on.
+    If a process dies, only the file that it worked on is lost.
     """
 
     def __init__(self, job: Job, bench: Bench, jobs: int) -> None:
@@ -324,7 +331,7 @@ class _Each:
             self._pool.close()
 
     def map(self, method: str, items: Sequence[Any]) -> Iterator[Any]:
-        """The results in order; `lost` stands for that of a process that died."""
+        """The results in order, with `lost` in place of those of processes that died."""
         if self._pool is None:
             yield from map(getattr(self._bench, method), items)
             return
@@ -341,7 +348,7 @@ class _Each:
 
 
 def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
-    """Kind, folder and relative names of the references."""
+    """Modality, folder and relative names of the references."""
     if reference.is_dir():
         files = find_files(reference, AUDIO_SUFFIXES | IMAGE_SUFFIXES)
         root = reference
@@ -356,6 +363,6 @@ def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
     if images and len(images) < len(files):
         raise ScoreError(
             f"{reference}: {len(files) - len(images)} audio files and {len(images)} images; "
-            "score them apart"
+            "score them separately"
         )
     return ("image" if images else "audio"), root, [path.as_posix() for path in files]

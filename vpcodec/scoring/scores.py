@@ -1,4 +1,4 @@
-"""What scoring gives: rows of files, their statistics, and both as JSON, CSV and text."""
+"""Results of scoring: rows for files, their statistics, and both as JSON, CSV and text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..metrics.base import Metric
 from ..metrics.registry import METRICS, SYSTEM_METRICS
 
 RESAMPLES = 2000  # of the bootstrap
-ORIGINAL = "(original)"  # the references as a system: what metrics without reference say of them
+ORIGINAL = "(original)"  # the references as a system, for metrics without reference
 
 _SEED = 0
-_PIECE = 2**22  # indices drawn at once; bounds memory
+_PIECE = 2**22  # indices drawn at a time; bounds memory
 _ROW_FIELDS = ("key", "system", "delay", "seconds", "bytes", "fingerprint")
 
 
@@ -30,12 +30,12 @@ class Row:
     Attributes:
         system: its name.
         file: relative to the folder of the references.
-        delay: s, that was removed.
-        seconds: of the reference; None for images.
-        n_bytes: as coded; None where that is not known.
-        fingerprint: of all that the values depend on.
-        values: by name of the metric, "bitrate" (bit/s) or "bits_per_pixel" among them; NaN where
-            a metric is not defined.
+        delay: that was removed, s.
+        seconds: duration of the reference; None for images.
+        n_bytes: size when coded; None if unknown.
+        cache_key: digest of all that the values depend on; "fingerprint" in JSON.
+        values: metric -> value, including "bitrate" (bit/s) or "bits_per_pixel"; NaN where a metric
+            is undefined.
     """
 
     system: str
@@ -43,25 +43,35 @@ class Row:
     delay: float
     seconds: float | None
     n_bytes: int | None
-    fingerprint: str
+    cache_key: str
     values: dict[str, float]
 
     def to_json(self) -> str:
-        """One line: "key" is the file, and each metric stands under its name, as in VERSA's
-        results; null where it is not defined."""
-        head = (self.file, self.system, self.delay, self.seconds, self.n_bytes, self.fingerprint)
+        """One line: "key" is the file, and each metric has its name, as in VERSA's results.
+
+        Undefined values are null.
+        """
+        head = (self.file, self.system, self.delay, self.seconds, self.n_bytes, self.cache_key)
         return json.dumps(dict(zip(_ROW_FIELDS, head)) | _finite(self.values), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Row:
-        """What `to_json` wrote; ValueError for anything else."""
+        """The row that `to_json` wrote.
+
+        Raises:
+            ValueError: not such a line.
+        """
         try:
             found = json.loads(line)
-            file, system, delay, seconds, n_bytes, mark = (found.pop(key) for key in _ROW_FIELDS)
+            file, system, delay, seconds, n_bytes, cache_key = (
+                found.pop(key) for key in _ROW_FIELDS
+            )
             values = {key: math.nan if x is None else float(x) for key, x in found.items()}
             seconds = None if seconds is None else float(seconds)
             n_bytes = None if n_bytes is None else int(n_bytes)
-            return cls(str(system), str(file), float(delay), seconds, n_bytes, str(mark), values)
+            return cls(
+                str(system), str(file), float(delay), seconds, n_bytes, str(cache_key), values
+            )
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError("not a line that `vpcodec score --jsonl` wrote") from None
 
@@ -71,10 +81,15 @@ class Summary:
     """A metric over files.
 
     Attributes:
-        n, missing: files with a value and without.
-        mean, median, p5, p95: of those with a value; NaN without any.
-        low, high: the 95 % interval of the mean, by bootstrap over files (percentiles of 2,000
-            resamples, seeded); NaN below two values.
+        n: files with a value.
+        missing: files without a value.
+        mean: of the values; NaN without any, as the percentiles.
+        low: lower end of the 95 % interval of the mean, by bootstrap over files (percentiles of
+            2,000 resamples, seeded); NaN for fewer than two values.
+        high: upper end of that interval.
+        median: of the values.
+        p5: 5th percentile.
+        p95: 95th percentile.
     """
 
     n: int
@@ -88,10 +103,10 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Summary:
-        """Of the values of all files, NaN where one has none."""
-        table = np.asarray(values, dtype=np.float64)
-        found = table[~np.isnan(table)]
-        missing = len(table) - len(found)
+        """The summary of the values of all files, NaN for files without a value."""
+        every = np.asarray(values, dtype=np.float64)
+        found = every[~np.isnan(every)]
+        missing = len(every) - len(found)
         if not len(found):
             return cls(0, missing, *[math.nan] * 6)
         low, high = _bootstrap(found) if len(found) > 1 else (math.nan, math.nan)
@@ -105,11 +120,11 @@ class SystemScores:
 
     Attributes:
         name: in tables.
-        identity: changes where results may: a fingerprint, or a program's version.
-        delay: s, the median of what was removed; None where nothing was looked for.
-        summaries: by name of the metric.
-        codebook: "tokens", "entropy" (bits per token), "perplexity", "cvu" and "used" of all
-            tokens; empty where there are none.
+        identity: changes if results may change: a fingerprint, or the version of a program.
+        delay: median of the removed delays, s; None if none were estimated.
+        summaries: metric -> summary.
+        codebook: "tokens", "entropy" (bits per token), "perplexity", "cvu" and "used" over all
+            tokens; empty if there are none.
         counts: int64 (K,), how often each code occurred; None without tokens.
         codebook_size: K; None without tokens.
     """
@@ -128,17 +143,16 @@ class Scores:
     """The result of scoring.
 
     Attributes:
-        kind: "audio" or "image".
-        systems: as they were asked for; ORIGINAL first, where metrics without reference are among
-            the metrics.
+        modality: "audio" or "image".
+        systems: in the order given; ORIGINAL first, if there are metrics without reference.
         rows: of all files and systems.
-        metrics: that were computed, in the order of tables.
-        unavailable: why others of the default ones were not.
+        metrics: that were computed, in table order.
+        unavailable: default metric that was not computed -> why.
         failed: a line for each file and system without a row.
-        settings: what was compared and how, for people.
+        settings: what was compared and how, for display.
     """
 
-    kind: str
+    modality: str
     systems: list[SystemScores]
     rows: list[Row]
     metrics: list[Metric]
@@ -147,9 +161,9 @@ class Scores:
     settings: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the rows, for JSON: null for what has no value."""
+        """Everything but the rows, for JSON; undefined values are None."""
         return {
-            "kind": self.kind,
+            "kind": self.modality,
             "settings": self.settings,
             "systems": [
                 {
@@ -169,7 +183,7 @@ class Scores:
         }
 
     def to_csv(self) -> str:
-        """A line for each system and metric; empty cells for what has no value."""
+        """A line for each system and metric; undefined values are empty."""
         out = io.StringIO()
         columns = ("n", "missing", "mean", "low", "high", "median", "p5", "p95")
         writer = csv.writer(out, lineterminator="\n")
@@ -186,7 +200,7 @@ class Scores:
         return out.getvalue()
 
     def to_text(self) -> str:
-        """A table for a terminal: of one system every statistic, of several the means."""
+        """A table for a terminal: every statistic of one system, or the means of several."""
         found = {name for system in self.systems for name in system.summaries}
         names = [name for name in ("bitrate", "bits_per_pixel", *METRICS) if name in found]
         codebook = [
@@ -194,14 +208,14 @@ class Scores:
             for name in ("entropy", "perplexity", "cvu")
             if any(name in system.codebook for system in self.systems)
         ]
-        marks = {
+        directions = {
             "higher": "higher is better",
             "lower": "lower is better",
             "zero": "0 is best",
             "": "",
         }
         first = [_titled(describe(name)) for name in (*names, *codebook)]
-        last = [marks[describe(name).better] for name in (*names, *codebook)]
+        last = [directions[describe(name).better] for name in (*names, *codebook)]
         compared = [system for system in self.systems if system.name != ORIGINAL]
         detailed = len(compared) == 1 and len(self.rows) > len(self.systems)
         if detailed:
@@ -228,12 +242,12 @@ class Scores:
 
 
 def describe(name: str) -> Metric:
-    """The metric of that name, of files or of whole systems."""
+    """The metric of that name, for files or for systems."""
     return METRICS[name] if name in METRICS else SYSTEM_METRICS[name]
 
 
 def _means(system: SystemScores, names: list[str], codebook: list[str]) -> list[str]:
-    """Cells of a column: means with half of their interval."""
+    """The cells of a column: means with half of their interval."""
     cells = [_with_interval(s) if (s := system.summaries.get(name)) else "" for name in names]
     return cells + [_number(system.codebook[x]) if x in system.codebook else "" for x in codebook]
 
@@ -241,7 +255,7 @@ def _means(system: SystemScores, names: list[str], codebook: list[str]) -> list[
 def _details(
     system: SystemScores, originals: list[SystemScores], names: list[str], codebook: list[str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and columns: every statistic of a system, and the means of the originals."""
+    """Headings and columns: every statistic of a system, and the means of the originals."""
     summaries = [system.summaries[name] for name in names]
     totals = [system.codebook[name] for name in codebook]
     columns = {
@@ -274,7 +288,7 @@ def _bootstrap(values: np.ndarray) -> tuple[float, float]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """None for NaN and infinities, which JSON does not know."""
+    """NaN and infinities, which JSON lacks, become None."""
     return {
         key: None if isinstance(x, float) and not math.isfinite(x) else x
         for key, x in values.items()
@@ -311,10 +325,10 @@ def _counted(summary: Summary) -> str:
 
 
 def _aligned(heads: list[str], columns: list[list[str]]) -> list[str]:
-    """Lines of a table: the first and the last column to the left, numbers to the right."""
-    table = [[head, *column] for head, column in zip(heads, columns, strict=True)]
-    widths = [max(len(cell) for cell in column) for column in table]
-    lines: Iterable[tuple[str, ...]] = zip(*table, strict=True)
+    """The lines of a table: first and last column left-aligned, numbers right-aligned."""
+    cells = [[head, *column] for head, column in zip(heads, columns, strict=True)]
+    widths = [max(len(cell) for cell in column) for column in cells]
+    lines: Iterable[tuple[str, ...]] = zip(*cells, strict=True)
     return [
         "  ".join(
             cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)

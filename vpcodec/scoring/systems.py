@@ -1,8 +1,8 @@
-"""What is scored: files that were decoded before, our own models, and classic codecs.
+"""What can be scored: existing decoded files, our own models, and classic codecs.
 
-All systems are cheap to make, hold nothing but their settings and can be pickled; a model is
-loaded by the first file, once in each process. What a system is called on the command line can be
-told to another process too: `build_system(system.spec, ...)` makes the same again.
+All systems are cheap to create, hold only their settings and can be pickled; a model is loaded for
+the first file, once per process. A system can also be recreated from its specification:
+`build_system(system.spec, ...)`.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from ..media.files import find_files, naming
 from ..media.image import IMAGE_SUFFIXES, is_image, load_image
 from ..tokenfile import read_tokens
 
-TIMEOUT = 60.0  # s that a program may take, and as long again as the audio lasts
+TIMEOUT = 60.0  # s that a program may take, plus the duration of the audio
 CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200", "700C", "450")
 
 _OPUS_BITRATES = 500, 512_000  # bit/s that opusenc takes
 _OPUS_RATES = 8_000, 192_000  # Hz at which opusdec writes
 _CODEC2_RATE = 8_000  # Hz
-_MESSAGE_BYTES = 4096  # of what a program prints that are looked at
+_MESSAGE_BYTES = 4096  # of the output of a program that are read
 
 
 class ScoreError(ValueError):
-    """A system that cannot be used, or a file that it cannot code; one line."""
+    """A system that cannot be used, or a file that it cannot code; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Coded:
-    """What a system made of a file.
+    """A file after coding and decoding.
 
     Attributes:
         signal: audio float32 (C, T), or an image uint8 (H, W, C).
-        rate: of audio, Hz; it need not be the original's. None for images.
-        n_bytes: size when coded, with all headers; None where it is not known.
-        tokens: int64 (channels, N) in [0, codebook_size); None where there are none.
+        rate: of audio, Hz; may differ from the original's. None for images.
+        n_bytes: size when coded, with all headers; None if unknown.
+        tokens: int64 (channels, N) in [0, codebook_size); None if there are none.
     """
 
     signal: np.ndarray
@@ -67,16 +67,16 @@ class System(ABC):
 
     Attributes:
         name: in tables.
-        spec: what `build_system` makes it of.
-        kind: "audio" or "image"; None takes both.
-        identity: changes when its results may, for the same `files`: fingerprint, version of
-            programs.
-        codebook_size: of its tokens; None where it has none.
+        spec: the specification that `build_system` takes.
+        modality: "audio" or "image"; None: both.
+        identity: changes if results may change for the same `files`: a fingerprint, or the version
+            of programs.
+        codebook_size: of its tokens; None if it has none.
     """
 
     name: str
     spec: str
-    kind: Literal["audio", "image"] | None
+    modality: Literal["audio", "image"] | None
     identity: str
     codebook_size: int | None = None
 
@@ -84,19 +84,20 @@ class System(ABC):
         """Code and decode a file.
 
         Raises:
-            ScoreError: it cannot do that with this file; names the file.
-            AudioError, ImageError: a file that cannot be read.
+            ScoreError: the system cannot code this file; the message names it.
+            AudioError: an audio file that cannot be read.
+            ImageError: an image that cannot be read.
         """
         with naming(os.fspath(source), ScoreError):
             return self._code(source)
 
     def files(self, source: Path) -> list[Path]:
-        """Other files on which the results of a file depend."""
+        """Other files that the result for a file depends on."""
         return []
 
     @abstractmethod
     def _code(self, source: Path) -> Coded:
-        """`code`, without the file's name in a ScoreError or OSError."""
+        """As `code`, without the name of the file in a ScoreError or OSError."""
 
 
 def build_system(
@@ -106,15 +107,16 @@ def build_system(
     threads: int | None = 1,
     references: Path | None = None,
 ) -> System:
-    """Make a system of "model:NAME", "codec:NAME@SETTING" or "folder:PATH" (a file, too).
+    """Make a system from "model:NAME", "codec:NAME@SETTING" or "folder:PATH" (or a file).
 
     Args:
-        spec: which.
-        backend, threads: of models.
-        references: the folder or file with the originals, of decoded files.
+        spec: which system.
+        backend: that runs models, "onnx" or "torch".
+        threads: CPU threads of a model.
+        references: the folder or file with the originals; needed for decoded files.
 
     Raises:
-        ScoreError: it does not exist, or needs a program that is not installed.
+        ScoreError: it does not exist, or a program is not installed.
         ModelError: a model that cannot be used.
     """
     what, _, value = spec.partition(":")
@@ -130,10 +132,10 @@ def build_system(
 
 
 def parse_codecs(text: str) -> list[str]:
-    """Such as "opus@6k,codec2@3200" to specs, each once, in the order given.
+    """The specifications of codecs such as "opus@6k,codec2@3200", each once, in the given order.
 
     Raises:
-        ScoreError: unknown codec, or a setting that it does not have.
+        ScoreError: unknown codec or setting.
     """
     return list(dict.fromkeys(_parse_codec(part.strip()).spec for part in text.split(",")))
 
@@ -143,13 +145,13 @@ def parse_codecs(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Originals and what was decoded of them.
+    """Originals and their decoded files.
 
     Attributes:
-        found: original -> its counterpart.
-        missing: originals without one.
-        unclear: original -> the files between which nothing decides.
-        extra: decoded files that belong to no original.
+        found: original -> decoded file.
+        missing: originals without a decoded file.
+        unclear: original -> the files that match equally well.
+        extra: decoded files without an original.
     """
 
     found: dict[Path, Path]
@@ -163,21 +165,29 @@ def pair_files(
     decoded: Path,
     suffixes: Collection[str] = AUDIO_SUFFIXES | IMAGE_SUFFIXES,
 ) -> Pairs:
-    """Match the originals below a folder with the files below another; their paths are in order.
+    """Match the originals in a folder with the files in another.
 
-    A counterpart has the same relative path; failing that, the same one without its suffix, audio
-    for audio and images for images, where exactly one original and one file have it. Of two files
-    the names may differ. An original may also be a file whose counterpart is sought in a folder.
+    A counterpart has the same relative path or, failing that, the same path without the suffix,
+    audio for audio and images for images, if exactly one original and one file have it. Two single
+    files are matched whatever their names. The counterpart of a single original may be in a folder.
+
+    Args:
+        references: folder of the originals, or one file.
+        decoded: folder of the decoded files, or one file.
+        suffixes: of the files that are considered.
+
+    Returns:
+        The pairs, in the order of paths.
 
     Raises:
-        ScoreError: a path that does not exist, a folder against a file, nothing that matches.
+        ScoreError: a path that does not exist, a folder against a file, or nothing that matches.
         OSError: a folder that cannot be read.
     """
     for path in (references, decoded):
         if not path.exists():
             raise ScoreError(f"{path}: no such file or folder")
         if not (path.is_file() or path.is_dir()):
-            raise ScoreError(f"{path}: not a file that can be read more than once")
+            raise ScoreError(f"{path}: not a regular file")
     if decoded.is_file():
         if not references.is_file():
             raise ScoreError(f"{decoded}: one file, but {references} is a folder")
@@ -224,18 +234,24 @@ def _stem(path: Path) -> tuple[Path, bool]:
 
 
 class Decoded(System):
-    """Files that exist already, matched with their originals by `pair_files`.
+    """Existing decoded files, matched with their originals by `pair_files`.
 
-    Their size says nothing about how they were coded and does not count.
+    Their size says nothing about how they were coded, and does not count.
+
+    Args:
+        decoded: folder or file.
+        references: folder or file with the originals.
+        name: in tables; None: that of the folder or file.
 
     Attributes:
         pairs: which file belongs to which original.
 
     Raises:
-        ScoreError, OSError: as `pair_files`.
+        ScoreError: as `pair_files`.
+        OSError: as `pair_files`.
     """
 
-    kind = None
+    modality = None
 
     def __init__(self, decoded: Path, references: Path, name: str | None = None) -> None:
         self.decoded = decoded
@@ -245,7 +261,7 @@ class Decoded(System):
         self.pairs = pair_files(references, decoded)
 
     def files(self, source: Path) -> list[Path]:
-        """The counterpart, if there is one."""
+        """The decoded file, if there is one."""
         return [self.pairs.found[source]] if source in self.pairs.found else []
 
     def _code(self, source: Path) -> Coded:
@@ -264,7 +280,12 @@ class Decoded(System):
 
 
 class Model(System):
-    """One of our models, by the names that `Codec.from_pretrained` takes.
+    """One of our models.
+
+    Args:
+        name: as for `Codec.from_pretrained`.
+        backend: "onnx" or "torch".
+        threads: CPU threads; None leaves the choice to the backend.
 
     Raises:
         ScoreError: unknown backend.
@@ -279,7 +300,7 @@ class Model(System):
         self.backend, self.threads = backend, threads
         folder = open_model(name)
         self.path = folder.path.resolve()
-        self.kind = folder.config.kind
+        self.modality = folder.config.modality
         self.identity = f"{folder.fingerprint.hex()} {backend}"
         self.codebook_size = folder.config.codebook_size
 
@@ -289,7 +310,7 @@ class Model(System):
         stats = codec.encode_file(source, coded)
         tokens = read_tokens(io.BytesIO(coded.getvalue()), coder=codec.coder)[0]
         coded.seek(0)
-        if self.kind == "image":
+        if self.modality == "image":
             codec.decode_file(coded, decoded)
             decoded.seek(0)
             pixels = with_components(load_image(decoded), stats.components)
@@ -308,7 +329,7 @@ def _load_codec(path: Path, backend: str, threads: int | None) -> Codec:
 
 
 class _Classic(System):
-    """A codec that others made, with one setting: "NAME@SETTING" on the command line."""
+    """A codec by others with one setting: "NAME@SETTING" on the command line."""
 
     codec: ClassVar[str]
     example: ClassVar[str]
@@ -322,10 +343,18 @@ class _Classic(System):
     @classmethod
     @abstractmethod
     def parse(cls, setting: str) -> Self:
-        """Raises ScoreError for a setting that the codec does not have."""
+        """The codec with a setting.
+
+        Raises:
+            ScoreError: unknown setting.
+        """
 
     def check(self) -> None:
-        """Raises ScoreError where a program that it needs is not installed."""
+        """Check that the programs are installed.
+
+        Raises:
+            ScoreError: one is missing.
+        """
         if not all(shutil.which(program) for program in self.programs):
             needed = " and ".join(self.programs)
             raise ScoreError(f"codec {self.codec} needs {needed}: apt install {self.package}")
@@ -333,18 +362,18 @@ class _Classic(System):
 
 @dataclass(frozen=True)
 class Opus(_Classic):
-    """opusenc and opusdec of opus-tools, on mono and stereo.
+    """opusenc and opusdec of opus-tools, for mono and stereo.
 
-    The audio goes in as float and comes out at its own rate where opusdec writes that, else at
-    48 kHz, in 16 bits with dither: opusdec's default, from which published values come. (PESQ-WB
-    of speech at 6 kbit/s is 0.04 lower without dither.) The size is that of the Ogg file.
+    The input is float. The output has the original rate if opusdec can write it, else 48 kHz, and
+    16 bits with dither, which is opusdec's default and the basis of published values. (PESQ-WB of
+    speech at 6 kbit/s is 0.04 lower without dither.) The size is that of the Ogg file.
 
     Args:
-        bitrate: of all channels, bit/s, that opusenc aims at.
+        bitrate: target of opusenc for all channels, bit/s.
     """
 
     bitrate: int
-    kind = "audio"
+    modality = "audio"
     codec = "opus"
     example = "opus@6k"
     programs = ("opusenc", "opusdec")
@@ -352,7 +381,7 @@ class Opus(_Classic):
 
     @classmethod
     def parse(cls, setting: str) -> Self:
-        """Of "6k" and "6" (kbit/s, below 1000), or "6000"."""
+        """From "6k" or "6" (kbit/s if below 1000), or "6000"."""
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", setting.lower(), re.ASCII)
         value = float(match[1]) if match else 0.0
         bitrate = value * 1000 if match and (match[2] or value < 1000) else value
@@ -377,7 +406,7 @@ class Opus(_Classic):
     def _code(self, source: Path) -> Coded:
         signal, rate = load(source)
         channels, n_samples = signal.shape
-        if channels > 2:  # of which opusdec makes stereo
+        if channels > 2:  # opusdec would make it stereo
             raise ScoreError(f"{channels} channels, but opus is run on mono and stereo only")
         low, high = _OPUS_RATES
         aim = ("--bitrate", f"{self.bitrate / 1000:g}")
@@ -397,18 +426,21 @@ class Opus(_Classic):
 
 @dataclass(frozen=True)
 class Codec2(_Classic):
-    """c2enc and c2dec, at 8 kHz, each channel alone; the result is at 16 kHz.
+    """c2enc and c2dec, at 8 kHz, each channel separately; the result is at 16 kHz.
 
-    The size is that of all `.c2` files, with their headers of 7 bytes. The samples at the end
-    that fill no frame are not coded.
+    The size is that of all `.c2` files, with their headers of 7 bytes. Samples at the end that do
+    not fill a frame are not coded.
 
-    What brings the result to 16 kHz is a filter of the length that FFmpeg's default has, which lets
-    some of the images just above 4 kHz pass: PESQ-WB hears them. Of 46 clips at 3200 bit/s it is
-    1.65 with this filter and 1.60 with a steep one (soxr).
+    The result is upsampled to 16 kHz by a filter as long as FFmpeg's default, which passes some of
+    the images just above 4 kHz, and PESQ-WB hears them: over 46 clips at 3200 bit/s it is 1.65 with
+    this filter and 1.60 with a steep one (soxr).
+
+    Args:
+        mode: one of CODEC2_MODES.
     """
 
     mode: str
-    kind = "audio"
+    modality = "audio"
     codec = "codec2"
     example = "codec2@3200"
     programs = ("c2enc", "c2dec")
@@ -431,7 +463,7 @@ class Codec2(_Classic):
 
     @cached_property
     def identity(self) -> str:
-        """Of what becomes of half a second: the programs do not tell their version."""
+        """A digest of half a second after coding: the programs do not state their version."""
         t = np.arange(_CODEC2_RATE // 2) / _CODEC2_RATE
         tones = sum(np.sin(2 * np.pi * n * (120 + 40 * t) * t) / n for n in range(1, 20))
         with _Workshop() as shop:
@@ -446,7 +478,7 @@ class Codec2(_Classic):
         with _Workshop(signal.shape[1] / rate * len(signal)) as shop:
             coded = [self._through(shop, channel) for channel in narrow]
         decoded = np.stack([samples for samples, _ in coded]).astype(np.float32) / 32768
-        if decoded.size:  # of nothing it makes an error
+        if decoded.size:  # it fails on empty input
             low_pass = firwin(65, 0.5, window=("kaiser", 9))
             decoded = resample_poly(decoded, 2, 1, axis=1, window=low_pass).astype(np.float32)
         return Coded(decoded, 2 * _CODEC2_RATE, sum(n_bytes for _, n_bytes in coded))
@@ -463,12 +495,12 @@ class Codec2(_Classic):
 
 @dataclass(frozen=True)
 class _Picture(_Classic):
-    """Pillow in memory, with its defaults but for the quality, from 0 to 100."""
+    """Pillow in memory, with default settings except the quality, 0 to 100."""
 
     quality: int
-    kind = "image"
-    format: ClassVar[str]  # Pillow's name
-    library: ClassVar[str]  # and that of what does the work
+    modality = "image"
+    format: ClassVar[str]  # Pillow's name of the format
+    library: ClassVar[str]  # and of the library behind it
 
     @classmethod
     def parse(cls, setting: str) -> Self:
@@ -509,7 +541,7 @@ class _Picture(_Classic):
 
 
 class Jpeg(_Picture):
-    """JPEG. Images with alpha are refused, because without it they are other images."""
+    """JPEG. Images with alpha are refused, because without alpha they would be other images."""
 
     codec = "jpeg"
     example = "jpeg@10"
@@ -518,7 +550,7 @@ class Jpeg(_Picture):
 
 
 class WebP(_Picture):
-    """Lossy WebP, in which alpha is coded without loss."""
+    """Lossy WebP; alpha is coded without loss."""
 
     codec = "webp"
     example = "webp@10"
@@ -526,7 +558,9 @@ class WebP(_Picture):
     library = "webp"
 
 
-CODECS: dict[str, type[_Classic]] = {kind.codec: kind for kind in (Opus, Codec2, Jpeg, WebP)}
+CODECS: dict[str, type[_Classic]] = {
+    classic.codec: classic for classic in (Opus, Codec2, Jpeg, WebP)
+}
 
 
 def _parse_codec(text: str) -> _Classic:
@@ -539,10 +573,10 @@ def _parse_codec(text: str) -> _Classic:
 
 
 class _Workshop:
-    """A temporary folder for programs, which get no shell and see only names from here.
+    """A temporary folder for programs, which run without a shell and see only names in it.
 
     Args:
-        seconds: that the audio lasts: how much longer than TIMEOUT a program may take.
+        seconds: duration of the audio, added to TIMEOUT.
     """
 
     def __init__(self, seconds: float = 0) -> None:
@@ -557,7 +591,8 @@ class _Workshop:
         self._temporary.cleanup()
 
     def make(self, *command: str, output: str) -> int:
-        """Run a program whose last argument is the file that it writes; the size of that.
+        """Run a program whose last argument is the file that it writes; returns the size of the
+        file.
 
         Raises:
             ScoreError: it cannot be run, fails, takes too long or writes no file.
@@ -569,11 +604,11 @@ class _Workshop:
             raise ScoreError(f"{command[0]} wrote no file") from None
 
     def run(self, program: str, *arguments: str) -> list[str]:
-        """Run a program in the folder; the last lines that it prints. Raises as `make`."""
+        """Run a program in the folder; returns the last lines that it prints. Raises as `make`."""
         path = os.path.abspath(shutil.which(program) or program)
         with open(self.folder / "printed", "w+b") as printed:
             try:
-                # A file for what it prints: a pipe could stay open when the program is killed.
+                # Its output goes to a file: a pipe could stay open when the program is killed.
                 code = subprocess.run(
                     [path, *arguments],
                     cwd=self.folder,
@@ -596,7 +631,7 @@ class _Workshop:
 
 
 def with_components(pixels: np.ndarray, components: int) -> np.ndarray:
-    """The pixels as so many components: reading drops opaque alpha, and WebP has no grey."""
+    """The pixels with other components: reading drops opaque alpha, and WebP has no grey."""
     colour, alpha = pixels, np.full_like(pixels[..., :1], 255)
     if pixels.shape[2] % 2 == 0:
         colour, alpha = pixels[..., :-1], pixels[..., -1:]

@@ -1,4 +1,4 @@
-"""Metrics of held-out data in the background, for training: see `Workers`."""
+"""Metrics of held-out data, computed in the background of a training run: see `Workers`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Workers:
     """Processes of the lowest priority that compute the metrics below; see `pool.Pool`.
 
     Args:
-        count: how many may work at the same time.
+        count: most processes at a time.
     """
 
     def __init__(self, count: int) -> None:
@@ -34,12 +34,13 @@ class Workers:
         rate: int,
         names: tuple[str, ...] = METRICS,
     ) -> Future[dict[str, float]]:
-        """Have two signals (T,) compared, as float32: a future of `measure`.
+        """Compare two signals (T,), as float32, in the background.
 
-        Its exception is a WorkerError where the worker ended or `measure` raised one.
+        Returns:
+            A future of `measure`; its exception is a WorkerError.
 
         Raises:
-            ValueError: signals of other shapes or of different length.
+            ValueError: signals of other shapes or of different lengths.
         """
         if reference.ndim != 1 or reference.shape != degraded.shape:
             raise ValueError(f"signals of shapes {reference.shape} and {degraded.shape}, not (T,)")
@@ -47,9 +48,10 @@ class Workers:
         return self._pool.submit(measure, *pair, rate, names)
 
     def submit_image(self, reference: np.ndarray, degraded: np.ndarray) -> Future[dict[str, float]]:
-        """Have two images (H, W, C) of uint8 compared: a future of `measure_image`.
+        """Compare two images (H, W, C), uint8, in the background.
 
-        Its exception is a WorkerError, as that of `submit`.
+        Returns:
+            A future of `measure_image`; its exception is a WorkerError.
 
         Raises:
             ValueError: other arrays, or of different shapes.
@@ -62,11 +64,11 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Of the processes that run."""
+        """Process ids of the running processes."""
         return self._pool.pids
 
     def close(self) -> None:
-        """End all at once; what they have not answered yet becomes a WorkerError or cancelled."""
+        """Kill all processes; pending futures get a WorkerError or are cancelled."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -79,8 +81,7 @@ class Workers:
 def measure(
     reference: np.ndarray, degraded: np.ndarray, rate: int, names: tuple[str, ...] = METRICS
 ) -> dict[str, float]:
-    """Each of the metrics named whose packages are there -> value; ValueError as in
-    `metrics.audio`."""
+    """The values of the named metrics whose packages are installed; raises as `metrics.audio`."""
     pair = Clip(reference, rate), Clip(degraded, rate)
     found: dict[str, float] = {}
     for entry in MEASURES:
@@ -93,7 +94,7 @@ def measure(
 
 
 def measure_image(reference: np.ndarray, degraded: np.ndarray) -> dict[str, float]:
-    """Each of IMAGE_METRICS -> value, PSNR up to BEST_PSNR; ValueError as in `metrics.image`."""
+    """The value of each of IMAGE_METRICS, PSNR at most BEST_PSNR; raises as `metrics.image`."""
     return {
         "psnr": min(psnr(reference, degraded), BEST_PSNR),
         "ssim": ssim(reference, degraded),

@@ -159,8 +159,8 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         if name not in found:
             return inside in quantizer.training_state
         shape = found[name].shape
-        if inside in quantizer.tables:  # may have no rows here or there
-            rows = ((0,), (quantizer.tables[inside],))
+        if inside in quantizer.lazy_buffers:  # may have no rows here or there
+            rows = ((0,), (quantizer.lazy_buffers[inside],))
             return shape[:1] in rows and shape[1:] == own[name].shape[1:]
         return shape == own[name].shape
 

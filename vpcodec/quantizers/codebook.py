@@ -1,4 +1,4 @@
-"""Quantizers whose tokens are the nearest rows of a table of codes."""
+"""Quantizers with a stored codebook: a token is the index of the nearest code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .base import Quantizer
 from .knn import nearest
 
 
-class TableQuantizer(Quantizer):
-    """Everything but training, for a table of codes."""
+class CodebookQuantizer(Quantizer):
+    """Everything but training, for a codebook of K vectors."""
 
     @abstractmethod
     def codes(self) -> torch.Tensor:
         """(K, D) float32, without a gradient.
 
         Raises:
-            NoCodebookError: there is no table yet.
+            NoCodebookError: there is no codebook yet.
         """
 
     def encode(self, latents: torch.Tensor) -> torch.Tensor:
