@@ -125,3 +125,22 @@ def test_example_train_on_a_folder(tmp_path: Path, speech_wav: Path) -> None:
     assert np.array_equal(tokens, codec.encode(*load(speech_wav)))
     decoded, rate = load(model / "example.wav")
     assert (decoded.shape[1], rate) == (header.n_samples, header.original_rate)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/index.md"])
+def test_the_files_that_a_page_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)]*)\)", text)]
+    local = [link for link in links if link and ":" not in link]
+    missing = [link for link in local if not ((ROOT / page).parent / link).exists()]
+    named = re.findall(r"`((?:vpcodec|docs|recipes|tests|checkpoints|examples)/[\w./-]*)", text)
+    missing += [path for path in named if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_documents_name_no_data_that_a_reader_cannot_have() -> None:
+    pages = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+    pages += [str(p.relative_to(ROOT)) for p in ROOT.glob("checkpoints/*/README.md")]
+    pages += [str(p.relative_to(ROOT)) for p in ROOT.glob("recipes/*.yaml")]
+    pages.remove("docs/figures.md")  # which says what lies there
+    assert [page for page in pages if "shared/data" in (ROOT / page).read_text()] == []

@@ -1,4 +1,11 @@
-"""vpcodec: a neural codec with one quantizer, trained without a codebook."""
+"""vpcodec: a neural codec for speech and images, with one quantizer.
+
+from vpcodec import Codec
+
+codec = Codec.from_pretrained("speech-3k")
+tokens = codec.encode(samples, sample_rate)
+samples = codec.decode(tokens)
+"""
 
 from __future__ import annotations
 
