@@ -502,7 +502,10 @@ def test_info_of_bad_input(source: str, words: str, tokens_of_speech: bytes) -> 
         ("decode a.tok a.tok", "a.tok: input and output are the same"),
         ("encode a.wav link.tok", "link.tok: input and output are the same"),
         ("encode a.wav a.wav.txt/out.tok", "out.tok"),
-        ("encode a.wav sub/a.wav out/", "out/a.wav.tok: both a.wav and sub/a.wav would go there"),
+        (
+            "encode a.wav sub/a.wav out/",
+            "out/a.wav.tok: both a.wav and sub/a.wav would be written there",
+        ),
         ("encode a.wav b.wav -", "several files cannot go to one pipe"),
         ("encode a.wav b.wav -o a.wav.txt", "a.wav.txt: several inputs need a folder"),
         ("encode - a.wav out/", "a pipe cannot be one of several"),

@@ -394,7 +394,10 @@ def test_bad_input(source: str, words: str, output: list[str], tokens_of_picture
         ("encode a.png out.xyz", "out.xyz: the suffix .*.tok"),
         ("encode a.png a.png", "a.png: input and output are the same"),
         ("encode a.png folder.tok", "folder.tok/a.tok|folder"),
-        ("encode a.png sub/a.png out/", "out/a.png.tok: both a.png and sub/a.png would go there"),
+        (
+            "encode a.png sub/a.png out/",
+            "out/a.png.tok: both a.png and sub/a.png would be written there",
+        ),
         ("encode a.png a.wav -", "several files cannot go to one pipe"),
         ("decode a.tok back.wav", "back.wav: this is an image; .*.png"),
         ("decode sound.tok back.png", "back.png: this is audio; .*.wav"),

@@ -211,7 +211,7 @@ def test_damage_is_an_error_or_other_tokens_but_never_a_crash():
             coder.unpack(payload[:size], 30, 1)
     with pytest.raises(EntropyError, match="end"):
         coder.unpack(payload + b"\0\0", 30, 1)
-    with pytest.raises(EntropyError, match="other tables"):
+    with pytest.raises(EntropyError, match="other entropy tables"):
         coder.unpack(b"xy" + payload[2:], 30, 1)
 
 

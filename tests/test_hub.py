@@ -606,7 +606,7 @@ def test_card_that_is_refused(hub: Hub, folder: Path, card: bytes | None, words:
 def test_damaged_folder_is_not_pushed(hub: Hub, folder: Path) -> None:
     whole = (folder / "config.json").read_bytes()
     change(folder, name="another")
-    assert "fingerprint does not fit" in one_line(lambda: push(folder, "owner/name"))
+    assert "fingerprint does not match" in one_line(lambda: push(folder, "owner/name"))
     (folder / "config.json").write_bytes(whole)
     with open(folder / "encoder.onnx", "ab") as file:
         file.write(b"more")

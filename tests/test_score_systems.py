@@ -312,7 +312,7 @@ WRITES = "echo coded > coded.opus"
         ({"opusenc": WRITES, "opusdec": "exit 0"}, "opusdec wrote no file"),
         (
             {"opusenc": WRITES, "opusdec": "echo rubbish > decoded.wav"},
-            "opusdec wrote no audio that can be read",
+            "opusdec wrote audio that cannot be read",
         ),
     ],
 )

@@ -165,7 +165,7 @@ def test_another_models_tables_are_told(model, recordings, tmp_path):
     codec.encode_file(recordings / "a.wav", tmp_path / "a.tok")
     add_tables(model, recordings, hidden=8, steps=5, seed=1)
     error = refuse("decode", tmp_path / "a.tok", tmp_path / "b.wav", "-m", model)
-    assert "other tables" in error
+    assert "other entropy tables" in error
     assert not (tmp_path / "b.wav").exists()
 
 

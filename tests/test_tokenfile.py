@@ -597,8 +597,8 @@ def test_swapped_doubled_and_missing_blocks_are_noticed():
         (b"", "empty"),
         (b"RIFF" + bytes(99), "not a token file$"),
         (b"\x89TO", "ends inside its header"),
-        (mono()[0].replace(b"\r\n", b"\n"), "transfer as text"),
-        (mono()[0].replace(b"\n", b"\r\n"), "transfer as text"),
+        (mono()[0].replace(b"\r\n", b"\n"), "text-mode transfer"),
+        (mono()[0].replace(b"\n", b"\r\n"), "text-mode transfer"),
         (bytes(byte & 127 for byte in mono()[0]), "not a token file$"),
     ],
 )

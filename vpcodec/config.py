@@ -491,7 +491,7 @@ class ImageConfig(ModelConfig):
         return windows * self.attention_window
 
 
-KINDS: dict[str, type[ModelConfig]] = {"audio": AudioConfig, "image": ImageConfig}
+MODALITIES: dict[str, type[ModelConfig]] = {"audio": AudioConfig, "image": ImageConfig}
 _architectures: dict[str, type[AudioModelConfig]] = {}  # of audio that are not native
 
 
@@ -535,12 +535,12 @@ def model_class(data: Any) -> type[ModelConfig]:
         ConfigError: unknown `kind` or `architecture`.
     """
     kind = data.get("kind", "audio") if isinstance(data, dict) else "audio"
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(f"kind: must be one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in MODALITIES:
+        raise ConfigError(f"kind: must be one of {', '.join(MODALITIES)}")
     if kind == "audio" and isinstance(data, dict) and "architecture" in data:
         architecture = data["architecture"]
         if not isinstance(architecture, str) or architecture not in _architectures:
             known = ", ".join(_architectures) or "none here"
             raise ConfigError(f"architecture: must be one of {known}")
         return _architectures[architecture]
-    return KINDS[kind]
+    return MODALITIES[kind]

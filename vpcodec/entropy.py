@@ -183,13 +183,13 @@ class TokenCoder:
             int64 (n_frames, channels).
 
         Raises:
-            EntropyError: coded with other tables, or damaged.
+            EntropyError: coded with other entropy tables, or damaged.
         """
         if payload[:TABLES_ID_BYTES] != self.tables_id:
-            raise EntropyError("coded with other tables")
+            raise EntropyError("coded with other entropy tables")
         payload = payload[TABLES_ID_BYTES:]
         if len(payload) % 2 or len(payload) < 4:
-            raise EntropyError("the payload has no whole words")
+            raise EntropyError("the payload is not a whole number of words")
         words = np.frombuffer(payload, "<u2").tolist()
         lanes, lengths = self._lanes(np.zeros((channels, n_frames), np.int64))
         state, place = words[0] << 16 | words[1], 2

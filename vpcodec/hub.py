@@ -24,7 +24,7 @@ DEFAULT_MODEL = "speech-3k"
 DEFAULT_MODELS = {"audio": DEFAULT_MODEL, "image": "image-fsp"}  # modality -> name
 MAX_DOWNLOAD_BYTES = 4 << 30  # of all files of a model together
 SHOWN_BYTES = 1 << 20  # downloads of at least this size show their progress
-TASKS = {
+PIPELINE_TAGS = {
     "audio": "audio-to-audio",
     "image": "image-to-image",
 }  # modality -> the Hub's name for the task
@@ -325,13 +325,13 @@ def _complete_card(path: Path, modality: str) -> bytes:
         facts = yaml.safe_load(front[2]) if front else {}
         if not (isinstance(facts, dict) and facts.get("license")):
             raise ModelError(f"{path}: names no licence (`license: ...` between two lines of ---)")
-        needed = {"library_name": "vpcodec", "pipeline_tag": TASKS[modality]}
+        needed = {"library_name": "vpcodec", "pipeline_tag": PIPELINE_TAGS[modality]}
         missing = {name: value for name, value in needed.items() if name not in facts}
         lines = "".join(f"{name}: {value}{front[1]}" for name, value in missing.items())
         if yaml.safe_load(front[2] + lines) != facts | missing:
             raise ModelError(f"{path}: add {lines.strip()!r} to its front matter")
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror} (what is published needs a card)") from None
+        raise ModelError(f"{path}: {error.strerror} (a published model needs a card)") from None
     except (UnicodeDecodeError, yaml.YAMLError):
         raise ModelError(f"{path}: its front matter is not YAML in UTF-8") from None
     return (text[: front.end()] + lines + text[front.end() :]).encode()

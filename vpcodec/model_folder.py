@@ -50,7 +50,7 @@ class ModelFolder:
         for name in {WEIGHTS, *self.files}:
             self.file(name)
         if fingerprint(self.config, (self.path / WEIGHTS).read_bytes()) != self.fingerprint:
-            raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not fit)")
+            raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not match)")
 
     @cached_property
     def coder(self) -> TokenCoder | None:

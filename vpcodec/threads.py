@@ -1,4 +1,4 @@
-"""What threads need: compiled code that ends before the interpreter, objects for one at a time."""
+"""For threads: compiled code that ends before the interpreter, and objects for one at a time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ending = False
 
 @contextmanager
 def compiled_code() -> Iterator[None]:
-    """Inside, compiled code may run without the GIL; the interpreter ends only after it.
+    """A context in which compiled code may run without the GIL; the interpreter waits for its end.
 
-    A daemon thread that came back from there while the interpreter ends would be unwound by Python,
-    which C++ answers by aborting the process. Once the interpreter is ending, only the main thread
-    gets in; others wait until the process is gone.
+    If a daemon thread returned from compiled code while the interpreter is ending, Python would
+    unwind it, and C++ would abort the process. Once the interpreter is ending, only the main thread
+    may enter; others wait until the process has gone.
     """
     global _running
     with _changed:
@@ -47,7 +47,7 @@ def _end() -> None:
 
 
 def _after_fork() -> None:
-    """The calls of other threads are not those of a child."""
+    """Forget the calls of other threads in a child process."""
     global _changed, _running
     _changed, _running = threading.Condition(), 0
 
@@ -57,14 +57,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class Exclusive:
-    """Base of objects whose methods marked `alone` one thread at a time may call."""
+    """Base of objects whose `alone` methods may be called by only one thread at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
 
 def alone(method: Callable[..., T]) -> Callable[..., T]:
-    """A method of an Exclusive that raises RuntimeError while another thread is in one."""
+    """Decorate a method of an Exclusive: it raises RuntimeError while another thread is in one."""
 
     @wraps(method)
     def guarded(self: Exclusive, *arguments: Any, **options: Any) -> T:

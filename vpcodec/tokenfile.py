@@ -102,7 +102,7 @@ def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> np.ndarra
     weights = _limbs(base)
     value = int.from_bytes(payload, "little")
     if len(payload) != raw_bytes(base, size) or value >= _power(base, size):
-        raise TokenFileError("the payload is not a number of that many tokens")
+        raise TokenFileError("the payload does not encode that many tokens")
     values, limbs = [value], _ceil_div(size, weights.size)
     for level in reversed(range((limbs - 1).bit_length())):
         divisor = _power(base, weights.size << level)
@@ -408,7 +408,7 @@ def _parse_trailer(data: bytes, header: TokenHeader) -> _Trailer:
     if header.with_total(n_samples).n_frames != n_frames:
         raise TokenFileError("the trailer does not agree with the header")
     if np.count_nonzero(np.frombuffer(index, np.uint8) < 128) != _n_blocks(n_frames, header):
-        raise TokenFileError("the trailer does not agree with itself")
+        raise TokenFileError("the trailer is inconsistent")
     return _Trailer(n_frames, n_samples, index)
 
 
@@ -714,7 +714,7 @@ class TokenReader:
         if not magic:
             raise TokenFileError("the file is empty")
         if magic != MAGIC[: len(magic)]:
-            changed = "; a transfer as text changed it" if magic[:4] == MAGIC[:4] else ""
+            changed = "; it was changed by a text-mode transfer" if magic[:4] == MAGIC[:4] else ""
             raise TokenFileError(f"not a token file{changed}")
         if not whole:
             raise TokenFileError("the file ends inside its header")
@@ -767,7 +767,9 @@ class TokenReader:
         if n_frames > due or (n_frames < due and self.n_frames is not None):
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
         if coding == ENTROPY and self.coder is None:
-            raise NoCoderError(f"entropy coded: needs the tables of the model {header.model!r}")
+            raise NoCoderError(
+                f"entropy coded: needs the entropy tables of the model {header.model!r}"
+            )
         try:
             if coding == RAW:
                 tokens = _unpack_raw(payload, n_frames, header)

@@ -65,7 +65,7 @@ class CodebookUsage:
         """
         if other.codebook_size != self.codebook_size:
             raise ValueError(
-                f"codebooks of {self.codebook_size} and {other.codebook_size} codes do not add up"
+                f"codebooks of {self.codebook_size} and {other.codebook_size} codes cannot be added"
             )
         self.counts += other.counts
 

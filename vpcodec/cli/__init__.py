@@ -1,6 +1,6 @@
 """The command line: one thin module per command.
 
-What is imported here takes no time, so that Ctrl-C is ours from the beginning.
+Imports here take no time, so that Ctrl-C is handled from the beginning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2, never a traceback.
 
-    Ctrl-C ends with code 130 and without a word, also while modules are imported.
+    Ctrl-C ends with code 130 and no message, even while modules are imported.
     """
     if sys.stderr is None:  # closed; print would take stdout instead
         sys.stderr = open(os.devnull, "w")
@@ -32,7 +32,7 @@ def main() -> None:
         try:
             with _flushed():
                 app()
-        except BrokenPipeError:  # the reader of our output has gone: nobody is left to tell
+        except BrokenPipeError:  # the reader of our output has gone: there is nobody to tell
             _drop_stdout()
             sys.exit(1)
         except USER_ERRORS as error:
@@ -45,11 +45,11 @@ def main() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Inside, Ctrl-C ends the program with code 130, whatever becomes of KeyboardInterrupt.
+    """A context in which Ctrl-C ends the program with code 130, whatever happens to the exception.
 
-    An import of compiled code may make another exception of it; where an exception has nowhere to
-    go, as in what Python calls back while it imports, it would be printed and forgotten, and is
-    raised once more.
+    An import of compiled code may turn KeyboardInterrupt into another exception. Where an exception
+    cannot propagate, as in callbacks during imports, it would be printed and dropped; it is raised
+    again.
     """
     interrupted, hook = False, sys.unraisablehook
 

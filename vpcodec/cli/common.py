@@ -100,7 +100,7 @@ def plan(
         if output == "-":
             raise UsageError("several files cannot go to one pipe")
         if output is not None and os.path.exists(output) and not os.path.isdir(output):
-            raise UsageError(f"{output}: several inputs need a folder to go to")
+            raise UsageError(f"{output}: several inputs need a folder as output")
         items = list(_derive(inputs, output, find, wanted, suffix))
         derived = True
     _check(items)
@@ -137,7 +137,7 @@ def _derive(
     places = []  # source, result but for its suffix, that suffix, whether it is wanted
     for name in inputs:
         if name == "-":
-            raise UsageError("a pipe cannot be one of several inputs, nor go to a folder")
+            raise UsageError("a pipe cannot be one of several inputs, or be written to a folder")
         path = Path(name)
         if path.is_dir():
             base = Path(output) if output is not None else path
@@ -167,7 +167,9 @@ def _check(items: list[Item]) -> None:
             raise UsageError(f"{item.source}: input and output are the same file")
         other = seen.setdefault(os.path.realpath(item.target), item.source)
         if other != item.source:
-            raise UsageError(f"{item.target}: both {other} and {item.source} would go there")
+            raise UsageError(
+                f"{item.target}: both {other} and {item.source} would be written there"
+            )
 
 
 class ProgressBar:

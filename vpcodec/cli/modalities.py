@@ -127,7 +127,7 @@ OUTPUTS = AUDIO.outputs | IMAGE.outputs
 
 
 def find_media(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """All audio and images in a folder; what is no regular file is named on stderr and left out."""
+    """The files with some suffixes in a folder; those that are not regular are named on stderr."""
 
     def skipped(path: Path) -> None:
         print(f"vpcodec: {folder / path}: skipped, it is not a regular file", file=sys.stderr)

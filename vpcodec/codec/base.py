@@ -195,7 +195,7 @@ class CountedOutput:
 
 
 def open_target(target: Source, stack: ExitStack) -> CountedOutput:
-    """A stream as it is, or a file that appears complete when `stack` ends, or not at all."""
+    """A stream, or a file that appears complete when `stack` ends, or not at all."""
     if hasattr(target, "write"):
         return CountedOutput(target, "stdout")
     return CountedOutput(stack.enter_context(atomic_output(target)), os.fspath(target))

@@ -92,7 +92,7 @@ class ImageCodec(Codec, modality="image"):
         tokens = check_tokens(tokens, "(C, rows, columns)", self.codebook_size)
         channels, rows, columns = tokens.shape
         if not tokens.size or channels > 2:
-            raise ValueError(f"tokens of shape {tokens.shape} are those of no image")
+            raise ValueError(f"tokens of shape {tokens.shape} are not those of an image")
         hop = self.hop_length
         height, width = size or (rows * hop, columns * hop)
         if self._grid(height, width) != (rows, columns):

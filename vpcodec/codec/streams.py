@@ -2,8 +2,8 @@
 
 Native models are causal and continue from their state.
 
-Threads may share a codec, each with streams of its own: a stream that another thread is pushing to
-raises RuntimeError, and goes on as if it had not been asked.
+Threads may share a codec if each has its own streams. A stream that another thread is using raises
+RuntimeError and is not affected.
 """
 
 from __future__ import annotations

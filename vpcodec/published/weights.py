@@ -86,7 +86,7 @@ def _check_container(path: Path, expected: Shapes) -> None:
     if packed:
         raise ModelError("not a checkpoint of PyTorch (compressed)")
     if damaged is not None:
-        raise ModelError(f"damaged (the checksum of {_shown([damaged])} does not fit)")
+        raise ModelError(f"damaged (the checksum of {_shown([damaged])} is wrong)")
 
 
 def _load(path: Path) -> Any:

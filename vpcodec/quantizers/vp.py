@@ -230,7 +230,7 @@ class VP(QueueQuantizer):
                 self.mh_steps = found.mh_steps
                 return found
         raise ValueError(
-            f"mh_steps up to {walk.steps} do not perturb by as much as the error of a codebook, "
+            f"even mh_steps={walk.steps} does not perturb as much as the error of a codebook, "
             f"{error:.4g}"
         )
 

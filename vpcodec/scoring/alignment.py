@@ -60,7 +60,7 @@ class DelayFinder:
             ValueError: it is for another rate.
         """
         if other.rate != self.rate:
-            raise ValueError(f"delays at {other.rate} and at {self.rate} Hz")
+            raise ValueError(f"delays at {other.rate} and {self.rate} Hz cannot be merged")
         self._n_pairs += other._n_pairs
         self._waveforms += other._waveforms
         self._envelopes += other._envelopes

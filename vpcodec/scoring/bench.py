@@ -257,7 +257,7 @@ def _at(coded: Coded, rate: int | None) -> np.ndarray:
     if coded.rate == rate:
         return coded.signal
     if coded.rate is None or rate is None:
-        raise ScoreError("an image against audio")
+        raise ScoreError("an image cannot be compared with audio")
     return resample(coded.signal, coded.rate, rate)
 
 

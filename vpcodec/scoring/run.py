@@ -344,7 +344,7 @@ class _Each:
             except LostWorkerError:
                 yield lost(item)
             except WorkerError as error:
-                raise ScoreError(f"a process could not do its work ({error})") from None
+                raise ScoreError(f"a worker failed ({error})") from None
 
 
 def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
@@ -355,7 +355,7 @@ def _find(reference: Path) -> tuple[Literal["audio", "image"], Path, list[str]]:
     else:
         reference.stat()  # raises what is wrong
         if not reference.is_file():
-            raise ScoreError(f"{reference}: not a file that can be read more than once")
+            raise ScoreError(f"{reference}: not a regular file")
         files, root = [Path(reference.name)], reference.parent
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not files:

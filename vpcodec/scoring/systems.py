@@ -267,7 +267,7 @@ class Decoded(System):
     def _code(self, source: Path) -> Coded:
         if source in self.pairs.unclear:
             files = " and ".join(str(path) for path in self.pairs.unclear[source])
-            raise ScoreError(f"{files} have the same name but for the suffix")
+            raise ScoreError(f"{files} differ only in the suffix")
         if source not in self.pairs.found:
             raise ScoreError(f"no counterpart in {self.decoded}")
         path = self.pairs.found[source]
@@ -418,7 +418,7 @@ class Opus(_Classic):
             try:
                 decoded, rate = load(shop.folder / "decoded.wav")
             except AudioError as error:
-                raise ScoreError("opusdec wrote no audio that can be read") from error
+                raise ScoreError("opusdec wrote audio that cannot be read") from error
         if len(decoded) != channels:
             raise ScoreError(f"opusdec wrote {len(decoded)} channels of {channels}")
         return Coded(decoded, rate, n_bytes)
