@@ -142,6 +142,7 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
     assert [metric.name for metric in metrics][-2:] == ["utmos", "speaker_similarity"]
     assert unavailable == {
         "wer": "wer needs the package torch: pip install torch transformers",
+        "distillmos": "distillmos needs the package torch: pip install 'vpcodec[train]' distillmos",
     }
     monkeypatch.setattr(base, "find_spec", lambda name: object())
     assert [metric.name for metric in choose("audio", ["all"])[1]] == [
@@ -158,7 +159,7 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
         ("audio", "xyz", "no metric 'xyz'; there are pesq_wb"),
         ("audio", "psnr", "psnr is not a metric of audio; there are pesq_wb"),
         ("image", "snr", "snr is not a metric of images; there are psnr, ssim, ms_ssim, lpips"),
-        ("audio", "cvu", "cvu is measured of each codec"),
+        ("audio", "cvu", "cvu is always measured, without being named"),
     ],
 )
 def test_unknown_names_are_refused_with_what_there_is(kind, name, message):
