@@ -18,6 +18,8 @@ from vpcodec.codec.audio import FILE_BLOCK
 from vpcodec.media.audio import RawFormat, load, resample, save
 from vpcodec.tokenfile import TokenFileError, TokenReader, verify
 
+ROOT = Path(__file__).resolve().parents[1]
+
 LENGTHS = [0, 1, 95, 96, 97, *np.random.default_rng(0).integers(98, 9_000, 3).tolist()]
 RATES = [8_000, 22_050, 44_100, 48_000, 96_000]
 TIES = 2e-3  # share of tokens that float rounding at a cell's edge may change
@@ -446,3 +448,73 @@ def test_wrong_channels_into_streams(codec: Codec) -> None:
 def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match="'tflite'.*onnx, torch"):
         Codec.from_pretrained(backend="tflite")
+
+
+# ----------------------------------------------------------------------------------------- noise
+
+
+@pytest.fixture(scope="module")
+def noisy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of recipes/debug.yaml, whose decoder has noise, with noise that can be heard."""
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    from vpcodec.export import export_model
+    from vpcodec.models import AudioAutoencoder
+    from vpcodec.recipe import load_recipe
+
+    torch.manual_seed(0)
+    model = AudioAutoencoder(load_recipe(ROOT / "recipes" / "debug.yaml").model)
+    for layer in model.decoder.noise:
+        torch.nn.init.normal_(layer.out.weight, std=0.5)
+    folder = tmp_path_factory.mktemp("models") / "noisy"
+    export_model(model, folder)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_part_has_the_noise_of_its_place_in_the_whole(noisy_model: Path, backend: str) -> None:
+    codec = Codec.from_pretrained(noisy_model, backend=backend, threads=1)
+    tokens = np.full((1, 1200), 60)  # so that only noise differs, once the history is full
+    whole = codec.decode(tokens)
+    hop, full = codec.hop_length, 300
+    for first in (7, 499, 700):
+        part = codec.decode(tokens[:, first:], first_frame=first)
+        np.testing.assert_allclose(
+            part[:, full * hop :], whole[:, (first + full) * hop :], rtol=0, atol=1e-4
+        )
+    elsewhere = codec.decode(tokens[:, 7:])
+    difference = elsewhere[:, full * hop :] - whole[:, (7 + full) * hop :]
+    assert np.abs(difference).max() > 0.01
+
+
+@pytest.mark.parametrize("pieces", [(1, 1198, 1), (400, 400, 400), (7,) * 171 + (3,)])
+def test_noise_does_not_depend_on_pieces_channels_or_backend(
+    noisy_model: Path, pieces: tuple[int, ...]
+) -> None:
+    codec = Codec.from_pretrained(noisy_model, threads=1)
+    tokens = np.random.default_rng(0).integers(codec.codebook_size, size=(2, 1200))
+    whole = codec.decode(tokens)
+    stream = codec.decoder_stream(2)
+    parts = [stream.push(piece) for piece in np.split(tokens, np.cumsum(pieces)[:-1], 1)]
+    found = np.concatenate([*parts, stream.flush()], 1)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(codec.decode(tokens[1]), whole[1:], rtol=0, atol=1e-4)
+    other = Codec.from_pretrained(noisy_model, backend="torch", threads=1)
+    np.testing.assert_allclose(other.decode(tokens), whole, rtol=0, atol=1e-4)
+
+
+def test_what_follows_a_damaged_block_has_the_noise_of_its_place(
+    noisy_model: Path, tmp_path: Path
+) -> None:
+    codec = Codec.from_pretrained(noisy_model, threads=1)
+    rng = np.random.default_rng(0)
+    n = 3 * FILE_BLOCK * codec.hop_length
+    save(tmp_path / "a.wav", 0.3 * rng.standard_normal((1, n)).astype(np.float32), 16_000)
+    codec.encode_file(tmp_path / "a.wav", tmp_path / "a.tok")
+    codec.decode_file(tmp_path / "a.tok", tmp_path / "whole.wav")
+    span = blocks(tmp_path / "a.tok")
+    data = (tmp_path / "a.tok").read_bytes()
+    (tmp_path / "a.tok").write_bytes(flipped(data, span[0][0] + 40))
+    codec.decode_file(tmp_path / "a.tok", tmp_path / "part.wav", recover=True)
+    whole, part = (load(tmp_path / name)[0] for name in ("whole.wav", "part.wav"))
+    later = (FILE_BLOCK + 400) * codec.hop_length  # the decoder has its past again
+    np.testing.assert_allclose(part[:, later:], whole[:, later:], rtol=0, atol=1e-3)

@@ -13,10 +13,9 @@ from torch import nn  # noqa: E402
 from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from vpcodec.config import AudioConfig  # noqa: E402
+from vpcodec.config import FRAME_COUNTER, NOISE_FRAMES, AudioConfig  # noqa: E402
 from vpcodec.models import AudioAutoencoder  # noqa: E402
 from vpcodec.models.layers import (  # noqa: E402
-    NOISE_FRAMES,
     ConvUnit,
     DilatedUnit,
     DownLayer,
@@ -372,6 +371,11 @@ def test_frames_are_counted_through_the_pieces_of_a_stream():
     whole = counter(torch.zeros(1, sum(pieces), 5))
     assert torch.equal(torch.cat(found, 1), whole)
     assert torch.equal(whole[0], torch.arange(sum(pieces)) % NOISE_FRAMES)
+
+
+def test_the_state_that_counts_frames_has_the_name_that_backends_know():
+    model = build(config_of("debug.yaml"))
+    assert model.decoder_state[FRAME_COUNTER] == (1, 1)
 
 
 def test_a_model_without_noise_has_no_trace_of_it(speech_3k):

@@ -28,6 +28,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MAX_CODEBOOK = 2**32  # limit of token files
 MAX_STORED_CODES = 2**20  # in a stored codebook: more take too long to fit and to search
 PARTS = ("encoder", "decoder")
+NOISE_FRAMES = 499  # after which the noise of a decoder begins again; a prime number
+FRAME_COUNTER = "decoder.frames"  # the state of a decoder with noise that counts its frames
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}
 TEXTUAL = ("str", "Literal", "Config", "Corpus")  # in the names of types that accept text

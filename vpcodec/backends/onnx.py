@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 import onnxruntime as ort
 
+from ..config import FRAME_COUNTER, NOISE_FRAMES
 from ..model_folder import ModelError, ModelFolder
 from ..threads import compiled_code
 from .architecture import architecture_of
@@ -38,7 +39,13 @@ class OnnxBackend:
     def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
         return self._encoder.run(samples, state)
 
-    def decode(self, tokens: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+    def decode(
+        self, tokens: np.ndarray, state: State | None, first_frame: int = 0
+    ) -> tuple[np.ndarray, State]:
+        if state is None:
+            state = self._decoder.beginning(len(tokens))
+            if FRAME_COUNTER in state:
+                state[FRAME_COUNTER][:] = first_frame % NOISE_FRAMES
         return self._decoder.run(tokens, state)
 
     @cached_property
@@ -79,11 +86,12 @@ class _Graph:
         }
         self.outputs = [o.name for o in session.get_outputs()]
 
+    def beginning(self, batch: int) -> State:
+        """The state at the beginning of a stream."""
+        return {name: np.zeros((batch, *shape), np.float32) for name, shape in self.shapes.items()}
+
     def run(self, x: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
-        if state is None:
-            state = {
-                name: np.zeros((len(x), *shape), np.float32) for name, shape in self.shapes.items()
-            }
+        state = self.beginning(len(x)) if state is None else state
         feed = {self.input.name: x} | {f"past.{name}": value for name, value in state.items()}
         try:
             with compiled_code():

@@ -26,12 +26,16 @@ class Backend(Protocol):
             int64 tokens, (B, N) or (B, H / hop, W / hop), and the next state.
         """
 
-    def decode(self, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    def decode(
+        self, tokens: np.ndarray, state: Any, first_frame: int = 0
+    ) -> tuple[np.ndarray, Any]:
         """Tokens to a signal.
 
         Args:
             tokens: int64 (B, N), or (B, rows, columns) in whole windows.
             state: as for `encode`.
+            first_frame: the number of the first token in its recording, if `state` is None:
+                decoders with noise read it there.
 
         Returns:
             The float32 signal, as for `encode`, and the next state.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..config import FRAME_COUNTER, NOISE_FRAMES
 from ..model_folder import WEIGHTS, ModelError, ModelFolder
 from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
@@ -33,15 +34,24 @@ class TorchBackend:
             raise ModelError(f"device {device}: {str(error).splitlines()[0]}") from None
 
     def encode(self, samples: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
-        return self._run(self.model.encode, self.model.encoder_state, samples, state)
+        if state is None:
+            state = self._beginning(self.model.encoder_state, len(samples))
+        return self._run(self.model.encode, samples, state)
 
-    def decode(self, tokens: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
-        return self._run(self.model.decode, self.model.decoder_state, tokens, state)
+    def decode(
+        self, tokens: np.ndarray, state: dict | None, first_frame: int = 0
+    ) -> tuple[np.ndarray, dict]:
+        if state is None:
+            state = self._beginning(self.model.decoder_state, len(tokens))
+            if FRAME_COUNTER in state:
+                state[FRAME_COUNTER].fill_(first_frame % NOISE_FRAMES)
+        return self._run(self.model.decode, tokens, state)
+
+    def _beginning(self, shapes: dict, batch: int) -> dict:
+        return {name: tensor.to(self.device) for name, tensor in zero_state(shapes, batch).items()}
 
     @torch.inference_mode()
-    def _run(self, function, shapes, x: np.ndarray, past: dict | None) -> tuple[np.ndarray, dict]:
-        if past is None:
-            past = {k: v.to(self.device) for k, v in zero_state(shapes, len(x)).items()}
+    def _run(self, function, x: np.ndarray, past: dict) -> tuple[np.ndarray, dict]:
         state = State(past)
         # Else cuDNN's convolutions may round to ten bits of mantissa, and tokens would differ.
         with compiled_code(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

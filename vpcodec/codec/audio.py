@@ -68,12 +68,16 @@ class AudioCodec(Codec, modality="audio"):
         stream = self.encoder_stream(len(samples))
         return np.concatenate([stream.push(samples), stream.flush()], 1)
 
-    def decode(self, tokens: np.ndarray, n_samples: int | None = None) -> np.ndarray:
+    def decode(
+        self, tokens: np.ndarray, n_samples: int | None = None, *, first_frame: int = 0
+    ) -> np.ndarray:
         """Tokens to audio.
 
         Args:
             tokens: (N,) or (C, N) integers in [0, codebook_size).
             n_samples: length to cut to, at the model's rate; None: N * hop_length.
+            first_frame: the number of the first token in its recording, for a part from the middle
+                of it: a decoder with noise has the noise of the whole there.
 
         Returns:
             (C, n_samples) float32 in [-1, 1] at the model's rate.
@@ -85,7 +89,7 @@ class AudioCodec(Codec, modality="audio"):
         length = tokens.shape[1] * self.hop_length
         if n_samples is not None and not 0 <= n_samples <= length:
             raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
-        stream = self.decoder_stream(len(tokens))
+        stream = self.decoder_stream(len(tokens), first_frame=first_frame)
         return stream.flush(tokens)[:, :n_samples]
 
     def encode_file(
@@ -206,8 +210,10 @@ class AudioCodec(Codec, modality="audio"):
                     if silent * header.channels > MAX_LOST_TOKENS * self.hop_length:
                         raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
                     continue
-                put_silence(silent)
-                silent = 0
+                if silent:
+                    put_silence(silent)
+                    silent = 0
+                    stream = self.decoder_stream(header.channels, first_frame=block.start_frame)
                 known = tokens.n_samples is not None
                 if known and block.start_frame + block.n_frames == tokens.n_frames:
                     put(stream.flush(block.tokens)[:, : length() - done])
@@ -244,15 +250,16 @@ class AudioCodec(Codec, modality="audio"):
             return architecture.encoder_stream(self.config, self.backend, channels)
         return EncoderStream(self, channels)
 
-    def decoder_stream(self, channels: int = 1) -> DecoderStream | Stream:
+    def decoder_stream(self, channels: int = 1, *, first_frame: int = 0) -> DecoderStream | Stream:
         """A stream that takes tokens, piece by piece.
 
         Args:
             channels: of the tokens.
+            first_frame: as for `decode`.
         """
         if architecture := architecture_of(self.config):
             return architecture.decoder_stream(self.config, self.backend, channels)
-        return DecoderStream(self, channels)
+        return DecoderStream(self, channels, first_frame)
 
     @property
     def chunk_frames(self) -> int:

@@ -8,6 +8,7 @@ RuntimeError and is not affected.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,9 +55,9 @@ class EncoderStream(Exclusive):
         whole = samples.shape[1] // hop * hop
         self._rest = samples[:, whole:]
         empty = np.zeros((self._channels, 0), np.int64)
-        tokens, self._state = _run(
-            self._codec, "encode", samples[:, :whole], hop, self._state, empty
-        )
+        encode = self._codec.backend.encode
+        frames = self._codec.chunk_frames
+        tokens, self._state = _run(encode, frames, samples[:, :whole], hop, self._state, empty)
         return tokens
 
     @alone
@@ -76,13 +77,14 @@ class EncoderStream(Exclusive):
 class DecoderStream(Exclusive):
     """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole."""
 
-    def __init__(self, codec: AudioCodec, channels: int) -> None:
+    def __init__(self, codec: AudioCodec, channels: int, first_frame: int = 0) -> None:
         super().__init__()
         self._codec = codec
         self._channels = channels
-        self._reset()
+        self._reset(first_frame)
 
-    def _reset(self) -> None:
+    def _reset(self, first_frame: int = 0) -> None:
+        self._first_frame = first_frame
         self._state: Any = None
         self._late = self._codec.config.decoder_delay * self._codec.hop_length
         self._last = np.zeros((self._channels, 0), np.int64)
@@ -103,12 +105,17 @@ class DecoderStream(Exclusive):
         tokens = check_tokens(tokens, "(C, N)", self._codec.codebook_size)
         check_channels(tokens, self._channels)
         empty = np.zeros((self._channels, 0), np.float32)
-        samples, self._state = _run(self._codec, "decode", tokens, 1, self._state, empty)
+        samples, self._state = _run(
+            self._decode, self._codec.chunk_frames, tokens, 1, self._state, empty
+        )
         if tokens.shape[1]:
             self._last = tokens[:, -1:]
         late = min(self._late, samples.shape[1])
         self._late -= late
         return samples[:, late:]
+
+    def _decode(self, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        return self._codec.backend.decode(tokens, state, self._first_frame)
 
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
@@ -119,7 +126,7 @@ class DecoderStream(Exclusive):
 
         Returns:
             (C, n) float32: the samples of these tokens and those held back for the decoder's delay,
-            with the last token repeated. The stream can be used for other tokens afterwards.
+        XX
         """
         if tokens is None:
             tokens = self._last[:, :0]
@@ -133,7 +140,12 @@ class DecoderStream(Exclusive):
 
 
 def _run(
-    codec: AudioCodec, method: str, x: np.ndarray, column: int, state: Any, empty: np.ndarray
+    graph: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+    chunk_frames: int,
+    x: np.ndarray,
+    column: int,
+    state: Any,
+    empty: np.ndarray,
 ) -> tuple[np.ndarray, Any]:
     """Run x (C, N * column) through a stateful graph in equal parts of few frames.
 
@@ -142,8 +154,7 @@ def _run(
     frames = x.shape[1] // column
     if not frames:
         return empty, state
-    graph = getattr(codec.backend, method)
-    runs = max(1, round(frames * len(x) / codec.chunk_frames))
+    runs = max(1, round(frames * len(x) / chunk_frames))
     step = column * -(-frames // runs)
     parts = [empty]
     for start in range(0, x.shape[1], step):

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..config import NOISE_FRAMES
+
 BIAS_STD = 0.02  # before training
 NOISE_STD = 0.02  # of what noise adds, before training
-NOISE_FRAMES = 499  # after which the noise of a trained model begins again; a prime number
 
 
 class State:
