@@ -450,6 +450,15 @@ def test_threads_share_a_codec(codec):
     assert all(np.array_equal(found[i], expected[i]) for i in range(8))
 
 
+def test_the_number_of_threads_changes_no_token_and_no_sample_by_more_than_a_step(codec):
+    other = Codec.from_pretrained("speech-3k", threads=3)
+    samples = clip(3.0)
+    tokens = codec.encode(samples)
+    assert np.array_equal(other.encode(samples), tokens)
+    one, three = (np.rint(x.decode(tokens) * 32768.0) for x in (codec, other))
+    assert np.abs(one - three).max() <= 1
+
+
 @pytest.mark.parametrize("work", ["encode(samples, 44_100)", "decode(tokens)"])
 def test_a_daemon_thread_does_not_abort_the_exit(work):
     code = f"""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -824,15 +825,93 @@ def test_rows_have_the_means_since_the_last_one(tmp_path, whole_run, kind):
     assert_same_run(tmp_path / "b", tmp_path / "a")
 
 
-def test_a_damaged_checkpoint_names_the_one_before(tmp_path):
+def flip(path: Path, place: float) -> None:
+    """Change one bit, `place` of the way through a file."""
+    data = bytearray(path.read_bytes())
+    data[round(place * (len(data) - 1))] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "zeros at the end": lambda path: path.write_bytes(path.read_bytes()[:-4096] + bytes(4096)),
+    "bit of the header": lambda path: flip(path, 0.001),
+    "bit in the middle": lambda path: flip(path, 0.5),
+    "last bit": lambda path: flip(path, 1.0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    tmp_path, whole_run, kind, damage
+):
+    shutil.copytree(whole_run, tmp_path / "run")
+    run, newest = tmp_path / "run", checkpoint_path(tmp_path / "run", 12)
+    (run / "checkpoints" / ".abc.tmp").write_bytes(b"of a killed run")
+    DAMAGES[damage](newest)
+    with pytest.raises(CheckpointError, match="not a checkpoint, or damaged"):
+        load_checkpoint(newest)
+    second = Trainer(short(kind=kind), run)
+    assert second.step == 10
+    (note,) = second.notes
+    assert note.startswith(f"{newest}: ") and note.endswith("; the one before it is taken")
+    second.train()
+    assert_same_run(run, whole_run)
+    assert len(list((run / "checkpoints").iterdir())) == 2
+
+
+def test_every_bit_of_a_checkpoint_counts(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, {"model": {"a": torch.arange(5)}}, {"step": 1})
+    data = path.read_bytes()
+    for i in range(8 * len(data)):
+        spoilt = bytearray(data)
+        spoilt[i // 8] ^= 1 << i % 8
+        path.write_bytes(spoilt)
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+
+
+def test_checkpoints_without_a_checksum_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file({"model/a": torch.arange(3)}, path, {"state": json.dumps({"step": 1})})
+    groups, state = load_checkpoint(path)
+    assert state == {"step": 1} and torch.equal(groups["model"]["a"], torch.arange(3))
+
+
+def test_damaged_checkpoints_go_when_the_next_is_saved(tmp_path):
+    run = Trainer(short("train.steps=20", "train.keep=2"), tmp_path)
+    for step in (5, 10, 15):
+        run.step = step
+        run.save()
+    flip(checkpoint_path(tmp_path, 15), 0.5)
+    again = Trainer(short("train.steps=20", "train.keep=2"), tmp_path)
+    again.step = 12
+    again.save()
+    assert checkpoints.checkpoints(tmp_path) == [checkpoint_path(tmp_path, n) for n in (10, 12)]
+
+
+def test_where_all_checkpoints_are_damaged_the_newest_is_named(tmp_path):
     Trainer(short(), tmp_path).train()
-    (tmp_path / "checkpoints" / ".abc.tmp").write_bytes(b"of a killed run")
-    checkpoint_path(tmp_path, 12).write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="without it, step-00000010.safetensors is next"):
+    for path in checkpoints.checkpoints(tmp_path):
+        flip(path, 0.5)
+    with pytest.raises(CheckpointError, match="step-00000012.*damaged"):
         Trainer(short(), tmp_path)
-    checkpoint_path(tmp_path, 12).unlink()
-    Trainer(short(), tmp_path).train()
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_export_passes_over_a_damaged_checkpoint_and_says_so(tmp_path):
+    from vpcodec.export import export_run
+
+    Trainer(short(), tmp_path / "run").train()
+    flip(checkpoint_path(tmp_path / "run", 12), 0.5)
+    notes: list[str] = []
+    export_run(tmp_path / "run", tmp_path / "model", note=notes.append)
+    (note,) = notes
+    assert "step-00000012" in note and note.endswith("the one before it is taken")
 
 
 def test_a_run_says_what_it_does_not_use_and_what_changed(tmp_path, debug_model):

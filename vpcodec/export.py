@@ -7,6 +7,7 @@ torch and ONNX Runtime compute in float32 with the very same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ from .training.checkpoints import (
     CheckpointError,
     averaged_weights,
     brief,
-    find_checkpoint,
-    load_checkpoint,
+    load_newest,
 )
 
 
-def export_run(run: Path, target: Path, *, force: bool = False) -> None:
+def export_run(
+    run: Path,
+    target: Path,
+    *,
+    force: bool = False,
+    note: Callable[[str], None] | None = None,
+) -> None:
     """Export the averaged weights of a training run.
 
     Args:
@@ -42,13 +48,17 @@ def export_run(run: Path, target: Path, *, force: bool = False) -> None:
             `best.safetensors`.
         target: model folder to make; appears whole or not at all.
         force: replace an existing folder.
+        note: told of damaged checkpoints that are passed over.
 
     Raises:
         CheckpointError: no checkpoint there.
         FileExistsError: target exists and not `force`.
         ExportError: the graphs do not agree with torch.
     """
-    groups, state = load_checkpoint(find_checkpoint(run))
+    groups, state, damaged = load_newest(run)
+    for error in damaged:
+        if note is not None:
+            note(f"{error}; the one before it is taken")
     try:
         model = build_model(parse_model(state["config"]))
         model.load_state_dict(averaged_weights(groups))

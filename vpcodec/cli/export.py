@@ -24,7 +24,9 @@ def export(
     from ..training.checkpoints import CheckpointError
 
     try:
-        export_run(run, output, force=force)
+        export_run(
+            run, output, force=force, note=lambda text: typer.echo(f"vpcodec: {text}", err=True)
+        )
     except (CheckpointError, ExportError, FileExistsError) as error:
         raise common.UsageError(str(error)) from None
     size = sum(path.stat().st_size for path in output.iterdir())

@@ -6,8 +6,10 @@ A run folder keeps the newest few in `checkpoints/step-00000500.safetensors`, an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,20 @@ from ..media.files import atomic_output
 
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
+NO_CHECKSUM = "0" * 64  # what is hashed in the place of the checksum
+CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # in the header
+CHECKED = "has_checksum"  # in the state, so that a checksum that is damaged itself is missed
+BLOCK = 2**20  # bytes that are hashed at once
 AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")  # depend on it
 NOISE = "decoder.noise."  # that a model may be given later
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another model."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -51,9 +61,15 @@ def find_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all checkpoints of a run but the newest `keep`, and unfinished ones of killed runs."""
-    for path in (*checkpoints(run)[:-keep], *(run / FOLDER).glob(".*.tmp")):
+def prune(run: Path, keep: int, step: int) -> None:
+    """Remove all checkpoints of a run but the newest `keep` up to `step`, the last that was saved.
+
+    Later ones are damaged ones that were passed over. Unfinished ones of killed runs go as well.
+    """
+    last = checkpoint_path(run, step)
+    good = [path for path in checkpoints(run) if path <= last]
+    later = [path for path in checkpoints(run) if path > last]
+    for path in (*good[:-keep], *later, *(run / FOLDER).glob(".*.tmp")):
         path.unlink(missing_ok=True)
 
 
@@ -72,8 +88,13 @@ def save_checkpoint(path: Path, tensors: dict[str, dict[str, Any]], state: dict[
         for name, value in values.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(state | {CHECKED: True})
+    data = save(flat, metadata={"state": text, "checksum": NO_CHECKSUM})
+    start = CHECKSUM.search(data).start(1)
     with atomic_output(path) as file:
-        file.write(save(flat, metadata={"state": json.dumps(state)}))
+        file.write(data[:start])
+        file.write(hashlib.sha256(data).hexdigest().encode())
+        file.write(memoryview(data)[start + len(NO_CHECKSUM) :])
         file.flush()
         os.fsync(file.fileno())
 
@@ -82,22 +103,69 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: no such file, or not a checkpoint; what to do then if there are others.
+        DamagedError: it is not what was written; checkpoints of earlier versions have no checksum.
+        CheckpointError: no such file, or it cannot be read.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
     try:
+        checked = _verify(path)
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["state"])
+            if state.pop(CHECKED, False) and not checked:
+                raise ValueError("its checksum is gone")
             for key in file.keys():
                 group, _, name = key.partition("/")
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (SafetensorError, KeyError, OSError, ValueError) as error:
-        others = [other for other in path.parent.glob("step-*.safetensors") if other != path]
-        advice = f"; without it, {max(others).name} is next" if others else ""
-        raise CheckpointError(f"{path}: not a checkpoint ({error}){advice}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DamagedError(f"{path}: not a checkpoint, or damaged ({error})") from None
     return groups, state
+
+
+def load_newest(
+    run: Path,
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], list[DamagedError]]:
+    """Read the newest checkpoint of a run that is whole; a file is taken as it is.
+
+    Returns:
+        What `load_checkpoint` gives, and what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: there is none, all are damaged (it is about the newest), or one cannot be
+            read.
+    """
+    if run.is_file():
+        return *load_checkpoint(run), []
+    damaged: list[DamagedError] = []
+    find_checkpoint(run)
+    for path in reversed(checkpoints(run)):
+        try:
+            return *load_checkpoint(path), damaged
+        except DamagedError as error:
+            damaged.append(error)
+    raise damaged[0]
+
+
+def _verify(path: Path) -> bool:
+    """Whether a file has a checksum; ValueError where it is another file's."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > os.fstat(file.fileno()).st_size:
+            raise ValueError("its header is cut short")
+        header = file.read(size)
+        found = CHECKSUM.search(header)
+        if found is None:
+            return False
+        digest = hashlib.sha256(size.to_bytes(8, "little"))
+        digest.update(header[: found.start(1)] + NO_CHECKSUM.encode() + header[found.end(1) :])
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest().encode() != found[1]:
+        raise ValueError("its checksum differs")
+    return True
 
 
 def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

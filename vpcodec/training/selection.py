@@ -12,7 +12,7 @@ import torch
 from ..metrics.registry import METRICS
 from ..models import Autoencoder
 from ..recipe import Recipe
-from .checkpoints import BEST, load_checkpoint, save_checkpoint
+from .checkpoints import BEST, DamagedError, load_checkpoint, save_checkpoint
 from .evaluation import Evaluation, HeldOut
 from .log import RunLog, read_metrics
 
@@ -117,7 +117,11 @@ class Selection:
             return False
         if not self._path.exists():
             return True
-        _, before = load_checkpoint(self._path)
+        try:
+            _, before = load_checkpoint(self._path)
+        except DamagedError as error:
+            self._log.message(f"{error}; it is replaced")
+            return True
         if before.get("metric") != self._metric:
             return True
         sign = -1 if METRICS[self._metric].better == "lower" else 1

@@ -36,8 +36,7 @@ from .checkpoints import (
     brief,
     checkpoint_path,
     checkpoints,
-    find_checkpoint,
-    load_checkpoint,
+    load_newest,
     load_weights,
     optimizer_tensors,
     prune,
@@ -94,7 +93,8 @@ class Trainer:
         self.accelerator = make_accelerator(recipe)
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
-        found = load_checkpoint(find_checkpoint(folder)) if checkpoints(folder) else None
+        self.notes: list[str] = []  # for whoever starts the run
+        found = self._find_checkpoint()
         self.precision = recipe.train.precision
         if self.precision == "auto" and found is not None:
             self.precision = str(found[1].get("precision"))
@@ -104,7 +104,6 @@ class Trainer:
             self.task.held_out().find()  # before anything that takes long
         torch.manual_seed(recipe.train.seed)
         self.model = build_model(recipe.model).to(self.device).train()
-        self.notes: list[str] = []  # for whoever starts the run
         left: list[str] = []
         if init_from is not None and found is not None:
             self.notes.append(f"the run goes on: {init_from} is not used")
@@ -170,6 +169,14 @@ class Trainer:
         self._compile()
         if found is None and recipe.train.precision == "auto":
             self._check_precision()
+
+    def _find_checkpoint(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint that is whole, if there are any."""
+        if not checkpoints(self.folder):
+            return None
+        groups, state, damaged = load_newest(self.folder)
+        self.notes += [f"{error}; the one before it is taken" for error in damaged]
+        return groups, state
 
     def _compile(self) -> None:
         """Have the networks compiled at their next use, if the recipe says so."""
@@ -374,7 +381,8 @@ class Trainer:
             raise self._not_finite(bad)
 
     def _not_finite(self, step: int) -> TrainingError:
-        found = checkpoints(self.folder)
+        last = checkpoint_path(self.folder, step)  # later ones are damaged
+        found = [path for path in checkpoints(self.folder) if path <= last]
         kept = f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
         advice = "; train.precision=fp32 may help" if self.precision != "fp32" else ""
         return TrainingError(f"step {step}: loss or gradient is not finite; {kept}{advice}")
@@ -497,12 +505,12 @@ class Trainer:
                 "scalers": [scaler.state_dict() for scaler in self.scalers],
             }
             save_checkpoint(checkpoint_path(self.folder, self.step), groups, state)
-            prune(self.folder, self.recipe.train.keep)
+            prune(self.folder, self.recipe.train.keep, self.step)
         self.accelerator.wait_for_everyone()
 
     def _resume(self, groups: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        path = find_checkpoint(self.folder)
+        path = checkpoint_path(self.folder, int(state.get("step", 0)))
         try:
             if parse_model(state["config"]) != self.recipe.model:
                 raise CheckpointError(f"{self.folder}: holds a run of another model configuration")
