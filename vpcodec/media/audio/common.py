@@ -65,10 +65,13 @@ def raw_coding(encoding: str) -> str:
     return RAW_CODINGS[encoding]
 
 
-def check_length(n_read: int, n_promised: int, sample_rate: int) -> None:
-    if n_read < n_promised:
-        ends, promised = n_read / sample_rate, n_promised / sample_rate
-        raise AudioError(f"truncated: it ends at {ends:.2f} s of {promised:.2f} s")
+def cut_short(n_read: int, n_promised: int, sample_rate: int) -> str:
+    """What to say of audio that has only `n_read` samples."""
+    ends, promised = n_read / sample_rate, n_promised / sample_rate
+    return (
+        f"truncated: it ends at sample {n_read:,} of {n_promised:,} "
+        f"({ends:.2f} s of {promised:.2f} s)"
+    )
 
 
 def choose_format(suffix: str, subtype: str | None, raw: str | None) -> tuple[str, str]:
