@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from .common import AudioError
+from .common import READ_WIDTHS, AudioError
 from .stream import ByteStream
 
 MAX_CHUNKS = 10_000  # before the audio, and behind it
@@ -44,8 +44,8 @@ def _names(text: str) -> frozenset[bytes]:
 _ANY = _names("id3 junk fllr pad")
 _RIFF = _names(
     "data fmt list fact cue smpl inst bext ixml axml chna peak plst cart disp afsp levl acid strc "
-    "_pmx r64m minf elm1 elmo regn umid qlty mext link slnt wavl note ltxt labl chan dbmd ds64 tlst "
-    "aswg guan guano wamd clm sauf sndm logic logo lgwv pfmt resu ovwf"
+    "_pmx r64m minf elm1 elmo regn umid qlty mext link slnt wavl note ltxt labl chan dbmd ds64 "
+    "tlst aswg guan guano wamd clm sauf sndm logic logo lgwv pfmt resu ovwf"
 )
 _IFF = _names(
     "ssnd comm mark inst comt name auth (c) anno midi aesd appl fver chan basc trns cate peak"
@@ -74,6 +74,28 @@ class Layout(NamedTuple):
     style: Style | None = None  # of what is behind; None: nothing may be
     order: str = "<"
     is_mpeg: bool = False  # MPEG audio in WAV
+
+
+_WAV_CODINGS = {  # format tag, bytes per sample
+    (1, 1): "PCM_U8",
+    (1, 2): "PCM_16",
+    (1, 3): "PCM_24",
+    (1, 4): "PCM_32",
+    (3, 4): "FLOAT",
+    (3, 8): "DOUBLE",
+    (6, 1): "ALAW",
+    (7, 1): "ULAW",
+}
+_MPEG_TAGS = (0x50, 0x55)
+
+
+def wav_coding(layout: Layout, tag: int, bits: int) -> Layout:
+    """A layout with the coding that a format tag of WAV means."""
+    width = (bits + 7) // 8
+    coding = _WAV_CODINGS.get((tag, width)) if layout.align == width * layout.channels else None
+    if tag == 1 and width == 3 and layout.align == 4 * layout.channels:
+        coding = "PCM_24"
+    return layout._replace(coding=coding, is_mpeg=tag in _MPEG_TAGS)
 
 
 def take(stream: ByteStream, n: int) -> bytes:
@@ -162,8 +184,6 @@ def _check_zeros(stream: ByteStream) -> None:
 
 def w64_layout(stream: ByteStream) -> Layout | None:
     """The layout of a Sony Wave64 file; as `wav_layout`."""
-    from .wav import wav_coding
-
     if not stream.peek(40).startswith(_W64_RIFF):
         return None
     stream.skip(40)
@@ -192,7 +212,16 @@ def w64_layout(stream: ByteStream) -> Layout | None:
     return wav_coding(layout, tag, bits)._replace(is_mpeg=False)
 
 
-_AU_CODINGS = {2: "PCM_S8", 3: "PCM_16", 4: "PCM_24", 5: "PCM_32", 6: "FLOAT", 7: "DOUBLE"}
+_AU_CODINGS = {
+    1: "ULAW",
+    27: "ALAW",
+    2: "PCM_S8",
+    3: "PCM_16",
+    4: "PCM_24",
+    5: "PCM_32",
+    6: "FLOAT",
+    7: "DOUBLE",
+}
 
 
 def au_layout(stream: ByteStream) -> Layout | None:
@@ -204,15 +233,9 @@ def au_layout(stream: ByteStream) -> Layout | None:
     start, n_bytes, coding, rate, channels = struct.unpack(f"{order}5I", head[4:])
     stream.skip(max(24, start))
     name = _AU_CODINGS.get(coding)
-    align = max(1, channels * _bytes(name)) if name else 1
+    align = max(1, channels * READ_WIDTHS[name]) if name else 1
     known = not is_placeholder(n_bytes) or not stream.peek(1)
     return Layout("AU", name, rate, channels, align, stream.tell(), n_bytes, known, None, order)
-
-
-def _bytes(coding: str) -> int:
-    from .wav import WIDTHS
-
-    return WIDTHS[coding]
 
 
 _AIFF_CODINGS = {  # compression, bits: coding, order
@@ -223,6 +246,8 @@ _AIFF_CODINGS = {  # compression, bits: coding, order
     **{(b"sowt", bits): (f"PCM_{bits}", "<") for bits in (16, 24, 32)},
     **{(name, 32): ("FLOAT", ">") for name in (b"fl32", b"FL32")},
     **{(name, 64): ("DOUBLE", ">") for name in (b"fl64", b"FL64")},
+    **{(name, bits): ("ULAW", ">") for name in (b"ulaw", b"ULAW") for bits in (8, 16)},
+    **{(name, bits): ("ALAW", ">") for name in (b"alaw", b"ALAW") for bits in (8, 16)},
 }
 
 
@@ -254,7 +279,7 @@ def aiff_layout(stream: ByteStream) -> Layout | None:
     stream.skip(offset)
     compression = comm[18:22] if len(comm) >= 22 else b"NONE"
     coding, order = _AIFF_CODINGS.get((compression, -(-bits // 8) * 8), (None, ">"))
-    align = max(1, channels * _bytes(coding)) if coding and channels > 0 else 1
+    align = max(1, channels * READ_WIDTHS[coding]) if coding and channels > 0 else 1
     known = not is_placeholder(n_bytes) or (not n_samples and not stream.peek(1))
     size = max(0, n_bytes - 8 - offset)
     if n_bytes == 0 and not known:
@@ -290,6 +315,8 @@ def caf_layout(stream: ByteStream) -> Layout | None:
         floats = {32: "FLOAT", 64: "DOUBLE"}
         whole = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
         name = (floats if flags & 1 else whole).get(bits)
+    elif coding in (b"ulaw", b"alaw") and per_packet == 1 and align == channels:
+        name = coding.decode().upper()
     if not (1 <= rate < 2**31 and rate == int(rate)):
         name, rate = None, 0
     size, known, order = max(0, n_bytes - 4), n_bytes >= 0, "<" if flags & 2 else ">"

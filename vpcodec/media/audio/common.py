@@ -31,6 +31,8 @@ FORMATS = {  # suffix: libsndfile's format, default subtype
     ".rf64": ("RF64", "PCM_16"),
 }
 AUDIO_SUFFIXES = frozenset(FORMATS)
+WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
+READ_WIDTHS = {**WIDTHS, "PCM_S8": 1, "ULAW": 1, "ALAW": 1}
 RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}
 BLOCK = 65536  # samples per channel at a time, where no caller chooses
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from .chunks import Layout, parts_behind
-from .common import AudioError, cut_short
+from .common import READ_WIDTHS, AudioError, cut_short
 from .stream import ByteStream, Part
-from .wav import WIDTHS, decode
+from .wav import decode
 
 _LOOK = 2**18  # bytes that are looked at to see which of four bytes hold 24 bits
 
@@ -50,7 +50,7 @@ class PcmSource:
         self._left = self._promised
         self.cut: str | None = None
         self._shift = 0  # bits that samples are below their place
-        if self._width > WIDTHS[layout.coding]:
+        if self._width > READ_WIDTHS[layout.coding]:
             self._shift = self._find_shift(parts)
 
     def read(self, n: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from .chunks import RIFF, W64, Layout, aiff_layout, au_layout, caf_layout, w64_l
 from .common import (
     AUDIO_SUFFIXES,
     BLOCK,
+    WIDTHS,
     AudioError,
     RawFormat,
     check_limits,
@@ -33,7 +34,7 @@ from .ogg import OggSource, UnknownCodec
 from .pcm import PcmSource, find_parts
 from .sound import SoundSource
 from .stream import ByteStream, Part, skip_id3
-from .wav import WIDTHS, wav_layout
+from .wav import wav_layout
 
 TRUNCATED = ("refuse", "keep")  # what can be done with audio that is cut short
 MAX_SPOOL = 2**30  # bytes of a pipe that are kept in a temporary file

@@ -7,32 +7,16 @@ promises.
 
 from __future__ import annotations
 
+import io
 import struct
+from functools import lru_cache
 
 import numpy as np
+import soundfile as sf
 
-from .chunks import MAX_CHUNKS, RIFF, Layout, is_known_chunk, is_placeholder, take
-from .common import AudioError
+from .chunks import MAX_CHUNKS, RIFF, Layout, is_known_chunk, is_placeholder, take, wav_coding
+from .common import READ_WIDTHS, WIDTHS, AudioError
 from .stream import ByteStream
-
-WIDTHS = {  # bytes
-    "PCM_U8": 1,
-    "PCM_S8": 1,
-    "PCM_16": 2,
-    "PCM_24": 3,
-    "PCM_32": 4,
-    "FLOAT": 4,
-    "DOUBLE": 8,
-}
-
-_WAV_CODINGS = {  # format tag, bytes per sample
-    (1, 1): "PCM_U8",
-    (1, 2): "PCM_16",
-    (1, 3): "PCM_24",
-    (1, 4): "PCM_32",
-    (3, 4): "FLOAT",
-    (3, 8): "DOUBLE",
-}
 
 MAX_RIFF = 0xFFFFFFFE  # bytes; a larger WAV becomes RF64
 
@@ -96,15 +80,6 @@ def wav_layout(stream: ByteStream) -> Layout | None:
     )
 
 
-def wav_coding(layout: Layout, tag: int, bits: int) -> Layout:
-    """A layout with the coding that a format tag of WAV means."""
-    width = (bits + 7) // 8
-    coding = _WAV_CODINGS.get((tag, width)) if layout.align == width * layout.channels else None
-    if tag == 1 and width == 3 and layout.align == 4 * layout.channels:
-        coding = "PCM_24"
-    return layout._replace(coding=coding, is_mpeg=tag in (0x50, 0x55))
-
-
 def wav_header(coding: str, sample_rate: int, channels: int, n_bytes: int | None) -> bytes:
     """A WAV header for data of `n_bytes`, as long for 0 as for any number; None: for a pipe."""
     width = WIDTHS[coding]
@@ -139,13 +114,23 @@ def decode(data: bytes | bytearray, coding: str, order: str = "<", width: int = 
     if coding in ("FLOAT", "DOUBLE"):
         with np.errstate(over="ignore"):
             return np.frombuffer(data, f"{order}f{WIDTHS[coding]}").astype(np.float32)
-    width = width or WIDTHS[coding]
+    if coding in ("ULAW", "ALAW"):
+        return _law(coding)[np.frombuffer(data, np.uint8)]
+    width = width or READ_WIDTHS[coding]
     samples = np.frombuffer(data, np.uint8).reshape(-1, width)
     wide = np.zeros((len(samples), 4), dtype=np.uint8)
     wide[:, 4 - width :] = samples[:, ::-1] if order == ">" else samples
     if coding == "PCM_U8":
         wide[:, 3] ^= 0x80
     return wide.view("<i4")[:, 0].astype(np.float32) * np.float32(2**-31)
+
+
+@lru_cache
+def _law(coding: str) -> np.ndarray:
+    """The samples of all bytes in G.711, as libsndfile has them."""
+    every = io.BytesIO(bytes(range(256)))
+    options = {"format": "RAW", "samplerate": 8000, "channels": 1, "subtype": coding}
+    return sf.read(every, dtype="float32", **options)[0]
 
 
 def encode(frames: np.ndarray, coding: str) -> bytes:
