@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vpcodec.media.audio import (
     AUDIO_SUFFIXES,
+    OUTPUT_SUFFIXES,
     AudioError,
     AudioReader,
     AudioWriter,
@@ -858,6 +859,7 @@ def test_find_audio_without_a_folder(tmp_path, name):
 
 
 def test_every_suffix_can_be_written_and_found(tmp_path):
-    for suffix in AUDIO_SUFFIXES:
+    assert OUTPUT_SUFFIXES < AUDIO_SUFFIXES
+    for suffix in OUTPUT_SUFFIXES:
         save(tmp_path / f"x{suffix}", noise(1, 100), 16000)
-    assert {path.suffix for path in find_audio(tmp_path)} == AUDIO_SUFFIXES
+    assert {path.suffix for path in find_audio(tmp_path)} == OUTPUT_SUFFIXES

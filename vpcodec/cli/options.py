@@ -24,4 +24,5 @@ FORCE = typer.Option(False, "--force", "-f", help="Replace existing results.")
 FAIL_FAST = typer.Option(
     False, "--fail-fast/--keep-going", help="Stop at the first file that fails."
 )
+TRUNCATED = typer.Option("refuse", help="Audio that ends early: refuse it, or keep what is there.")
 JSON = typer.Option(False, "--json", help="Print a JSON document of the results.")

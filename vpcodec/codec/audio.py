@@ -93,15 +93,17 @@ class AudioCodec(Codec, kind="audio"):
         target: Source,
         *,
         raw: RawFormat | None = None,
+        truncated: str = "refuse",
         name: str = "stdin",
         report: Report | None = None,
     ) -> FileStats:
         """Audio file (or binary stream) to token file (or stream), in constant memory.
 
         Args:
-            source: a path to any audio that libsndfile reads, or a stream (WAV, or `raw`).
+            source: a path to any audio that libsndfile or ffmpeg reads, or a stream.
             target: path of the token file, which appears whole or not at all, or a stream.
             raw: layout of headerless PCM.
+            truncated: "refuse" audio that ends early, or "keep" what is there of it.
             name: of a stream, in errors.
             report: called with the samples done so far and in all.
 
@@ -109,7 +111,9 @@ class AudioCodec(Codec, kind="audio"):
             AudioError, OSError: source or target cannot be used.
         """
         with ExitStack() as stack:
-            reader = stack.enter_context(AudioReader(source, raw=raw, name=name))
+            reader = stack.enter_context(
+                AudioReader(source, raw=raw, name=name, truncated=truncated)
+            )
             header = AudioHeader(
                 model=self.name,
                 fingerprint=self.fingerprint,
@@ -136,7 +140,12 @@ class AudioCodec(Codec, kind="audio"):
             writer.write(stream.flush())
             writer.close(n_samples)
             return FileStats(
-                n_samples, reader.sample_rate, reader.channels, writer.n_frames, output.bytes
+                n_samples,
+                reader.sample_rate,
+                reader.channels,
+                writer.n_frames,
+                output.bytes,
+                cut=reader.cut,
             )
 
     def decode_file(
@@ -265,6 +274,7 @@ class FileStats:
         n_frames: tokens per channel.
         n_bytes: size of the token file.
         damaged: blocks replaced by silence.
+        cut: in what way audio that was kept is cut short; None: it is not.
     """
 
     n_samples: int
@@ -273,6 +283,7 @@ class FileStats:
     n_frames: int
     n_bytes: int
     damaged: int = 0
+    cut: str | None = None
 
     @property
     def seconds(self) -> float:

@@ -30,7 +30,13 @@ FORMATS = {  # suffix: libsndfile's format, default subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
-AUDIO_SUFFIXES = frozenset(FORMATS)
+OUTPUT_SUFFIXES = frozenset(FORMATS)
+_MORE_SUFFIXES = (
+    ".wave .bwf .bw64 .aifc .sph .nist .voc .ircam .paf .svx .8svx .avr .pvf .sds .htk .mp1 .mp2 "
+    ".mpa .mpga .m4a .m4b .m4r .mp4 .aac .adts .webm .weba .mka .mkv .mov .3gp .3g2 .wma .asf .wmv "
+    ".amr .awb .ac3 .ape .wv .tta .mpc .spx .flv .avi .dsf .ra .rm"
+)
+AUDIO_SUFFIXES = OUTPUT_SUFFIXES | frozenset(_MORE_SUFFIXES.split())  # of what can be read
 WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
 READ_WIDTHS = {**WIDTHS, "PCM_S8": 1, "ULAW": 1, "ALAW": 1}
 RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}

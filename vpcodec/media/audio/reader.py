@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -170,13 +170,17 @@ def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[np.ndarray, int]:
         return np.concatenate(blocks, axis=1), reader.sample_rate
 
 
-def find_audio(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+def find_audio(
+    folder: str | os.PathLike[str],
+    recursive: bool = True,
+    suffixes: Collection[str] = AUDIO_SUFFIXES,
+) -> list[Path]:
     """The audio files in `folder`, by suffix: sorted paths relative to it, nothing hidden.
 
     Raises AudioError where a folder cannot be read.
     """
     try:
-        return find_files(folder, AUDIO_SUFFIXES, recursive=recursive)
+        return find_files(folder, suffixes, recursive=recursive)
     except OSError as error:
         raise AudioError(f"{error.filename}: {error.strerror}") from error
 
