@@ -9,6 +9,7 @@ from the first file's header, and headers of files that follow it are frames of 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple, Protocol
@@ -19,7 +20,8 @@ from .common import AudioError, cut_short
 from .stream import Feed, id3_length, open_feed
 
 SEARCH = 2**16  # bytes in front of the first frame that may be something else
-SEARCHED = SEARCH + 3 * 2881  # with three frames of the largest size
+LOOK = 8643  # bytes that hold three frames of the largest size
+SEARCHED = SEARCH + LOOK
 _RATES = (44100, 48000, 32000)
 _BIT_RATES = {  # (MPEG 1, layer): kbit/s
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -181,6 +183,9 @@ class _Frames:
         if length is not None:
             self._skip(length)
             return True
+        self._has(LOOK)
+        if find_frames(self._data[self._at : self._at + LOOK], at_end=self._ended) == 0:
+            return True
         self._has(SEARCHED)
         at_end = self._ended
         found = find_frames(self._data, self._at, at_end=at_end)
@@ -268,10 +273,10 @@ class Mp3Source:
         if first is None:
             raise AudioError("not an audio file (it has no whole MPEG frame)")
         self._header, self._info = first.header, _info(first)
-        self._next = self._advance() if self._info else first
-        if self._next is None:
-            raise AudioError("an MP3 of a header without audio")
         self._n_fed = self._n_bytes = 0  # frames, and with the header their bytes
+        self._ahead = deque([first] if self._info is None else [])  # frames to decode
+        if not self._look(1):
+            raise AudioError("an MP3 of a header without audio")
         if self._info:
             self._n_bytes = len(first.data)
         self._feed = Feed(self._pieces())
@@ -290,27 +295,26 @@ class Mp3Source:
                 self._end = self._info.n_frames * self._header.n_samples
                 self._padding = self._end - max(0, self._info.padding - _DECODER_DELAY)
 
-    def _advance(self) -> _Frame | None:
-        """The next frame to decode; None at the end."""
-        for frame in self._iterator:
+    def _look(self, n: int) -> bool:
+        """Whether there are `n` more frames to decode."""
+        while len(self._ahead) < n and (frame := next(self._iterator, None)) is not None:
             if not (self._frames.skipped and _info(frame)):
-                return frame
-        return None
+                self._check(frame)
+                self._ahead.append(frame)
+        return len(self._ahead) >= n
 
     def _pieces(self) -> Iterator[bytes]:
-        while (frame := self._next) is not None:
-            self._check(frame)
+        while self._look(1):
+            frame = self._ahead.popleft()
             self._n_fed += 1
             self._n_bytes += len(frame.data)
-            self._next = None
             yield frame.data
-            if self._next is None:
-                self._next = self._advance()
 
     def _check(self, frame: _Frame) -> None:
         ours, other = self._header, frame.header
-        place = f"{self._n_fed * ours.n_samples / ours.sample_rate:.2f} s"
-        if self._frames.junk and self._n_fed and not self._keep:
+        n_before = self._n_fed + len(self._ahead)
+        place = f"{n_before * ours.n_samples / ours.sample_rate:.2f} s"
+        if self._frames.junk and n_before and not self._keep:
             raise AudioError(
                 f"damaged after {place}: {self._frames.junk:,} bytes there are no MPEG audio, "
                 "and more follows (--truncated keep leaves them out)"
@@ -326,13 +330,13 @@ class Mp3Source:
                     "split it, or convert it to WAV first"
                 )
 
-    def _is_padding(self) -> bool:
-        """Whether the file ends with the padding that its header tells, and not much later."""
-        if self._size is not None and self._info.n_bytes:  # as ffmpeg decides
-            return self._size <= self._info.n_bytes * 17 / 16
-        if self._next is None and self._n_fed * self._header.n_samples == self._end:
-            self._next = self._advance()
-        return self._next is None and self._n_fed * self._header.n_samples <= self._end
+    def _ends(self) -> bool:
+        """Whether the file ends with the padding that its header tells, or not much later."""
+        if not self._look(max(1, self._end // self._header.n_samples + 1 - self._n_fed)):
+            return self._n_fed * self._header.n_samples <= self._end
+        if self._size is None or self._info.n_bytes is None:
+            return False
+        return self._size <= self._info.n_bytes * 17 / 16  # as ffmpeg decides
 
     def read(self, n: int) -> np.ndarray:
         """The next samples, float32 (up to n, C); none at the end."""
@@ -344,7 +348,7 @@ class Mp3Source:
             self._n_decoded = end
             inside = slice(max(0, self._start - start), None)
             kept = frames[inside]
-            if start < self._end and end > self._padding and self._is_padding():
+            if start < self._end and end > self._padding and self._ends():
                 low, high = (max(0, edge - end + len(kept)) for edge in (self._padding, self._end))
                 kept = np.concatenate([kept[:low], kept[high:]])
             if len(kept) or not len(frames):

@@ -29,7 +29,7 @@ from .common import (
 )
 from .ffmpeg import FfmpegSource, find_demuxer
 from .flac import FlacSource
-from .mp3 import SEARCH, SEARCHED, Mp3Source, find_frames
+from .mp3 import LOOK, SEARCH, SEARCHED, Mp3Source, find_frames
 from .ogg import OggSource, UnknownCodec
 from .pcm import PcmSource, find_parts
 from .sound import SoundSource
@@ -228,10 +228,11 @@ def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | No
         return _open_chunks(stream, stack, keep)
     if find_demuxer(head):
         return None
-    front = stream.peek(SEARCHED)
-    found = find_frames(front, at_end=len(front) < SEARCHED)
-    if found is not None and found <= SEARCH:
-        return Mp3Source(stream, stream.size, stack, keep=keep)
+    for n in (LOOK, SEARCHED):  # a live pipe need not have much before it is known
+        front = stream.peek(n)
+        found = find_frames(front, at_end=len(front) < n)
+        if found is not None and found <= SEARCH:
+            return Mp3Source(stream, stream.size, stack, keep=keep)
     return None
 
 
