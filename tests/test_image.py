@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import os
@@ -30,6 +31,13 @@ from vpcodec.media.image import (
 )
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)  # every value once
+AVIF = base64.b64decode(  # a ramp of 16 x 16 grey pixels
+    "AAAAHGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZgAAAOltZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAA"
+    "AAAAAAAAAAAA5waXRtAAAAAAABAAAAHmlsb2MAAAAARAAAAQABAAAAAQAAAQ0AAAArAAAAKGlpbmYAAAAAAAEAAAAa"
+    "aW5mZQIAAAAAAQAAYXYwMUNvbG9yAAAAAGhpcHJwAAAASWlwY28AAAAUaXNwZQAAAAAAAAAQAAAAEAAAAA5waXhpAA"
+    "AAAAEIAAAADGF2MUOBABwAAAAAE2NvbHJuY2x4AAEADQAGgAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAM21kYXQS"
+    "AAoIGAz/2mAhoNQyHRIGqQCD5AB1hWINAHjSBl/FANfxRinLCCgqsbt4"
+)
 as_root = pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read and write everything"
 )
@@ -688,10 +696,11 @@ def test_find_images_without_a_folder(tmp_path, name):
         find_images(tmp_path / name)
 
 
-def test_every_suffix_can_be_read_and_all_but_gif_written(tmp_path):
-    for suffix in IMAGE_SUFFIXES - {".gif"}:
+def test_every_suffix_can_be_read_and_all_but_gif_and_avif_written(tmp_path):
+    for suffix in IMAGE_SUFFIXES - {".gif", ".avif"}:
         save_image(tmp_path / f"x{suffix}", RAMP)
     (tmp_path / "x.gif").write_bytes(to_bytes(RAMP, "GIF"))
+    (tmp_path / "x.avif").write_bytes(AVIF)
     found = find_images(tmp_path)
     assert {path.suffix for path in found} == IMAGE_SUFFIXES
     for path in found:

@@ -17,10 +17,12 @@ from typing import Any
 
 import typer
 
+from ..media.files import find_others
 from ..progress import Progress
 from .errors import USER_ERRORS, MissingExtra, UsageError, explain
 from .modalities import Modality, Result, summary
 
+MAX_NAMED = 20  # skipped files that are named; a JSON document names all
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
 
@@ -108,6 +110,22 @@ def plan(
         return items, [], single
     kept = {item for item in items if os.path.exists(item.target)}
     return [item for item in items if item not in kept], sorted(kept), single
+
+
+def skipped(inputs: list[str], items: list[Item], kept: list[Item]) -> list[str]:
+    """The files in folders among the inputs that are neither items nor results; none hidden."""
+    sources = {item.source for item in (*items, *kept)}
+    results = {os.path.realpath(item.target) for item in (*items, *kept)}
+    left = []
+    for name in inputs:
+        folder = Path(name)
+        if not any(folder in Path(source).parents for source in sources):
+            continue  # no folder, or one for results
+        for path in find_others(folder):
+            file = folder / path
+            if str(file) not in sources and os.path.realpath(file) not in results:
+                left.append(str(file))
+    return sorted(set(left))
 
 
 def _same(a: str, b: str) -> bool:
@@ -247,8 +265,11 @@ def run(
     jobs: int,
     fail_fast: bool,
     as_json: bool,
+    skipped: list[str] | None = None,
 ) -> None:
     """Process items, `jobs` at a time; summarise on stderr or, with `as_json`, print a document.
+
+    `skipped` are files in the same folders that are nothing to process; they are named.
 
     `work` takes an item and a progress callback, and returns its modality and statistics.
 
@@ -315,6 +336,10 @@ def run(
         raise UsageError(failures[0])
     for item in kept:
         print(f"vpcodec: {item.target}: exists, kept (--force replaces it)", file=sys.stderr)
+    if skipped:
+        names = ", ".join(skipped[:MAX_NAMED])
+        more = f" and {len(skipped) - MAX_NAMED} more" if len(skipped) > MAX_NAMED else ""
+        print(f"vpcodec: {len(skipped)} skipped: {names}{more}", file=sys.stderr)
     for text in failures:
         print(f"vpcodec: {text}", file=sys.stderr)
     if as_json:
@@ -322,6 +347,7 @@ def run(
             "results": results,
             "kept": [item.target for item in kept],
             "failed": failures,
+            "skipped": skipped or [],
         }
         out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
         print(json.dumps(document, indent=2), file=out)

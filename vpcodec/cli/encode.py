@@ -9,6 +9,7 @@ import typer
 
 from ..progress import Progress
 from . import options
+from .errors import UsageError
 
 
 def encode(
@@ -29,15 +30,19 @@ def encode(
     raw: str = typer.Option(None, help="The input is headerless PCM: s16, s24, s32 or f32."),
     rate: int = typer.Option(None, help="With --raw: sample rate, Hz; default: 16000."),
     channels: int = typer.Option(None, help="With --raw: channels; default: 1."),
+    truncated: str = options.TRUNCATED,
 ) -> None:
     """Encode audio (any format, rate and channels) or images (any format and size) to tokens.
 
-    From a folder, all audio and images are encoded, or with --model those that fit the model.
+    From a folder, all audio and images are encoded, or with --model those that fit the model; its
+    other files are named as skipped, but for hidden ones. MP4, AAC, WebM and the like need ffmpeg.
     """
     from ..hub import DEFAULT_MODELS
-    from ..media.audio import RawFormat
+    from ..media.audio import TRUNCATED, RawFormat
     from . import common, modalities
 
+    if truncated not in TRUNCATED:
+        raise UsageError(f"--truncated is {truncated!r}, not one of {', '.join(TRUNCATED)}")
     codecs = common.CodecCache(backend, device, threads, jobs)
     codec = codecs.get(model) if model is not None else None
     pcm = (16_000 if rate is None else rate, 1 if channels is None else channels, raw)
@@ -79,9 +84,19 @@ def encode(
                 modalities.check_model(name, modality, codec)
             chosen = codec or codecs.get(DEFAULT_MODELS[modality.name])
             target = common.pipe_out() if item.target == "-" else item.target
-            options = {"raw": layout} if layout else {}
+            options = {"truncated": truncated} if modality is modalities.AUDIO else {}
+            options |= {"raw": layout} if layout else {}
             return modality, chosen.encode_file(
                 source, target, name=name, progress=progress, **options
             )
 
-    common.run(items, kept, work, label="encoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
+    common.run(
+        items,
+        kept,
+        work,
+        skipped=common.skipped(inputs, items, kept),
+        label="encoding",
+        jobs=jobs,
+        fail_fast=fail_fast,
+        as_json=as_json,
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..media.audio import AUDIO_SUFFIXES
+from ..media.audio import AUDIO_SUFFIXES, OUTPUT_SUFFIXES
 from ..media.files import find_files
 from ..media.image import IMAGE_SUFFIXES, is_image
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader
@@ -55,6 +55,7 @@ def _audio_result(stats: Any, elapsed: float) -> Result:
         "bytes": stats.n_bytes,
         "bitrate": round(stats.bitrate, 1),
         "damaged_blocks": stats.damaged,
+        "cut": stats.cut,
         "elapsed_seconds": round(elapsed, 3),
     }
 
@@ -64,6 +65,8 @@ def _audio_summary(results: list[Result], elapsed: float) -> str:
     rate = f"{8 * n_bytes / seconds:,.0f} bit/s, " if seconds else ""
     speed = f"{seconds / elapsed:.0f} times real time" if seconds else "empty"
     note = f"; {lost} damaged blocks are silent" if lost else ""
+    if cut := [result for result in results if result["cut"]]:
+        note += f"; {cut[0]['cut']}" if len(results) == 1 else f"; {len(cut)} were cut short"
     return (
         f"{seconds:.2f} s of audio, {tokens:,} tokens, {n_bytes:,} bytes, {rate}"
         f"{elapsed:.2f} s ({speed}){note}"
@@ -106,7 +109,7 @@ AUDIO = Modality(
     one="audio",
     many="audio",
     suffixes=AUDIO_SUFFIXES,
-    outputs=AUDIO_SUFFIXES,
+    outputs=OUTPUT_SUFFIXES,
     suffix=".wav",
     result=_audio_result,
     summary=_audio_summary,
@@ -229,6 +232,12 @@ class _Rejoined:
     def __init__(self, head: bytes, stream: BinaryIO) -> None:
         self._head = head
         self._stream = stream
+
+    def read1(self, n: int = -1) -> bytes:
+        """What is there, without waiting for more."""
+        if self._head:
+            return self.read(len(self._head) if n < 0 else min(n, len(self._head)))
+        return getattr(self._stream, "read1", self._stream.read)(n)
 
     def read(self, n: int = -1) -> bytes:
         part = self._head if n < 0 else self._head[:n]

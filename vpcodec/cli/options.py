@@ -24,4 +24,5 @@ FORCE = typer.Option(False, "--force", "-f", help="Replace existing outputs.")
 FAIL_FAST = typer.Option(
     False, "--fail-fast/--keep-going", help="Stop at the first failure, or process the other files."
 )
+TRUNCATED = typer.Option("refuse", help="Audio that ends early: refuse it, or keep what is there.")
 JSON = typer.Option(False, "--json", help="Print the results as JSON.")

@@ -98,15 +98,17 @@ class AudioCodec(Codec, modality="audio"):
         target: Source,
         *,
         raw: RawFormat | None = None,
+        truncated: str = "refuse",
         name: str = "stdin",
         progress: Progress | None = None,
     ) -> FileStats:
         """Audio file (or binary stream) to token file (or stream), in constant memory.
 
         Args:
-            source: path of any audio file that libsndfile reads, or a stream (WAV, or `raw`).
+            source: path of any audio file that libsndfile or ffmpeg reads, or a stream.
             target: path of the token file, which appears complete or not at all, or a stream.
             raw: layout of headerless PCM.
+            truncated: "refuse" audio that ends early, or "keep" what is there.
             name: of a stream, for error messages.
             progress: told the samples that are done.
 
@@ -115,7 +117,9 @@ class AudioCodec(Codec, modality="audio"):
             OSError: source or target cannot be opened or written.
         """
         with ExitStack() as stack:
-            reader = stack.enter_context(AudioReader(source, raw=raw, name=name))
+            reader = stack.enter_context(
+                AudioReader(source, raw=raw, name=name, truncated=truncated)
+            )
             header = AudioHeader(
                 model=self.name,
                 fingerprint=self.fingerprint,
@@ -142,7 +146,12 @@ class AudioCodec(Codec, modality="audio"):
             writer.write(stream.flush())
             writer.close(n_samples)
             return FileStats(
-                n_samples, reader.sample_rate, reader.channels, writer.n_frames, output.bytes
+                n_samples,
+                reader.sample_rate,
+                reader.channels,
+                writer.n_frames,
+                output.bytes,
+                cut=reader.cut,
             )
 
     def decode_file(
@@ -283,6 +292,7 @@ class FileStats:
         n_frames: tokens per channel.
         n_bytes: size of the token file.
         damaged: blocks replaced by silence.
+        cut: in what way audio that was kept is cut short; None: it is not.
     """
 
     n_samples: int
@@ -291,6 +301,7 @@ class FileStats:
     n_frames: int
     n_bytes: int
     damaged: int = 0
+    cut: str | None = None
 
     @property
     def seconds(self) -> float:

@@ -60,6 +60,18 @@ def _may_be_read(path: Path) -> bool:
         return error.errno != errno.ELOOP
 
 
+def find_others(folder: str | os.PathLike[str]) -> list[Path]:
+    """All that is in `folder` and below and is no folder, and links to folders, which nothing
+    follows: sorted paths relative to it, nothing hidden."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        names = [name for name in names if not name.startswith(".")]
+        found += [Path(parent, name).relative_to(folder) for name in (*names, *links)]
+    return sorted(found)
+
+
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open `path` for writing so that nobody ever sees it half written.

@@ -11,8 +11,10 @@ import logging
 import os
 import re
 import shutil
+import struct
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**27
 
-_READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")  # Pillow's names
+_READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")  # Pillow's names
+MAX_SCANS = 200  # of a JPEG
 
 
 class _Format(NamedTuple):
@@ -50,11 +53,11 @@ _FORMATS = {
     ".ppm": _Format("PPM", (1, 3)),
     ".pgm": _Format("PPM", (1,)),
 }
-IMAGE_SUFFIXES = frozenset(_FORMATS) | {".gif"}
+IMAGE_SUFFIXES = frozenset(_FORMATS) | {".gif", ".avif"}
 
 _MAGIC = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0"
-    rb"|II[*+]\0|MM\0[*+]|P[1-6][\s#]|GIF8[79]a",
+    rb"|II[*+]\0|MM\0[*+]|P[1-6][\s#]|GIF8[79]a|.{4}ftypavi[fs]",
     re.DOTALL,
 )
 _UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
@@ -67,6 +70,7 @@ _UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that change what is seen
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
 _STRIP = 2**20  # pixels that are copied at a time
 
@@ -173,8 +177,10 @@ def _decode(file: BinaryIO) -> Image:
         raise ImageError("not an image (it is empty)")
     file.seek(0)
     try:
-        with _pillow("damaged" if is_image(head) else "not an image that can be read"):
-            image = Image.open(file, formats=_READ)
+        file = _checked(file, head)
+        trouble = "damaged" if is_image(head) else "not an image that can be read"
+        with _pillow(trouble):
+            image = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
         n_pixels = re.search(r"\d+", str(error))
         raise ImageError(f"{n_pixels[0]} pixels are more than {MAX_PIXELS}") from error
@@ -187,10 +193,6 @@ def _decode(file: BinaryIO) -> Image:
         layout = str(image.tile)  # with the kind of samples, such as "LA;16B"
         _check_layout(image, layout)
         image.load()
-        if image.format == "PNG":  # decoding leaves out the checksums
-            file.seek(0)
-            with Image.open(file, formats=_READ) as again:
-                again.verify()
     orientation = 1
     with suppress(Exception):  # damaged EXIF fails in many ways, but the picture is whole
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -201,6 +203,69 @@ def _decode(file: BinaryIO) -> Image:
     if orientation in _UPRIGHT:
         image = image.transpose(Image.Transpose[_UPRIGHT[orientation]])
     return image
+
+
+def _formats() -> list[str]:
+    """The formats that are read, but for what Pillow is too old or was built too small for."""
+    from PIL import features
+
+    return [name for name in _READ if name != "AVIF" or features.check("avif")]
+
+
+def _checked(file: BinaryIO, head: bytes) -> BinaryIO:
+    """A file, or what is left of it when comments that are damaged are taken out.
+
+    Raises ImageError for what Pillow does not notice, or would be busy with for minutes.
+    """
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _checked_png(file)
+    if head.startswith(b"\xff\xd8\xff"):
+        n_scans, last = 0, b""
+        while data := file.read(_STRIP):
+            n_scans += (last + data).count(b"\xff\xda")
+            last = data[-1:]
+        if n_scans > MAX_SCANS:
+            raise ImageError(f"a JPEG of {n_scans:,} scans, which are more than {MAX_SCANS}")
+        file.seek(0)
+    if head[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in _formats():
+        raise ImageError("AVIF needs Pillow 11.3 or newer; install it with: pip install -U pillow")
+    return file
+
+
+def _checked_png(file: BinaryIO) -> BinaryIO:
+    """A PNG without the chunks that have wrong checksums and do not matter for its pixels."""
+    file.seek(8)
+    kept, dropped = [], False  # (start, size) of chunks
+    start = 8
+    while len(head := file.read(8)) == 8:
+        size, name = struct.unpack(">I4s", head)
+        check, left = zlib.crc32(name), size
+        while left and (data := file.read(min(left, _STRIP))):
+            check, left = zlib.crc32(data, check), left - len(data)
+        end = file.read(4)
+        if left or len(end) < 4:
+            raise ImageError(f"damaged (it ends within its chunk {name.decode('latin-1')!a})")
+        if int.from_bytes(end, "big") == check:
+            kept.append((start, size + 12))
+        elif not name[0] & 0x20 or name in _PNG_NEEDED:
+            text = name.decode("latin-1")
+            raise ImageError(f"damaged (the checksum of its chunk {text!a} is wrong)")
+        else:
+            dropped = True
+        start += size + 12
+        if name == b"IEND":
+            break
+    file.seek(0)
+    if not dropped:
+        return file
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  Pillow closes it with the image
+    copy.write(file.read(8))
+    for start, size in kept:
+        file.seek(start)
+        while size and (data := file.read(min(size, _STRIP))):
+            size -= copy.write(data)
+    copy.seek(0)
+    return copy
 
 
 def _check_layout(image: Image, layout: str) -> None:

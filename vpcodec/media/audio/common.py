@@ -30,7 +30,15 @@ FORMATS = {  # suffix: libsndfile's format, default subtype
     ".w64": ("W64", "PCM_16"),
     ".rf64": ("RF64", "PCM_16"),
 }
-AUDIO_SUFFIXES = frozenset(FORMATS)
+OUTPUT_SUFFIXES = frozenset(FORMATS)
+_MORE_SUFFIXES = (
+    ".wave .bwf .bw64 .aifc .sph .nist .voc .ircam .paf .svx .8svx .avr .pvf .sds .htk .mp1 .mp2 "
+    ".mpa .mpga .m4a .m4b .m4r .mp4 .aac .adts .webm .weba .mka .mkv .mov .3gp .3g2 .wma .asf .wmv "
+    ".amr .awb .ac3 .ape .wv .tta .mpc .spx .flv .avi .dsf .ra .rm"
+)
+AUDIO_SUFFIXES = OUTPUT_SUFFIXES | frozenset(_MORE_SUFFIXES.split())  # of what can be read
+WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
+READ_WIDTHS = {**WIDTHS, "PCM_S8": 1, "ULAW": 1, "ALAW": 1}
 RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}
 BLOCK = 65536  # samples per channel at a time, where no caller chooses
 
@@ -65,10 +73,13 @@ def raw_coding(encoding: str) -> str:
     return RAW_CODINGS[encoding]
 
 
-def check_length(n_read: int, n_promised: int, sample_rate: int) -> None:
-    if n_read < n_promised:
-        ends, promised = n_read / sample_rate, n_promised / sample_rate
-        raise AudioError(f"truncated: it ends at {ends:.2f} s of {promised:.2f} s")
+def cut_short(n_read: int, n_promised: int, sample_rate: int) -> str:
+    """What to say of audio that has only `n_read` samples."""
+    ends, promised = n_read / sample_rate, n_promised / sample_rate
+    return (
+        f"truncated: it ends at sample {n_read:,} of {n_promised:,} "
+        f"({ends:.2f} s of {promised:.2f} s)"
+    )
 
 
 def choose_format(suffix: str, subtype: str | None, raw: str | None) -> tuple[str, str]:

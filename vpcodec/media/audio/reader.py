@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -15,9 +14,11 @@ import numpy as np
 import soundfile as sf
 
 from ..files import find_files
+from .chunks import RIFF, W64, Layout, aiff_layout, au_layout, caf_layout, w64_layout
 from .common import (
     AUDIO_SUFFIXES,
     BLOCK,
+    WIDTHS,
     AudioError,
     RawFormat,
     check_limits,
@@ -26,10 +27,18 @@ from .common import (
     raw_coding,
     reason,
 )
+from .ffmpeg import FfmpegSource, find_demuxer
+from .flac import FlacSource
+from .mp3 import LOOK, SEARCH, SEARCHED, Mp3Source, find_frames
+from .ogg import OggSource, UnknownCodec
+from .pcm import PcmSource, find_parts
 from .sound import SoundSource
-from .wav import WIDTHS, Layout, PcmSource, wav_layout
+from .stream import ByteStream, Part, skip_id3
+from .wav import wav_layout
 
-_MAX_HEADER = 65536  # bytes of a pipe in which WAV data must begin to be streamed
+TRUNCATED = ("refuse", "keep")  # what can be done with audio that is cut short
+MAX_SPOOL = 2**30  # bytes of a pipe that are kept in a temporary file
+_SPOOLED = (b"NIST_1A", b"Creative", b"FORM", b".snd", b"dns.", b"caff", b"riff", b"RIFF", b"RF64")
 
 
 class Source(Protocol):
@@ -41,6 +50,7 @@ class Source(Protocol):
         sample_rate (Hz), channels: as stored.
         n_samples: per channel; None where only reading to the end will tell.
         format, subtype: in libsndfile's words.
+        cut: in what way the audio is cut short, once that is known; None: it is not.
     """
 
     sample_rate: int
@@ -48,26 +58,32 @@ class Source(Protocol):
     n_samples: int | None
     format: str
     subtype: str
+    cut: str | None
 
     def read(self, n: int) -> np.ndarray:
         """The next samples, float32 (up to n, C); none at the end."""
 
     def check_end(self, n_read: int) -> None:
-        """Raise AudioError where `n_read` samples cannot be all."""
+        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
 
 
 class AudioReader:
     """Reads audio in blocks, once, from front to back. A context manager.
 
     `source` is a path or a binary stream, which need not seek, is called `name` in errors and is
-    left open. Every format that libsndfile knows is read. From a pipe, `raw` and WAV of linear PCM
-    are streamed; anything else passes through a temporary file.
+    left open. WAV, AIFF, AU, CAF, W64, FLAC, Ogg and MPEG audio are streamed from pipes too; other
+    formats that libsndfile or ffmpeg reads pass through a temporary file of at most MAX_SPOOL
+    bytes. What is not audio is refused after its first bytes.
+
+    Every byte of a file is accounted for: audio that a header does not know of is read or refused,
+    never left out. With `truncated="keep"` a file that ends early gives what is there.
 
     Attributes:
         sample_rate (Hz), channels: as stored.
-        n_samples: per channel; None where only reading to the end will tell (MP3, or a pipe whose
-            header does not know).
+        n_samples: per channel; None where only reading to the end will tell (MP3, what ffmpeg
+            reads, or a pipe whose header does not know).
         format, subtype: in libsndfile's words, such as "WAV" and "PCM_16".
+        cut: how a file that is kept was cut short, known at the end; None: it was not.
 
     Raises AudioError where the source is missing, unreadable, not audio, or cut short.
     """
@@ -78,14 +94,20 @@ class AudioReader:
         *,
         raw: RawFormat | None = None,
         name: str = "stdin",
+        truncated: str = "refuse",
     ) -> None:
+        if truncated not in TRUNCATED:
+            raise ValueError(f"truncated is {truncated!r}, not one of {', '.join(TRUNCATED)}")
         is_path = isinstance(source, (str, os.PathLike))
         self.name = os.fspath(source) if is_path else name
+        self._keep = truncated == "keep"
         with naming(self.name), ExitStack() as stack:
             # Unbuffered, because libsndfile shares the descriptor and its position.
             file = stack.enter_context(open(source, "rb", 0)) if is_path else source
-            self._source = open_source(file, is_path and is_regular(file), raw, stack)
+            on_disk = is_path and is_regular(file)
+            self._source = open_source(file, on_disk, raw, stack, keep=self._keep)
             check_limits(self._source.sample_rate, self._source.channels)
+            self._refuse_cut()
             self._stack = stack.pop_all()
         self._done = 0  # samples read per channel
         self.sample_rate: int = self._source.sample_rate
@@ -93,6 +115,14 @@ class AudioReader:
         self.n_samples: int | None = self._source.n_samples
         self.format: str = self._source.format
         self.subtype: str = self._source.subtype
+
+    @property
+    def cut(self) -> str | None:
+        return self._source.cut
+
+    def _refuse_cut(self) -> None:
+        if self._source.cut and not self._keep:
+            raise AudioError(f"{self._source.cut}; --truncated keep takes what is there")
 
     def blocks(self, n: int) -> Iterator[np.ndarray]:
         """Yield what is left as float32 arrays (C, up to `n`); integers are scaled to [-1, 1).
@@ -114,6 +144,7 @@ class AudioReader:
             raise AudioError(f"damaged after {self._seconds(0)} ({reason(error)})") from error
         if not len(frames):
             self._source.check_end(self._done)
+            self._refuse_cut()
         finite = np.isfinite(frames).all(axis=1)
         if not finite.all():
             raise AudioError(f"NaN or infinity at {self._seconds(int(finite.argmin()))}")
@@ -139,62 +170,131 @@ def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[np.ndarray, int]:
         return np.concatenate(blocks, axis=1), reader.sample_rate
 
 
-def find_audio(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+def find_audio(
+    folder: str | os.PathLike[str],
+    recursive: bool = True,
+    suffixes: Collection[str] = AUDIO_SUFFIXES,
+) -> list[Path]:
     """The audio files in `folder`, by suffix: sorted paths relative to it, nothing hidden.
 
     Raises AudioError where a folder cannot be read.
     """
     try:
-        return find_files(folder, AUDIO_SUFFIXES, recursive=recursive)
+        return find_files(folder, suffixes, recursive=recursive)
     except OSError as error:
         raise AudioError(f"{error.filename}: {error.strerror}") from error
 
 
-def open_source(file: BinaryIO, on_disk: bool, raw: RawFormat | None, stack: ExitStack) -> Source:
+def open_source(
+    file: BinaryIO, on_disk: bool, raw: RawFormat | None, stack: ExitStack, *, keep: bool = False
+) -> Source:
     """What reads `file`: a regular file without a buffer where `on_disk`, else any stream."""
-    head, layout = b"", None
+    stream = ByteStream(file, on_disk)
     if raw is not None:
         coding = raw_coding(raw.encoding)
         align = WIDTHS[coding] * raw.channels
-        layout = Layout("RAW", coding, raw.sample_rate, raw.channels, align, 0, None)
-    elif not on_disk:
-        head, layout = _peek(file)
-        if layout is None:
-            spool = stack.enter_context(tempfile.TemporaryFile())
-            spool.write(head)
-            shutil.copyfileobj(file, spool)
-            spool.flush()
-            file, on_disk = spool.raw, True
-    if not on_disk:
-        return PcmSource(file, head[layout.start :], layout, layout.n_bytes)
+        layout = Layout("RAW", coding, raw.sample_rate, raw.channels, align, 0, None, False)
+        return PcmSource(stream, layout, [(0, stream.size)] if on_disk else None)
+    if not stream.peek(1):
+        raise AudioError("not an audio file (it is empty)")
+    skip_id3(stream)
+    stream.mark()
+    try:
+        source = _open_known(stream, stack, keep)
+    except UnknownCodec as error:
+        stream.rewind()
+        return _open_ffmpeg(stream, str(error), "ogg", stack, keep)
+    if source is not None:
+        stream.unmark()
+        return source
+    stream.rewind()
+    if found := find_demuxer(stream.peek(16)):
+        return _open_ffmpeg(stream, *found, stack, keep)
+    if on_disk:
+        return SoundSource(file, stack)
+    if not stream.peek(8).startswith(_SPOOLED):
+        raise AudioError("not an audio file that can be read (Format not recognised)")
+    return open_source(_spool(stream, stack), True, None, stack, keep=keep)
 
-    if layout is None:
-        file.seek(0)
-        if not file.read(1):
-            raise AudioError("not an audio file (it is empty)")
-        file.seek(0)
+
+def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | None:
+    """What reads the formats that are parsed here; None for others."""
+    head = stream.peek(16)
+    if head.startswith(b"OggS"):
+        return OggSource(stream, stack, keep=keep)
+    if head.startswith(b"fLaC"):
+        return FlacSource(stream, stack, keep=keep)
+    if head.startswith((b"RIFF", b"RF64", b"BW64", b"riff", b".snd", b"dns.", b"FORM", b"caff")):
+        return _open_chunks(stream, stack, keep)
+    if find_demuxer(head):
+        return None
+    for n in (LOOK, SEARCHED):  # a live pipe need not have much before it is known
+        front = stream.peek(n)
+        found = find_frames(front, at_end=len(front) < n)
+        if found is not None and found <= SEARCH:
+            return Mp3Source(stream, stream.size, stack, keep=keep)
+    return None
+
+
+def _open_chunks(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | None:
+    """What reads a container made of chunks; None where that is not known here."""
+    for parse in (wav_layout, w64_layout, au_layout, aiff_layout, caf_layout):
+        if (layout := parse(stream)) is not None:
+            break
+        stream.rewind()
+        stream.mark()
+    if layout is not None and layout.style in (RIFF, W64):
+        check_limits(layout.sample_rate, layout.channels)
+    if layout is not None and layout.coding is not None and not stream.on_disk:
+        return PcmSource(stream, layout, None, keep=keep)
+    if not stream.on_disk or layout is None:
+        return None
+    parts, cut = find_parts(stream, layout, keep=keep)
+    if layout.coding is not None:
+        source: Source = PcmSource(stream, layout, parts, keep=keep)
+    elif layout.is_mpeg:
+        n_bytes = sum(size for _, size in parts)
+        source = Mp3Source(Part(stream, parts), n_bytes, stack, keep=keep)
+        source.format = layout.format
+    elif len(parts) > 1:
+        raise AudioError("its audio is in several chunks, and is not linear PCM; convert it first")
+    elif not layout.is_known and not layout.n_bytes and parts[0][1]:
+        raise AudioError("its header does not say how long it is, and it is not linear PCM")
+    else:
+        source = _open_sound(stream, layout, stack, keep)
+    source.cut = cut
+    return source
+
+
+def _open_sound(stream: ByteStream, layout: Layout, stack: ExitStack, keep: bool) -> Source:
+    """What libsndfile reads, or else ffmpeg, where it is there."""
+    try:
+        return SoundSource(stream.file, stack)
+    except AudioError as error:
+        if shutil.which("ffmpeg") is None:
+            raise
         try:
-            layout = wav_layout(file)
-        except EOFError as error:
-            raise AudioError("not an audio file (its header is not complete)") from error
-    if layout is None:
-        return SoundSource(file, stack)
-    held = max(0, file.seek(0, os.SEEK_END) - layout.start)
-    n_bytes = held if layout.n_bytes is None else layout.n_bytes
-    if held // layout.align < n_bytes // layout.align:
-        raise AudioError(f"truncated: {held} bytes of audio where its header promises {n_bytes}")
-    if layout.coding is None:
-        return SoundSource(file, stack)
-    file.seek(layout.start)
-    return PcmSource(file, b"", layout, n_bytes)
+            return _open_ffmpeg(stream, layout.format, layout.format.lower(), stack, keep)
+        except AudioError:
+            raise error from None
 
 
-def _peek(stream: BinaryIO) -> tuple[bytes, Layout | None]:
-    """Read a pipe up to its first samples: those bytes, and the layout where it is linear WAV."""
-    head = b""
-    while len(head) < _MAX_HEADER and (more := stream.read(1024)):
-        head += more
-        with suppress(EOFError):
-            layout = wav_layout(io.BytesIO(head))
-            return head, layout if layout and layout.coding else None
-    return head, None
+def _open_ffmpeg(
+    stream: ByteStream, name: str, demuxer: str, stack: ExitStack, keep: bool
+) -> Source:
+    file = stream.file if stream.on_disk else _spool(stream, stack)
+    return FfmpegSource(file.fileno(), name, demuxer, stack, keep=keep)
+
+
+def _spool(stream: ByteStream, stack: ExitStack) -> BinaryIO:
+    """A pipe as a regular file without a buffer."""
+    spool = stack.enter_context(tempfile.TemporaryFile())
+    while data := stream.some():
+        if spool.tell() + len(data) > MAX_SPOOL:
+            raise AudioError(
+                f"more than {MAX_SPOOL >> 20} MiB through a pipe, in a format that cannot be read "
+                "as it comes; save it to a file first"
+            )
+        spool.write(data)
+    spool.flush()
+    return spool.raw

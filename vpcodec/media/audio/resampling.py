@@ -9,19 +9,25 @@ from ...threads import compiled_code
 from .common import AudioError
 
 MAX_RESAMPLING = 256  # the largest ratio between two sample rates
+MAX_WORK = 4096  # the largest ratio times channels
 
 
 class Resampler:
     """Changes the sample rate of a stream, block by block, with no delay and no loss of length.
 
     Blocks may have any size; the result does not depend on it. Equal rates pass through.
-    Raises AudioError for rates that are not positive or more than MAX_RESAMPLING-fold apart.
+    Raises AudioError for rates that are not positive or more than MAX_RESAMPLING-fold apart, and
+    for many channels at rates that are far apart (MAX_WORK).
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
         low, high = sorted((from_rate, to_rate))
         if low < 1 or high > MAX_RESAMPLING * low:
             raise AudioError(f"cannot resample from {from_rate} Hz to {to_rate} Hz")
+        if high * channels > MAX_WORK * low:
+            raise AudioError(
+                f"cannot resample {channels} channels at once from {from_rate} Hz to {to_rate} Hz"
+            )
         self.from_rate, self.to_rate, self.channels = from_rate, to_rate, channels
         self._n_in = self._n_out = 0  # samples per channel
         self._stream = None

@@ -1,126 +1,82 @@
-"""Linear PCM: the headers of WAV and RF64, and samples as bytes.
+"""The headers of WAV and RF64, and linear PCM as bytes.
 
-Handled here and not by libsndfile, which cannot stream it through pipes, takes a header of unknown
-size for an empty file, and says nothing when a file ends before its header promises.
+Linear PCM is handled here and not by libsndfile, which cannot stream it through pipes, takes a
+header of unknown size for an empty file, and says nothing when a file ends before its header
+promises.
 """
 
 from __future__ import annotations
 
+import io
 import struct
-from typing import BinaryIO, NamedTuple
+from functools import lru_cache
 
 import numpy as np
+import soundfile as sf
 
-from .common import BLOCK, check_length
-
-WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
-
-_WAV_CODINGS = {  # format tag, bytes per sample
-    (1, 1): "PCM_U8",
-    (1, 2): "PCM_16",
-    (1, 3): "PCM_24",
-    (1, 4): "PCM_32",
-    (3, 4): "FLOAT",
-    (3, 8): "DOUBLE",
-}
+from .chunks import MAX_CHUNKS, RIFF, Layout, is_known_chunk, is_placeholder, take, wav_coding
+from .common import READ_WIDTHS, WIDTHS, AudioError
+from .stream import ByteStream
 
 MAX_RIFF = 0xFFFFFFFE  # bytes; a larger WAV becomes RF64
 
 _UNKNOWN = 0xFFFFFFFF  # the size in a WAV header that does not know it or cannot hold it
 
 
-class Layout(NamedTuple):
-    """Where linear PCM lies: the coding is None for other kinds of WAV."""
-
-    format: str
-    coding: str | None
-    sample_rate: int
-    channels: int
-    align: int  # bytes per sample of all channels
-    start: int  # first byte
-    n_bytes: int | None  # None: up to the end
-
-
-class PcmSource:
-    """Linear PCM from a file or a pipe, of which `head` has been read already."""
-
-    def __init__(self, file: BinaryIO, head: bytes, layout: Layout, n_bytes: int | None) -> None:
-        self.sample_rate, self.channels = layout.sample_rate, layout.channels
-        self.format, self.subtype = layout.format, layout.coding
-        self.n_samples = self._left = None if n_bytes is None else n_bytes // layout.align
-        self._file, self._head, self._align = file, head, layout.align
-
-    def read(self, n: int) -> np.ndarray:
-        """The next samples, (up to n, C); none at the end."""
-        wanted = (n if self._left is None else min(n, self._left)) * self._align
-        data = bytearray(self._head[:wanted])
-        self._head = self._head[wanted:]
-        while len(data) < wanted and (more := self._file.read(wanted - len(data))):
-            data += more
-        n_read = len(data) // self._align
-        if self._left is not None:
-            self._left -= n_read
-        return decode(data[: n_read * self._align], self.subtype).reshape(-1, self.channels)
-
-    def check_end(self, n_read: int) -> None:
-        """Raise AudioError where `n_read` samples cannot be all."""
-        if self.n_samples is not None:
-            check_length(n_read, self.n_samples, self.sample_rate)
-        while self._file.read(BLOCK):  # so that what writes the pipe can finish
-            pass
-
-
-def wav_layout(file: BinaryIO) -> Layout | None:
+def wav_layout(stream: ByteStream) -> Layout | None:
     """The layout of a WAV or RF64 file from its start; None where it is something else.
 
-    Raises EOFError where `file` ends before its data begin.
+    The stream is then at the first byte of audio. Raises AudioError where that does not come.
     """
-
-    def take(n: int) -> bytes:
-        data = file.read(n)
-        if len(data) < n:
-            raise EOFError
-        return data
-
-    kind, riff_size, form = struct.unpack("<4sI4s", take(12))
-    if kind not in (b"RIFF", b"RF64", b"BW64") or form != b"WAVE":
+    if stream.peek(4) not in (b"RIFF", b"RF64", b"BW64"):
+        return None
+    begin = stream.tell()
+    kind, riff_size, form = struct.unpack("<4sI4s", take(stream, 12))
+    if form != b"WAVE":
         return None
     fmt, long_size = b"", 0
-    while (chunk := struct.unpack("<4sI", take(8)))[0] != b"data":
-        name, size = chunk
-        start = file.tell()
+    for _ in range(MAX_CHUNKS):
+        name, n_bytes = struct.unpack("<4sI", take(stream, 8))
+        if name == b"data":
+            break
+        start = stream.tell()
         if name == b"ds64":
-            (long_size,) = struct.unpack("<8xQ", take(16))
+            (long_size,) = struct.unpack("<8xQ", take(stream, 16))
         elif name == b"fmt ":
-            fmt = take(min(size, 40))
-        file.seek(start + size + size % 2)
-    start, n_bytes = file.tell(), chunk[1]
+            fmt = take(stream, min(n_bytes, 40))
+        stream.skip(start + n_bytes + n_bytes % 2 - stream.tell())
+    else:
+        raise AudioError(f"not an audio file (more than {MAX_CHUNKS} chunks before its audio)")
     if len(fmt) < 16:
         return None
+    start = stream.tell()
     if kind != b"RIFF" and n_bytes == _UNKNOWN:
-        n_bytes = long_size
-    # Writers to a pipe leave 0 or some largest value. 0 is meant where more chunks are to follow.
-    is_empty = n_bytes == 0 and riff_size + 8 > start and not is_placeholder(riff_size)
-    known = is_empty or not is_placeholder(n_bytes)
+        n_bytes = long_size or _UNKNOWN
+        riff_size = _UNKNOWN
+    # Writers to a pipe leave 0 or some largest value, and no chunks behind the audio.
+    if n_bytes == 0:
+        known = is_known_chunk(RIFF, stream.peek(8)) or not stream.peek(1)
+    else:
+        behind = riff_size + 8 - (start - begin) - n_bytes
+        known = not is_placeholder(n_bytes) or (2 <= behind and not is_placeholder(riff_size))
 
     tag, channels, sample_rate, _, align, bits = struct.unpack("<HHIIHH", fmt[:16])
     if tag == 0xFFFE:  # WAVE_FORMAT_EXTENSIBLE: the tag opens its GUID
         tag = int.from_bytes(fmt[24:26], "little")
-    width = (bits + 7) // 8
-    coding = _WAV_CODINGS.get((tag, width)) if align == width * channels else None
-    if not known:
-        n_bytes = None
-    format = "WAV" if kind == b"RIFF" else "RF64"
-    return Layout(format, coding, sample_rate, channels, max(1, align), start, n_bytes)
-
-
-def is_placeholder(size: int) -> bool:
-    """Whether a chunk size is one that programs write where they cannot know it."""
-    return (
-        size == 0
-        or 0x7F000000 <= size <= 0x80000000
-        or 0xFFFF0000 <= size <= 0xFFFFFFFF
-        or size >= 1 << 63
+    return wav_coding(
+        Layout(
+            format="WAV" if kind == b"RIFF" else "RF64",
+            coding=None,
+            sample_rate=sample_rate,
+            channels=channels,
+            align=max(1, align),
+            start=start,
+            n_bytes=n_bytes,
+            is_known=known,
+            style=RIFF,
+        ),
+        tag,
+        bits,
     )
 
 
@@ -145,17 +101,36 @@ def wav_header(coding: str, sample_rate: int, channels: int, n_bytes: int | None
     return start + fmt + struct.pack("<4sI", b"data", _UNKNOWN)
 
 
-def decode(data: bytes | bytearray, coding: str) -> np.ndarray:
-    """Little-endian bytes to float32 (n,)."""
+def decode(data: bytes | bytearray, coding: str, order: str = "<", width: int = 0) -> np.ndarray:
+    """Bytes to float32 (n,).
+
+    Args:
+        data: samples.
+        coding: of them.
+        order: "<" little-endian or ">" big-endian.
+        width: bytes that a sample takes, where they are more than the coding needs; the sample is
+            in the upper ones.
+    """
     if coding in ("FLOAT", "DOUBLE"):
         with np.errstate(over="ignore"):
-            return np.frombuffer(data, f"<f{WIDTHS[coding]}").astype(np.float32)
-    width = WIDTHS[coding]
-    wide = np.zeros((len(data) // width, 4), dtype=np.uint8)
-    wide[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+            return np.frombuffer(data, f"{order}f{WIDTHS[coding]}").astype(np.float32)
+    if coding in ("ULAW", "ALAW"):
+        return _law(coding)[np.frombuffer(data, np.uint8)]
+    width = width or READ_WIDTHS[coding]
+    samples = np.frombuffer(data, np.uint8).reshape(-1, width)
+    wide = np.zeros((len(samples), 4), dtype=np.uint8)
+    wide[:, 4 - width :] = samples[:, ::-1] if order == ">" else samples
     if coding == "PCM_U8":
         wide[:, 3] ^= 0x80
     return wide.view("<i4")[:, 0].astype(np.float32) * np.float32(2**-31)
+
+
+@lru_cache
+def _law(coding: str) -> np.ndarray:
+    """The samples of all bytes in G.711, as libsndfile has them."""
+    every = io.BytesIO(bytes(range(256)))
+    options = {"format": "RAW", "samplerate": 8000, "channels": 1, "subtype": coding}
+    return sf.read(every, dtype="float32", **options)[0]
 
 
 def encode(frames: np.ndarray, coding: str) -> bytes:

@@ -14,10 +14,19 @@ import numpy as np
 import soundfile as sf
 
 from ..files import atomic_output
-from .common import BLOCK, AudioError, check_limits, choose_format, is_regular, naming, reason
+from .common import (
+    BLOCK,
+    WIDTHS,
+    AudioError,
+    check_limits,
+    choose_format,
+    is_regular,
+    naming,
+    reason,
+)
 from .reader import open_source
-from .sound import ForwardSoundFile
-from .wav import WIDTHS, encode, to_int, wav_header
+from .stream import ForwardSoundFile
+from .wav import encode, to_int, wav_header
 
 MAX_VORBIS_RATE = 200_000  # Hz; libsndfile crashes on more
 ROOM = 2**22  # bytes that a disk which is full has no room for

@@ -6,12 +6,13 @@ import io
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ...media.audio import AUDIO_SUFFIXES, find_audio, resample
+from ...media.audio import OUTPUT_SUFFIXES, find_audio, resample
 from ...recipe.audio import AudioCorpus, LibriTTSCorpus
 from ..corpora import DataError, FileKind, Files, Listing, find, list_files
 
@@ -23,8 +24,8 @@ READERS = 16  # threads that scan; they wait for disks more than they compute
 UNREADABLE = (soundfile.SoundFileError, OSError, ValueError, TypeError)
 AUDIO_FILES = FileKind(
     noun="audio file",
-    suffixes=AUDIO_SUFFIXES,
-    find=find_audio,
+    suffixes=OUTPUT_SUFFIXES,  # what libsndfile opens anywhere
+    find=partial(find_audio, suffixes=OUTPUT_SUFFIXES),
     errors=UNREADABLE,
     feature="Audio",
     columns={"offset": (0.0, ("offset",)), "seconds": (math.nan, ("seconds", "duration"))},

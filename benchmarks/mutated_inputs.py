@@ -1,0 +1,202 @@
+"""Mutated audio files through the reader: nothing may crash, hang or take much memory.
+
+Seeds are WAV of several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here.
+Each input is one with some bytes changed, most of them in its header, or a part cut out, repeated
+or put in, and is read as a file or as a pipe. Workers are processes: one that dies, is silent for
+5 s or may not have its memory is told with the input, which `--keep` saves. What is wrong ends with
+exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HANG = 5.0  # seconds
+MEMORY = 512 * 2**20  # bytes above what a worker has before
+HEADER = 256  # bytes in which most changes are
+
+
+def make_seeds() -> dict[str, bytes]:
+    """A short file of each format."""
+    import soundfile as sf
+
+    time_ = np.arange(16_000) / 16_000
+    tone = 0.3 * np.sin(2 * np.pi * 300 * time_) + 0.05 * np.random.default_rng(0).normal(
+        size=16_000
+    )
+    pair = np.stack([tone, tone[::-1]], 1)[:6000]
+    kinds = {
+        "wav": ("WAV", "PCM_16"), "wav24": ("WAV", "PCM_24"), "float": ("WAV", "FLOAT"),
+        "ulaw": ("WAV", "ULAW"), "ima": ("WAV", "IMA_ADPCM"), "ms": ("WAV", "MS_ADPCM"),
+        "extensible": ("WAVEX", "PCM_16"), "rf64": ("RF64", "PCM_16"), "flac": ("FLAC", "PCM_16"),
+        "flac24": ("FLAC", "PCM_24"), "vorbis": ("OGG", "VORBIS"), "opus": ("OGG", "OPUS"),
+        "mp3": ("MP3", "MPEG_LAYER_III"), "aiff": ("AIFF", "PCM_16"), "aifc": ("AIFF", "FLOAT"),
+        "au": ("AU", "PCM_16"), "caf": ("CAF", "PCM_16"), "alac": ("CAF", "ALAC_16"),
+        "w64": ("W64", "PCM_16"), "voc": ("VOC", "PCM_16"), "nist": ("NIST", "PCM_16"),
+    }  # fmt: skip
+    seeds = {}
+    for name, (format, subtype) in kinds.items():
+        for channels in (1, 2):
+            file = io.BytesIO()
+            rate = 16_000 if channels == 1 else 48_000
+            samples = tone if channels == 1 else pair
+            sf.write(file, samples, rate, format=format, subtype=subtype)
+            seeds[f"{name}/{channels}"] = file.getvalue()
+    return seeds
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """One input: bytes set, a part cut, repeated, put in or left out."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        kind, size = rng.integers(10), len(out)
+        at = int(rng.integers(min(HEADER, size) if rng.random() < 0.8 else size)) if size else 0
+        if kind < 4:
+            for i in rng.integers(0, 8, int(rng.integers(1, 4))):
+                if at + i < size:
+                    out[at + i] = rng.integers(256)
+        elif kind < 6:  # a number of extreme value
+            value = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF])
+            width = int(rng.choice([1, 2, 4, 8]))
+            out[at : at + width] = bytes([value]) * width
+        elif kind == 6:
+            del out[at : at + int(rng.integers(1, 64))]
+        elif kind == 7:
+            out[at:at] = rng.bytes(int(rng.integers(1, 64)))
+        elif kind == 8:
+            del out[int(rng.integers(size + 1)) :]
+        else:
+            start = int(rng.integers(size + 1))
+            out += out[start : start + int(rng.integers(20_000))]
+    return bytes(out)
+
+
+def read(data: bytes, path: Path, piped: bool) -> str:
+    """How reading ends: "read", "refused", or what should not be."""
+    from vpcodec.media.audio import AudioError, AudioReader
+
+    n_samples = None
+    try:
+        if piped:
+            source: Any = io.BytesIO(data)
+            source.seekable = lambda: False
+        else:
+            path.write_bytes(data)
+            source = path
+        with AudioReader(source) as reader:
+            n_samples = reader.n_samples
+            done = sum(block.shape[1] for block in reader.blocks(65_536 // reader.channels + 1))
+    except AudioError as error:
+        return "refused" if "\n" not in str(error) else f"two lines: {error}"
+    except MemoryError:
+        return "memory"
+    except Exception as error:  # what a user would see as a traceback
+        return f"{type(error).__name__}: {error}"
+    if n_samples is not None and done != n_samples:
+        return f"{done} samples, where {n_samples} were promised"
+    return "read"
+
+
+def serve(pipe: Connection, folder: str) -> None:
+    """Read what comes through the pipe, and say how it went."""
+    import vpcodec.media.audio  # noqa: F401  counts as memory that is there before
+
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))
+    path = Path(folder) / f"{multiprocessing.current_process().pid}"
+    while (request := pipe.recv()) is not None:
+        pipe.send(read(request[0], path, request[1]))
+
+
+class Worker:
+    """A process that reads inputs, and is replaced when one ends it."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, self._folder), daemon=True)
+        self._process.start()
+        other.close()
+
+    def read(self, data: bytes, piped: bool) -> str:
+        try:
+            self._pipe.send((data, piped))
+            if self._pipe.poll(HANG if self._warm else 60.0):
+                result = self._pipe.recv()
+                self._warm = True
+                return result
+            result = f"silent for {HANG} s"
+        except (EOFError, OSError):
+            self._process.join()
+            result = f"ended with {self._process.exitcode}"
+        self._process.kill()
+        self._process.join()
+        self._warm = False
+        self._start()
+        return result
+
+    _warm = False
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join(10)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000, help="inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="folder for inputs that went wrong")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    seeds = make_seeds()
+    names = sorted(seeds)
+    results: Counter[str] = Counter()
+    wrong: list[dict[str, Any]] = []
+    slowest, began = 0.0, time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        worker = Worker(folder)
+        for i in range(args.count):
+            rng = np.random.default_rng([args.seed, i])
+            name = names[i % len(names)]
+            data, piped = mutate(seeds[name], rng), bool(rng.integers(2))
+            start = time.monotonic()
+            result = worker.read(data, piped)
+            if i:  # the first waits for the worker
+                slowest = max(slowest, time.monotonic() - start)
+            good = result in ("read", "refused")
+            results[result if good else "wrong"] += 1
+            if not good:
+                wrong.append({"number": i, "seed": name, "piped": piped, "result": result})
+                print(f"{i} {name} piped={piped}: {result}", file=sys.stderr)
+                if args.keep:
+                    args.keep.mkdir(parents=True, exist_ok=True)
+                    (args.keep / f"{i}.bin").write_bytes(data)
+        worker.close()
+    elapsed = time.monotonic() - began
+    document = {**results, "slowest_seconds": round(slowest, 3), "seconds": round(elapsed, 1)}
+    print(json.dumps(document | {"inputs": wrong}) if args.json else document)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

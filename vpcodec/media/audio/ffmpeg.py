@@ -1,0 +1,175 @@
+"""Formats that libsndfile does not read, through ffmpeg where it is installed."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import shutil
+import subprocess
+import time
+from contextlib import ExitStack
+
+import numpy as np
+
+from .common import AudioError
+from .pcm import PcmSource
+from .stream import ByteStream
+from .wav import wav_layout
+
+PATIENCE = 60.0  # seconds without a sign of life before ffmpeg is stopped
+_MAX_MESSAGES = 2**16  # bytes of what it says that are kept
+_MAX_ALLOCATION = 2**28  # bytes in one piece
+
+# Magic bytes and where they stand: a name for people, ffmpeg's demuxer.
+_MAGIC = (
+    (4, b"ftyp", "MP4", "mov"),
+    (0, b"\x1aE\xdf\xa3", "Matroska or WebM", "matroska"),
+    (0, bytes.fromhex("3026b2758e66cf11"), "Windows Media", "asf"),
+    (0, b"#!AMR", "AMR", "amr"),
+    (0, b"ADIF", "AAC", "aac"),
+    (0, b"\x0b\x77", "AC-3", "ac3"),
+    (0, b"MAC ", "Monkey's Audio", "ape"),
+    (0, b"wvpk", "WavPack", "wv"),
+    (0, b"TTA1", "True Audio", "tta"),
+    (0, b"MPCK", "Musepack", "mpc8"),
+    (0, b"MP+", "Musepack", "mpc"),
+    (0, b"FLV\x01", "Flash video", "flv"),
+    (0, b".RMF", "RealMedia", "rm"),
+    (0, b"DSD ", "DSD", "dsf"),
+    (0, b"\x00\x00\x01\xba", "MPEG video", "mpeg"),
+    (8, b"AVI ", "AVI", "avi"),
+)
+
+
+def find_demuxer(head: bytes) -> tuple[str, str] | None:
+    """Name and demuxer of a format that ffmpeg has to read, by its first 16 bytes."""
+    for at, magic, name, demuxer in _MAGIC:
+        if head[at : at + len(magic)] == magic:
+            return name, demuxer
+    if len(head) >= 6 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
+        return "AAC", "aac"
+    return None
+
+
+class FfmpegSource:
+    """A regular file through ffmpeg, which runs beside and is never far ahead.
+
+    Args:
+        file: its descriptor.
+        name: of the format, for messages.
+        demuxer: that ffmpeg is to use; it would guess otherwise.
+        stack: ends ffmpeg.
+        keep: read what is there of a file that is cut short.
+
+    Raises AudioError where ffmpeg is not installed, cannot read the file or stops moving.
+    """
+
+    def __init__(
+        self, file: int, name: str, demuxer: str, stack: ExitStack, *, keep: bool = False
+    ) -> None:
+        program = shutil.which("ffmpeg")
+        if program is None:
+            raise AudioError(
+                f"{name} is read through ffmpeg, which is not installed; install it (apt install "
+                "ffmpeg, brew install ffmpeg, winget install ffmpeg) or convert the file to WAV "
+                "or FLAC"
+            )
+        self._keep = keep
+        command = [program, "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+        command += ["-max_alloc", str(_MAX_ALLOCATION), "-threads", "1"]
+        command += ["-protocol_whitelist", "file", "-f", demuxer, "-i", f"file:/dev/fd/{file}"]
+        command += ["-map", "0:a", "-vn", "-sn", "-dn", "-c:a", "pcm_f32le", "-f", "wav", "pipe:1"]
+        self._process = _Process(command, file, stack)
+        stream = ByteStream(self._process, on_disk=False)
+        layout = wav_layout(stream)
+        if layout is None or layout.coding is None:
+            self._process.wait()
+            raise AudioError(f"{name} that cannot be read ({self._process.trouble or 'no audio'})")
+        self._pcm = PcmSource(stream, layout, None)
+        self.sample_rate, self.channels = self._pcm.sample_rate, self._pcm.channels
+        self.format, self.subtype = name, self._pcm.subtype
+        self.n_samples: int | None = None
+        self.cut: str | None = None
+
+    def read(self, n: int) -> np.ndarray:
+        """The next samples, float32 (up to n, C); none at the end."""
+        return self._pcm.read(n)
+
+    def check_end(self, n_read: int) -> None:
+        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
+        self._pcm.check_end(n_read)
+        self._process.wait()
+        if trouble := self._process.trouble:
+            self.cut = f"damaged or truncated, {n_read:,} samples can be read ({trouble})"
+
+
+class _Process(io.RawIOBase):
+    """What a program writes to its standard output; what it says is kept, in part."""
+
+    def __init__(self, command: list[str], file: int, stack: ExitStack) -> None:
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(file,),
+        )
+        stack.callback(self._stop)
+        self._outputs = [self._child.stdout, self._child.stderr]
+        self._said = bytearray()
+
+    def read1(self, n: int) -> bytes:
+        """What there is, up to `n` bytes; none at the end."""
+        while self._child.stdout in self._outputs:
+            if data := self._step(n):
+                return data
+        return b""
+
+    def read(self, n: int = -1) -> bytes:
+        return self.read1(n)
+
+    def _step(self, n: int) -> bytes:
+        """Wait for one of the outputs: audio, or nothing where something was said."""
+        ready = select.select(self._outputs, [], [], PATIENCE)[0]
+        if not ready:
+            self._stop()
+            raise AudioError(f"ffmpeg did not move for {PATIENCE:.0f} seconds")
+        if self._child.stderr in ready:
+            text = os.read(self._child.stderr.fileno(), 4096)
+            if not text:
+                self._outputs.remove(self._child.stderr)
+            self._said += text[: _MAX_MESSAGES - len(self._said)]
+        if self._child.stdout in ready:
+            data = os.read(self._child.stdout.fileno(), n)
+            if not data:
+                self._outputs.remove(self._child.stdout)
+            return data
+        return b""
+
+    def wait(self) -> None:
+        """Until the program ends."""
+        while self._outputs:
+            self._step(65536)
+        deadline = time.monotonic() + PATIENCE
+        while self._child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._stop()
+
+    @property
+    def trouble(self) -> str:
+        """What went wrong, in the program's words; empty where nothing did."""
+        lines = self._said.decode(errors="replace").splitlines()
+        for line in lines:
+            if "[error]" in line or "[fatal]" in line:
+                return " ".join(line.split("]", line.count("["))[-1].split())
+        if self._child.returncode:
+            return f"ffmpeg ended with {self._child.returncode}"
+        return ""
+
+    def _stop(self) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.wait()
+        for output in (self._child.stdout, self._child.stderr):
+            output.close()

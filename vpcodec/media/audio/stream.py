@@ -1,0 +1,219 @@
+"""Bytes from front to back, of files and pipes, and what libsndfile needs to read them so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import soundfile as sf
+
+from .common import BLOCK, AudioError, reason
+
+_MAX_MARKED = 2**20  # bytes of a pipe that can be gone back
+_LENGTH = 2**50  # bytes that a `Feed` claims to have
+_WINDOW = 2**16  # bytes that a `Feed` can go back
+_FAR = 2**20  # bytes before the end of a `Feed` in which its tail is read
+
+
+class ByteStream:
+    """A file or a pipe, read from front to back with a look ahead.
+
+    Args:
+        file: a regular file without a buffer where `on_disk`, else any stream.
+        on_disk: whether it can seek.
+    """
+
+    def __init__(self, file: BinaryIO, on_disk: bool) -> None:
+        self.file, self.on_disk = file, on_disk
+        self.size = file.seek(0, os.SEEK_END) if on_disk else None
+        if on_disk:
+            file.seek(0)
+        self._buffer = bytearray()
+        self._start = 0  # where the buffer begins
+        self._read1 = getattr(file, "read1", None)
+        self._mark = 0
+        self._marked: bytearray | None = None  # of a pipe, read since its mark
+
+    def peek(self, n: int) -> bytes:
+        """The next `n` bytes, fewer at the end, which stay."""
+        while len(self._buffer) < n and (more := self._more(n - len(self._buffer))):
+            self._buffer += more
+        return bytes(self._buffer[:n])
+
+    def read(self, n: int) -> bytes:
+        """The next `n` bytes, fewer at the end."""
+        data = self.peek(n)
+        del self._buffer[: len(data)]
+        self._start += len(data)
+        if self._marked is not None:
+            self._marked += data
+            if len(self._marked) > _MAX_MARKED:
+                self._marked = None
+        return data
+
+    def some(self, but: int = 0) -> bytes:
+        """What is there, without waiting for more, `but` so many bytes that were looked at before:
+        at least a byte, none at the end."""
+        self.peek(1)
+        return self.read(len(self._buffer) - but)
+
+    def skip(self, n: int) -> int:
+        """Leave `n` bytes out, fewer at the end: their number."""
+        if self.size is not None:
+            n = max(0, min(n, self.size - self._start))
+            self.seek(self._start + n)
+            return n
+        done = 0
+        while done < n and (data := self.read(min(BLOCK, n - done))):
+            done += len(data)
+        return done
+
+    def mark(self) -> None:
+        """Remember this place."""
+        self._mark = self._start
+        self._marked = None if self.on_disk else bytearray()
+
+    def unmark(self) -> None:
+        """Forget the mark, and what was read since then."""
+        self._marked = None
+
+    def rewind(self) -> None:
+        """Go back to the mark. Raises AudioError where a pipe went too far."""
+        if self.on_disk:
+            self.seek(self._mark)
+        elif self._marked is None:
+            raise AudioError("too much before its audio to be read from a pipe; save it to a file")
+        else:
+            self._buffer[:0] = self._marked
+            self._start, self._marked = self._mark, None
+
+    def seek(self, position: int) -> None:
+        """Go to a position of a file on disk."""
+        self._buffer.clear()
+        self._start = self.file.seek(position)
+
+    def tell(self) -> int:
+        return self._start
+
+    def _more(self, n: int) -> bytes:
+        if self.on_disk:
+            return self.file.read(max(n, BLOCK)) or b""
+        if self._read1:  # all that a live pipe has, and no more
+            return self._read1(max(n, BLOCK))
+        return self.file.read(n) or b""
+
+
+class Part:
+    """A part of a file on disk, read as a `ByteStream` of its own."""
+
+    def __init__(self, parent: ByteStream, parts: list[tuple[int, int]]) -> None:
+        self._parent, self._parts = parent, [list(part) for part in parts]
+        self._at: int | None = None
+
+    def read(self, n: int) -> bytes:
+        while self._parts:
+            start, left = self._parts[0]
+            if self._at is None:
+                if self._parent.tell() != start:
+                    self._parent.seek(start)
+                self._at = start
+            data = self._parent.read(min(n, left))
+            self._parts[0] = [start, left - len(data)]
+            if data:
+                return data
+            self._parts.pop(0)
+            self._at = None
+        return b""
+
+
+class ForwardSoundFile(sf.SoundFile):
+    """SoundFile without the seeking that it does around each read and write."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class Feed:
+    """What libsndfile sees as a file: pieces of bytes in turn, behind which it may look only at
+    `tail`, the last bytes of a length that nothing reaches.
+
+    Attributes:
+        error: what the pieces raised, for whoever asked libsndfile to read: it would get lost.
+        ended: whether all pieces were read.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], tail: bytes = b"") -> None:
+        self._pieces = pieces
+        self._tail = tail
+        self._held = bytearray()
+        self._start = 0  # where what is held begins
+        self._at = 0
+        self.error: BaseException | None = None
+        self.ended = False
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: _LENGTH}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, n: int = -1) -> bytes:
+        if self._at >= _LENGTH - _FAR:
+            data = (bytes(_FAR - len(self._tail)) + self._tail)[self._at - _LENGTH + _FAR :][:n]
+        else:
+            data = self._take(n)
+        self._at += len(data)
+        return data
+
+    def _take(self, n: int) -> bytes:
+        end = self._at + n
+        while self._start + len(self._held) < end and not self.ended and self.error is None:
+            try:
+                self._held += next(self._pieces)
+            except StopIteration:
+                self.ended = True
+            except BaseException as error:  # libsndfile's callback would print it and go on
+                self.error = error
+        if self._at < self._start:
+            self.error = self.error or ValueError("read behind what is held")
+            return b""
+        data = bytes(self._held[self._at - self._start : end - self._start])
+        gone = end - _WINDOW - self._start
+        if gone > _WINDOW:
+            del self._held[:gone]
+            self._start += gone
+        return data
+
+    def drain(self) -> None:
+        """Take the pieces that libsndfile left, and raise what they raise."""
+        for _ in self._pieces:
+            pass
+        self.ended = True
+
+    def write(self, data: bytes) -> int:  # soundfile asks for it
+        raise OSError("a feed is for reading")
+
+
+def skip_id3(stream: ByteStream) -> None:
+    """Leave out ID3v2 tags, with their footers."""
+    while (head := stream.peek(10)).startswith(b"ID3") and len(head) == 10:
+        stream.skip(id3_length(head))
+
+
+def id3_length(head: bytes) -> int:
+    """Bytes of the ID3v2 tag with these first 10 bytes."""
+    size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
+    return 10 + size + (10 if head[5] & 0x10 else 0)
+
+
+def open_feed(feed: Feed) -> ForwardSoundFile:
+    """What decodes a feed; AudioError."""
+    try:
+        return ForwardSoundFile(feed)
+    except sf.LibsndfileError as error:
+        if feed.error is not None:
+            raise feed.error from None
+        raise AudioError(f"not an audio file that can be read ({reason(error)})") from error
