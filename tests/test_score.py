@@ -461,7 +461,7 @@ def test_a_missing_package_disables_its_metrics_with_a_line_each(folders, monkey
         (["ref/0.wav", "same/0.wav", "--csv", "no/where.csv"], "no/where.csv"),
         (["text.txt", "same/0.wav"], "text.txt"),
         (["empty", "same"], "empty"),
-        (["both", "same"], "apart"),
+        (["both", "same"], "separately"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_refused_in_one_line(folders, arguments, words, picture):
