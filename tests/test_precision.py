@@ -32,11 +32,7 @@ FEW = {  # networks of few layers, since each takes seconds to compile
         "discriminator.periods=[2]",
         "discriminator.fft_sizes=[256]",
     ],
-    "image_debug": [
-        "model.dims=[8, 16]",
-        "model.encoder_depths=[1, 1]",
-        "model.decoder_depths=[1, 1]",
-    ],
+    "image_debug": [],
 }
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
