@@ -29,7 +29,7 @@ from ..models.audio import AudioAutoencoder
 from ..models.layers import ConvUnit
 from ..models.local_attention import LocalAttention, TransformerLayer
 from ..recipe import Recipe
-from .trainer import make_task
+from .kinds import make_task
 
 DAMPING = 1e-4  # of the mean of H's diagonal
 SHRINK = {"attention_window", "expansion"} | {
