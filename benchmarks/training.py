@@ -26,19 +26,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 FOLDERS = {"audio": DATA / "speech_train_opus", "image": DATA / "images_train"}
-VP = "model.quantizer={type: vp, dim: 5, codebook_size: 16384, calibrate_every: 0}"
+VP = (
+    "model.quantizer={type: vp, dim: 5, codebook_size: 16384}",
+    "quantizer.calibrate_every=0",
+)
 BF16, FP32 = "train.precision=bf16", "train.precision=fp32"
 NONE, SMALL, FULL = (f"discriminator.size={size}" for size in ("none", "small", "full"))
 VARIANTS = {
     "FSP, bf16": (BF16, NONE),
     "FSP, fp32": (FP32, NONE),
-    "VP, bf16": (BF16, NONE, VP),
+    "VP, bf16": (BF16, NONE, *VP),
     "FSP, bf16, compiled": (BF16, NONE, "train.compile=true"),
     "FSP, bf16, small GAN": (BF16, SMALL),
     "FSP, fp32, small GAN": (FP32, SMALL),
     "FSP, bf16, small GAN, D every 2nd": (BF16, SMALL, "discriminator.every=2"),
     "FSP, bf16, small GAN, balancer": (BF16, SMALL, "loss.balancer=true"),
-    "VP, bf16, small GAN": (BF16, SMALL, VP),
+    "VP, bf16, small GAN": (BF16, SMALL, *VP),
     "FSP, bf16, full GAN": (BF16, FULL),
 }
 PARTS = ("data", "forward", "quantizer", "losses", "backward", "update", "discriminators")

@@ -43,7 +43,12 @@ TERMS = {  # of the loss, with their weights in the debug recipes
 SPEEDS = {"audio": "audio_seconds_per_second", "image": "megapixels_per_second"}
 SPEECH = Path(__file__).resolve().parent / "resources" / "speech.wav"
 RATE = 16_000
-VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 9}"
+VP_64 = (
+    "model.quantizer={type: vp, dim: 3, codebook_size: 64}",
+    "quantizer.calibrate_every=9",
+)
+VQ_64 = ("model.quantizer={type: vq, dim: 3, codebook_size: 64}",)
+FSP_125 = ("model.quantizer={type: fsp, levels: [5, 5, 5]}",)
 
 
 @pytest.fixture(scope="module", params=["audio", "image"])
@@ -223,16 +228,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole_run, kind
     assert_same_run(tmp_path, whole_run)
 
 
-@pytest.mark.parametrize("quantizer", [VP_64, "{type: vq, dim: 3, codebook_size: 64}"])
+@pytest.mark.parametrize("quantizer", [VP_64, VQ_64], ids=["vp", "vq"])
 def test_a_quantizer_with_a_memory_goes_on_as_if_nothing_had_been(tmp_path, kind, quantizer):
-    recipe = short(f"model.quantizer={quantizer}", kind=kind)
+    recipe = short(*quantizer, kind=kind)
     Trainer(recipe, tmp_path / "whole").train()
     train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path, kind):
-    run = Trainer(short(f"model.quantizer={VP_64}", kind=kind), tmp_path)
+    run = Trainer(short(*VP_64, kind=kind), tmp_path)
     run.train()
     model = build_model(run.recipe.model).eval()
     model.load_state_dict(averaged_weights(load_checkpoint(find_checkpoint(tmp_path))[0]))
@@ -244,11 +249,10 @@ def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path, kin
 
 
 def test_vp_calibrates_when_the_recipe_says_so(tmp_path):
-    run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path / "on")
+    run = Trainer(short(*VP_64), tmp_path / "on")
     run.train()
     assert run.state.model.quantizer.eta.item() != 1.5
-    off = VP_64.replace("calibrate_every: 9", "calibrate_every: 0")
-    run = Trainer(short(f"model.quantizer={off}"), tmp_path / "off")
+    run = Trainer(short(*VP_64, "quantizer.calibrate_every=0"), tmp_path / "off")
     run.train()
     assert run.state.model.quantizer.eta.item() == 1.5
     assert {"accepted", "noise"} <= set(rows(tmp_path / "off")[-1])
@@ -300,6 +304,31 @@ def test_a_run_of_another_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another model"):
         Trainer(short("model.quantizer.levels=[5, 5, 6]"), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_with_other_knobs_of_the_quantizer_is_refused(tmp_path):
+    Trainer(short(*VP_64), tmp_path).save()
+    with pytest.raises(CheckpointError, match="quantizer is trained in another way"):
+        Trainer(short(*VP_64, "quantizer.queue_size=64"), tmp_path)
+
+
+def test_a_checkpoint_with_the_knobs_in_its_model_goes_on(tmp_path):
+    """As they were before they belonged to recipes; what is exported has them in its queue."""
+    from vpcodec.export import export_run
+
+    recipe = short(*VP_64, "quantizer.queue_size=256", "train.steps=6", "train.save_every=3")
+    Trainer(recipe, tmp_path / "run").train()
+    path = checkpoint_path(tmp_path / "run", 3)
+    groups, state = load_checkpoint(path)
+    knobs = state.pop("quantizer")
+    state["config"]["quantizer"] |= {k: v for k, v in knobs.items() if k != "type"}
+    checkpoint_path(tmp_path / "run", 6).unlink()
+    save_checkpoint(path, groups, state)
+    export_run(tmp_path / "run", tmp_path / "model")
+    run = Trainer(recipe, tmp_path / "run")
+    assert run.step == 3 and run.state.model.quantizer.filled == 256
+    with pytest.raises(CheckpointError, match="trained in another way"):
+        Trainer(short(*VP_64, "train.steps=6"), tmp_path / "run")
 
 
 def test_a_run_of_another_optimiser_is_refused(tmp_path):
@@ -358,8 +387,8 @@ def test_training_starts_from_weights_of_another_quantizer(tmp_path, debug_model
     from safetensors.torch import load_file
 
     weights = debug_model / "model.safetensors"
-    vp = "model.quantizer={type: vp, dim: 2, codebook_size: 16, queue_size: 64}"
-    run = Trainer(short(vp), tmp_path, init_from=weights)
+    vp = "model.quantizer={type: vp, dim: 2, codebook_size: 16}"
+    run = Trainer(short(vp, "quantizer.queue_size=64"), tmp_path, init_from=weights)
     given, state = load_file(weights), run.state.model.state_dict()
     changed = [n for n, v in given.items() if n in state and state[n].shape != v.shape]
     assert {"encoder.project.weight", "decoder.project.weight"} <= set(changed)
@@ -379,7 +408,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
 def test_the_decoder_alone_learns_from_tokens_that_stay(
     debug_run: Path, tmp_path: Path, kind: str, quantizer: str
 ):
-    overrides = [] if quantizer == "fsp" else [f"model.quantizer={VP_64}"]
+    overrides = [] if quantizer == "fsp" else [*VP_64]
     source = debug_run
     if quantizer == "vp":
         source = tmp_path / "source"
@@ -402,7 +431,7 @@ def test_the_decoder_alone_needs_the_rest(debug_run: Path, tmp_path: Path, kind:
         Trainer(recipe, tmp_path / "new")
     groups, _ = load_checkpoint(find_checkpoint(debug_run))
     save_file(averaged_weights(groups), tmp_path / "w.safetensors")
-    other = short("train.decoder_only=true", f"model.quantizer={VP_64}", kind=kind)
+    other = short("train.decoder_only=true", *VP_64, kind=kind)
     with pytest.raises(TrainingError, match="another quantizer"):
         Trainer(other, tmp_path / "new", init_from=tmp_path / "w.safetensors")
     Trainer(short(kind=kind), tmp_path / "whole").train()
@@ -598,9 +627,9 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(tmp_path):
         torch.testing.assert_close(both, (first + second) / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("quantizer", ["{type: fsp, levels: [5, 5, 5]}", VP_64])
+@pytest.mark.parametrize("quantizer", [FSP_125, VP_64], ids=["fsp", "vp"])
 def test_an_adversarial_run_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
-    recipe = short(f"model.quantizer={quantizer}", "loss.balancer=true", "train.accumulate=2")
+    recipe = short(*quantizer, "loss.balancer=true", "train.accumulate=2")
     Trainer(recipe, tmp_path / "whole").train()
     train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
@@ -786,7 +815,7 @@ def test_an_evaluation_that_was_lost_is_made_again(tmp_path):
 
 
 def test_a_run_killed_while_it_makes_its_codebook_makes_it_when_resumed(tmp_path):
-    recipe = short(f"model.quantizer={VP_64}")
+    recipe = short(*VP_64)
     Trainer(recipe, tmp_path / "whole").train()
 
     def die(*arguments):

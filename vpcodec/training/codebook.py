@@ -1,15 +1,14 @@
-"""What a quantizer without a codebook in training asks of a run: calibration, and codebooks."""
+"""What a quantizer asks of a run: calibration on the way, and a codebook after training."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from ..models import Autoencoder
-from ..quantizers import VP
+from ..quantizers import NoCodebookError, Quantizer
 from ..recipe import Recipe
 from .crops import Crops
 from .hardware import to_device
@@ -20,63 +19,67 @@ QUICK_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
 
 
 class CodebookDuties:
-    """Sets the strength of the perturbation on the way, and makes the codebook at the end.
+    """Does for a quantizer what its contract asks for beside the steps of training.
+
+    With `train.decoder_only` the quantizer stays as it is, and there is nothing to do.
 
     Args:
         recipe: of the run.
         data: what codebooks are made of.
         accelerator: processes and device.
-
-    Attributes:
-        needed: whether the model's codebook is made after training, by this run.
     """
 
     def __init__(self, recipe: Recipe, data: Crops, accelerator: Accelerator) -> None:
         self._recipe, self._data, self._accelerator = recipe, data, accelerator
-        self._every = getattr(recipe.model.quantizer, "calibrate_every", 0)
-        self.needed = recipe.model.quantizer.type == "vp" and not recipe.train.decoder_only
+        self._frozen = recipe.train.decoder_only
 
-    def calibrate(self, quantizer: Any, step: int, log: RunLog) -> None:
-        """Let the quantizer set its eta when it is time to: in one process, for all."""
-        if not self.needed or not self._every or step % self._every:
+    def due(self, quantizer: Quantizer) -> bool:
+        """Whether a codebook is made after training, by this run."""
+        return quantizer.fit_after_training and not self._frozen
+
+    def begin(self, quantizer: Quantizer) -> None:
+        """Training goes on: a codebook that was made after it is of other weights."""
+        if not self._frozen:
+            quantizer.forget_codebook()
+
+    def calibrate(self, quantizer: Quantizer, step: int, log: RunLog) -> None:
+        """Let the quantizer set the strength of its perturbation when it is time to."""
+        every = self._recipe.calibrate_every
+        if self._frozen or not every or step % every:
             return
-        if self._accelerator.is_main_process:
-            try:
-                with log.console.status("calibrating the perturbation"):
-                    quantizer.calibrate(seed=step)
-            except ValueError as error:
-                log.message(f"step {step}: eta stays as it is: {error}")
-        if self._accelerator.num_processes > 1:
-            found = torch.tensor([float(quantizer.eta), quantizer.mh_steps])
-            found = found.to(self._accelerator.device)
-            torch.distributed.broadcast(found, 0)
-            quantizer.eta.fill_(found[0])
-            quantizer.mh_steps = int(found[1])
+        try:
+            with log.console.status("calibrating the perturbation"):
+                quantizer.calibrate(seed=step)
+        except ValueError as error:
+            log.message(f"step {step}: eta stays as it is: {error}")
 
-    def make_quickly(self, model: Autoencoder) -> bool:
-        """Give a model a codebook to evaluate it with, of the latents that it remembers.
+    def make_quickly(self, quantizer: Quantizer) -> bool:
+        """Make a codebook to evaluate with, of the latents that the quantizer remembers.
 
         Returns:
             Whether it has one; there may be too few latents so far.
         """
-        if model.quantizer.fitted:
-            return True
-        if not isinstance(model.quantizer, VP):
-            return False
         try:
-            model.quantizer.fit(max_iterations=QUICK_ITERATIONS)
-        except ValueError:
+            if not quantizer.fitted:
+                quantizer.fit(max_iterations=QUICK_ITERATIONS)
+        except (NoCodebookError, ValueError):
             return False
         return True
 
     @torch.no_grad()
-    def make(self, model: Autoencoder, log: RunLog) -> None:
-        """Make the codebook of a model in eval mode of its latents of training crops.
+    def make(self, quantizer: Quantizer, model: Autoencoder, log: RunLog) -> None:
+        """Make the codebook of a quantizer of a model's latents of training crops.
 
-        Raises ValueError where there are too few that differ.
+        Args:
+            quantizer: may be another than that of the model.
+            model: in eval mode.
+            log: told of it.
+
+        Raises:
+            ValueError: too few latents that differ.
         """
         data = self._data
-        wanted = LATENTS_PER_CODE * model.quantizer.codebook_size
+        wanted = LATENTS_PER_CODE * quantizer.codebook_size
         number = -(-wanted // (data.tokens * self._recipe.data.batch_size))
         device = self._accelerator.device
         with (
@@ -89,5 +92,8 @@ class CodebookDuties:
                     for batch in batches
                 ]
             )
-            result = model.quantizer.fit(latents, seed=self._recipe.train.seed)
-        log.message(f"codebook of {len(latents):,} latents: mean squared error {result.error:.4f}")
+            found = quantizer.fit(latents, seed=self._recipe.train.seed)
+        if found is not None:
+            log.message(
+                f"codebook of {len(latents):,} latents: mean squared error {found.error:.4f}"
+            )

@@ -13,6 +13,7 @@ from torch import nn
 from ..config import ConfigError, parse_model
 from ..models import Autoencoder, build_model
 from ..recipe import Recipe
+from ..recipe.quantizers import parse_training
 from .balancer import Balancer
 from .checkpoints import (
     CheckpointError,
@@ -59,7 +60,8 @@ class RunState:
         self.recipe, self.folder, self.precision = recipe, folder, precision
         self.device = accelerator.device
         torch.manual_seed(recipe.train.seed)
-        self.model: Autoencoder = build_model(recipe.model).to(self.device).train()
+        model = build_model(recipe.model, recipe.quantizer.options())
+        self.model: Autoencoder = model.to(self.device).train()
         if recipe.train.decoder_only:
             for part in (self.model.encoder, self.model.quantizer):
                 part.requires_grad_(False)
@@ -132,6 +134,7 @@ class RunState:
             "optimizer": self.recipe.optim.name,
             "decoder_only": self.recipe.train.decoder_only,
             "config": self.recipe.model.model_dump(mode="json"),
+            "quantizer": self.recipe.quantizer.model_dump(mode="json"),
             **data,
             **counts,
             "scalers": [scaler.state_dict() for scaler in self.scalers],
@@ -162,6 +165,10 @@ class RunState:
         try:
             if parse_model(state["config"]) != recipe.model:
                 raise CheckpointError(f"{folder}: holds a run of another model configuration")
+            if parse_training(state["config"], state.get("quantizer", {})) != recipe.quantizer:
+                raise CheckpointError(
+                    f"{folder}: holds a run whose quantizer is trained in another way"
+                )
             if state["optimizer"] != recipe.optim.name:
                 raise CheckpointError(f"{folder}: holds a run of another optimiser")
             if state.get("decoder_only", False) != recipe.train.decoder_only:

@@ -105,8 +105,8 @@ class Trainer:
             raise TrainingError(f"{folder}: processes see different checkpoints in it")
         if self.main:
             cut_metrics(folder, self.step)
-        if self.codebook.needed and self.step < recipe.train.steps:
-            self.state.model.quantizer.forget_codebook()  # of other weights
+        if self.step < recipe.train.steps:
+            self.codebook.begin(self.state.model.quantizer)
         self.train_step = TrainStep(self.state, self.task, loss, self.accelerator)
         if found is None and recipe.train.precision == "auto":
             fault = self.train_step.check_precision(self.data.shape)
@@ -216,11 +216,10 @@ class Trainer:
     def _finish(self, selection: Selection | None, log: RunLog) -> None:
         """Make the codebook if that is due, save, evaluate for the last time."""
         error, quantizer = None, self.state.model.quantizer
-        if self.main and self.codebook.needed and not quantizer.fitted:
-            model = self.state.averaged_model()
+        due = self.codebook.due(quantizer)
+        if self.main and due and not quantizer.fitted:
             try:
-                self.codebook.make(model, log)
-                quantizer.codebook = model.quantizer.codebook
+                self.codebook.make(quantizer, self.state.averaged_model(), log)
             except ValueError as found:  # too few latents that differ
                 error = found
         self.save()
@@ -230,9 +229,11 @@ class Trainer:
             if not evaluated(self.folder, self.step):
                 self._select(selection, log)
             selection.report(self.step, self.state.seconds, FINAL_SECONDS)
-            if self.codebook.needed:
+            if due:
                 model = copy.deepcopy(self.state.model).eval()
-                selection.refine(self.step, model, lambda: self.codebook.make(model, log))
+                selection.refine(
+                    self.step, model, lambda: self.codebook.make(model.quantizer, model, log)
+                )
         self.accelerator.wait_for_everyone()
 
     def _data_facts(self) -> dict[str, Any]:
@@ -318,7 +319,7 @@ class Trainer:
         """
         self.train_step.check_finite()
         model = self.state.averaged_model()
-        return model if self.codebook.make_quickly(model) else None
+        return model if self.codebook.make_quickly(model.quantizer) else None
 
     def _selection_is_due(self) -> bool:
         return self.step > 0 and self.step % self.recipe.eval.every == 0
