@@ -29,6 +29,10 @@ class TrainingError(RuntimeError):
     """A training that cannot start or go on; the last good checkpoint is kept."""
 
 
+class NoWeightsError(TrainingError):
+    """A training that needs weights to start from, and was given none."""
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Processes and devices; the precision is ours, since losses and quantizers are kept out."""
     missing = [name for name in recipe.train.trackers if find_spec(name) is None]

@@ -23,6 +23,7 @@ from ..recipe import Recipe
 from .checkpoints import checkpoints, load_newest
 from .codebook import CodebookDuties
 from .hardware import (
+    NoWeightsError,
     TrainingError,
     any_process,
     choose_precision,
@@ -135,7 +136,7 @@ class Trainer:
             )
         if self.recipe.train.decoder_only:
             if init_from is None:
-                raise TrainingError("train.decoder_only needs weights to start from: --init-from")
+                raise NoWeightsError("train.decoder_only needs weights to start from")
             if left:
                 raise TrainingError(f"train.decoder_only: {init_from} has another quantizer")
             if not self.state.model.quantizer.fitted:
