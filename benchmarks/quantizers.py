@@ -38,7 +38,7 @@ from vpcodec.scoring.workers import Workers
 from vpcodec.training.audio.data import AudioCrops
 from vpcodec.training.audio.losses import ReconstructionLoss
 from vpcodec.training.image.data import to_rgb
-from vpcodec.training.trainer import build_optimizers
+from vpcodec.training.optim import build_optimizers
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"

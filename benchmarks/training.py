@@ -26,19 +26,22 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 FOLDERS = {"audio": DATA / "speech_train_opus", "image": DATA / "images_train"}
-VP = "model.quantizer={type: vp, dim: 5, codebook_size: 16384, calibrate_every: 0}"
+VP = (
+    "model.quantizer={type: vp, dim: 5, codebook_size: 16384}",
+    "quantizer.calibrate_every=0",
+)
 BF16, FP32 = "train.precision=bf16", "train.precision=fp32"
 NONE, SMALL, FULL = (f"discriminator.size={size}" for size in ("none", "small", "full"))
 VARIANTS = {
     "FSP, bf16": (BF16, NONE),
     "FSP, fp32": (FP32, NONE),
-    "VP, bf16": (BF16, NONE, VP),
+    "VP, bf16": (BF16, NONE, *VP),
     "FSP, bf16, compiled": (BF16, NONE, "train.compile=true"),
     "FSP, bf16, small GAN": (BF16, SMALL),
     "FSP, fp32, small GAN": (FP32, SMALL),
     "FSP, bf16, small GAN, D every 2nd": (BF16, SMALL, "discriminator.every=2"),
     "FSP, bf16, small GAN, balancer": (BF16, SMALL, "loss.balancer=true"),
-    "VP, bf16, small GAN": (BF16, SMALL, VP),
+    "VP, bf16, small GAN": (BF16, SMALL, *VP),
     "FSP, bf16, full GAN": (BF16, FULL),
 }
 PARTS = ("data", "forward", "quantizer", "losses", "backward", "update", "discriminators")
@@ -54,14 +57,13 @@ class Stopwatch:
         self.seconds: dict[str, float] = defaultdict(float)
         self._sync = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
         self._mark = 0.0
-        self._inside = False  # of the update of the discriminators
-        quantizer = trainer.model.quantizer
-        quantizer.forward = self._timed("quantizer", quantizer.forward)
-        trainer._update_average = self._timed("update", trainer._update_average)
-        trainer._update = self._update(trainer._update)
-        trainer._discriminator_update = self._discriminators(trainer._discriminator_update)
-        trainer._codec_pass = self._codec_pass(trainer._codec_pass)
-        trainer._wrapped = self._forward(trainer._wrapped)
+        state, step = trainer.state, trainer.train_step
+        state.model.quantizer.forward = self._timed("quantizer", state.model.quantizer.forward)
+        state.update_average = self._timed("update", state.update_average)
+        step.update_codec = self._timed("update", step.update_codec)
+        step.update_discriminators = self._timed("discriminators", step.update_discriminators)
+        step.codec_pass = self._codec_pass(step.codec_pass)
+        step.codec = self._forward(step.codec)
 
     def now(self) -> float:
         self._sync()
@@ -79,26 +81,10 @@ class Stopwatch:
 
         return wrapped
 
-    def _update(self, function: Callable) -> Callable:
-        timed = self._timed("update", function)
-        return lambda *arguments: (function if self._inside else timed)(*arguments)
-
-    def _discriminators(self, function: Callable) -> Callable:
-        timed = self._timed("discriminators", function)
-
-        def wrapped(*arguments: Any) -> Any:
-            self._inside = True
-            try:
-                return timed(*arguments)
-            finally:
-                self._inside = False
-
-        return wrapped
-
     def _forward(self, module: Any) -> Callable:
-        def wrapped(samples: Any) -> Any:
+        def wrapped(*inputs: Any) -> Any:
             began = self.now()
-            output, quantized = module(samples)
+            output, quantized = module(*inputs)
             self.add("forward", began)
             self._mark = self.now()
             output.register_hook(self._at_output)
@@ -112,8 +98,8 @@ class Stopwatch:
         self._mark = self.now()
 
     def _codec_pass(self, function: Callable) -> Callable:
-        def wrapped(*arguments: Any) -> Any:
-            result = function(*arguments)
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
             self.add("backward", self._mark)
             return result
 

@@ -1,4 +1,4 @@
-"""Generates docs/recipes.md from the models in vpcodec/recipe and vpcodec/config.py.
+"""Generates docs/recipes.md from the models in vpcodec/recipe and vpcodec/config.
 
 python docs/make_recipes.py          # write it
 python docs/make_recipes.py --check  # exit 1 if it is not up to date
@@ -15,15 +15,17 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from vpcodec import config
-from vpcodec.recipe import audio, base, image
+from vpcodec.recipe import audio, base, image, quantizers
 
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 TARGET = Path(__file__).with_name("recipes.md")
 HEAD = """# Recipes
 
 A recipe is a YAML file that says what to train and how. `model.kind` is `audio` or `image`; the
-sections of both are below. Fields that a recipe omits have their defaults. Unknown fields and wrong
-values are refused, and the message names the field.
+sections of both are below. `model` describes the model and stays with it. All other sections end
+with training, including `quantizer`: how the quantizer that `model.quantizer` selects is trained.
+Fields that a recipe omits have their defaults. Unknown fields and wrong values are refused, and the
+message names the field.
 
     vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
 
@@ -35,13 +37,14 @@ process.
 
 This page is generated from the code by `python docs/make_recipes.py`.
 """
+NAMES = ("fsp", "vp", "fsq", "vq", "lfq", "simvq")
+TRAINING = {
+    get_args(model.model_fields["type"].annotation)[0]: model
+    for model in quantizers.QuantizerTrainingConfig.__subclasses__()
+}
 QUANTIZERS = [
-    ("Quantizer `fsp`", config.FSPConfig),
-    ("Quantizer `vp`", config.VPConfig),
-    ("Quantizer `fsq`", config.FSQConfig),
-    ("Quantizer `vq`", config.VQConfig),
-    ("Quantizer `lfq`", config.LFQConfig),
-    ("Quantizer `simvq`", config.SimVQConfig),
+    *((f"Quantizer `{name}`", config.QUANTIZERS[name]) for name in NAMES),
+    *((f"`quantizer`: training of `{name}`", TRAINING[name]) for name in NAMES),
 ]
 CHAPTERS: list[tuple[str, list[tuple[str, type[BaseModel]]]]] = [
     (

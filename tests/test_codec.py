@@ -15,6 +15,7 @@ from helpers import Pipe, blocks, flipped
 from vpcodec import Codec, read_tokens
 from vpcodec.codec import FileStats
 from vpcodec.codec.audio import FILE_BLOCK
+from vpcodec.codec.streams import chunk_frames
 from vpcodec.media.audio import RawFormat, load, resample, save
 from vpcodec.tokenfile import TokenFileError, TokenReader, verify
 
@@ -121,8 +122,8 @@ def test_chunk_size_changes_nothing(
 ) -> None:
     tokens = codec.encode(stereo)
     samples = codec.decode(tokens)
-    monkeypatch.setattr("vpcodec.codec.audio.CHUNK_SECONDS", seconds)
-    assert codec.chunk_frames == max(1, round(seconds * codec.frame_rate))
+    monkeypatch.setattr("vpcodec.codec.streams.CHUNK_SECONDS", seconds)
+    assert chunk_frames(codec.config) == max(1, round(seconds * codec.frame_rate))
     assert np.array_equal(codec.encode(stereo), tokens)
     assert np.allclose(codec.decode(tokens), samples, rtol=0, atol=1e-5)
 

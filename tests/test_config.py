@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vpcodec.config import AudioConfig, ConfigError, ImageConfig, parse_model
+from vpcodec.model_folder import fingerprint
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,33 @@ def test_sizes_of_an_image_model_follow_from_its_configuration():
     assert config.hop_length == 8
     assert config.codebook_size == 15_360
     assert config.bits_per_pixel == pytest.approx(13.907 / 64, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "quantizer, knobs",
+    [
+        ({"type": "fsp", "levels": [5, 5]}, {"rejection": "vector", "eta": 1.0}),
+        (
+            {"type": "vp", "dim": 3, "codebook_size": 64},
+            {"eta": 1.5, "mh_steps": 1, "neighbors": 8, "search_size": 8192, "queue_size": None}
+            | {"push_size": 1024, "metropolis": True, "calibrate_every": 300},
+        ),
+        ({"type": "fsq", "levels": [5, 5]}, {"noise_rate": 0.5}),
+        (
+            {"type": "vq", "dim": 3, "codebook_size": 64},
+            {"decay": None, "commitment": 0.25, "restart_below": 0.1, "push_size": 256},
+        ),
+        (
+            {"type": "lfq", "dim": 7},
+            {"entropy_weight": 0.1, "commitment": 0.25, "temperature": 0.01},
+        ),
+    ],
+    ids=lambda value: value.get("type"),
+)
+def test_knobs_of_training_in_older_descriptions_are_no_part_of_a_model(quantizer, knobs):
+    """Neither of what it is nor of its fingerprint."""
+    plain = parse_model({"name": "m", "quantizer": quantizer})
+    older = parse_model({"name": "m", "quantizer": quantizer | knobs})
+    assert older == plain
+    assert fingerprint(older, b"") == fingerprint(plain, b"")
+    assert not knobs.keys() & older.model_dump()["quantizer"].keys()

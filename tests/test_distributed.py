@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[1]
 DEBUG = {"audio": ROOT / "recipes" / "debug.yaml", "image": ROOT / "recipes" / "image_debug.yaml"}
 SPEECH = ROOT / "tests" / "resources"
-FSP = "model.quantizer={type: fsp, levels: [5, 5, 5]}"
-VP = "model.quantizer={type: vp, dim: 3, codebook_size: 64, calibrate_every: 9}"
+FSP = ("model.quantizer={type: fsp, levels: [5, 5, 5]}",)
+VP = ("model.quantizer={type: vp, dim: 3, codebook_size: 64}", "quantizer.calibrate_every=9")
 COMMON = [
     "train.precision=fp32",
     "train.device=cpu",
@@ -93,7 +93,7 @@ def assert_same_curve(run: Path, reference: Path, tolerance: float) -> None:
 def test_a_run_that_is_killed_at_any_step_has_the_curve_of_one_that_was_not(
     tmp_path, kind, quantizer
 ):
-    overrides = [quantizer, "train.steps=40", "train.save_every=6"]
+    overrides = [*quantizer, "train.steps=40", "train.save_every=6"]
     train_here(tmp_path / "whole", *overrides, kind=kind)
     number = random.randint(7, 30)
     process = start(tmp_path / "killed", *overrides, kind=kind)
@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_at_any_step_has_the_curve_of_one_that_was_not(
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, kind):
     """Adversarial, with noise in the quantizer, evaluated on the way; a few slow steps, since
     rounding grows from step to step."""
-    overrides = [FSP, "train.steps=8", "train.accumulate=2", "optim.lr=3e-4"]
+    overrides = [*FSP, "train.steps=8", "train.accumulate=2", "optim.lr=3e-4"]
     if kind == "audio":
         overrides += [f"eval.data={SPEECH}", "eval.every=3"]
     process = start(
@@ -139,7 +139,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, kind):
 
 @pytest.mark.slow
 def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
-    overrides = [VP, "train.steps=20", "data.batch_size=2", f"eval.data={SPEECH}", "eval.every=10"]
+    overrides = [*VP, "train.steps=20", "data.batch_size=2", f"eval.data={SPEECH}", "eval.every=10"]
     process = start(tmp_path, *overrides, launcher=TORCHRUN)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -154,7 +154,7 @@ def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_ends_all_processes_with_a_checkpoint(tmp_path, processes):
-    overrides = [FSP, "train.steps=10000", "train.save_every=10000"]
+    overrides = [*FSP, "train.steps=10000", "train.save_every=10000"]
     process = start(tmp_path, *overrides, "--processes", str(processes))
     wait_for_rows(process, tmp_path, 5)
     process.send_signal(signal.SIGTERM)

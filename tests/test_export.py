@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
 pytest.importorskip("yaml", reason="needs the train extra")
 
+from helpers import run  # noqa: E402
+
 from vpcodec import Codec, __version__, export, graphs  # noqa: E402
 from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
 from vpcodec.export import export_model, export_run  # noqa: E402
@@ -30,6 +32,7 @@ from vpcodec.training.checkpoints import (  # noqa: E402
     checkpoint_path,
     save_checkpoint,
 )
+from vpcodec.training.trainer import Trainer  # noqa: E402
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEBUG = RECIPES / "debug.yaml"
@@ -383,6 +386,13 @@ def test_an_existing_folder_is_kept_without_force(tmp_path, quick):
         export_model(build(), target)
     assert contents(target) == {"mine.txt": b"mine"}
     assert quick == []
+
+
+def test_the_command_says_how_to_replace_a_folder(tmp_path):
+    Trainer(load_recipe(DEBUG), tmp_path / "run").save()
+    (tmp_path / "model").mkdir()
+    found = run("export", tmp_path / "run", "-o", tmp_path / "model", check=2).err
+    assert found == f"vpcodec: {tmp_path / 'model'}: exists (use --force to replace it)\n"
 
 
 def test_an_existing_folder_is_replaced_with_force(tmp_path, debug_model, quick):

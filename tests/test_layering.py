@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,21 @@ def test_importing_a_light_module_loads_no_torch_part(name):
 
 def test_the_package_itself_imports_nothing_of_its_own():
     assert imports("", MODULES, lazy=False)[0] == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("cli")])
+def test_errors_of_the_library_name_no_options_of_the_command_line(name):
+    raised = [node for node in ast.walk(ast.parse(MODULES[name].read_text())) if _raises(node)]
+    texts = [part.value for node in raised for part in ast.walk(node) if _is_text(part)]
+    assert [text for text in texts if re.search(r"(?<!\w)--[a-z]", text)] == []
+
+
+def _raises(node: ast.AST) -> bool:
+    return isinstance(node, ast.Raise)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_the_check_sees_upward_circular_and_lazy_imports(tmp_path):

@@ -14,7 +14,7 @@ for package in ("yaml", "torchaudio", "safetensors", "accelerate", "tensorboard"
     pytest.importorskip(package, reason="needs the train extra")
 
 from vpcodec.recipe import Recipe, load_recipe  # noqa: E402
-from vpcodec.training import hardware, trainer  # noqa: E402
+from vpcodec.training import hardware, step  # noqa: E402
 from vpcodec.training.audio.discriminators import _conv, _convolve  # noqa: E402
 from vpcodec.training.hardware import TrainingError, compile_options  # noqa: E402
 from vpcodec.training.precision import Network, find_fault  # noqa: E402
@@ -72,8 +72,12 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_network_computes_in_bf16_what_it_does_in_fp32(path, tmp_path):
     run = Trainer(load(path, "train.precision=bf16"), tmp_path)
-    assert [network.name for network in run._networks()] == ["encoder", "decoder", "discriminators"]
-    assert find_fault(run._networks(), BF16, compiled=False) is None
+    assert [network.name for network in run.train_step.networks(run.data.shape)] == [
+        "encoder",
+        "decoder",
+        "discriminators",
+    ]
+    assert find_fault(run.train_step.networks(run.data.shape), BF16, compiled=False) is None
 
 
 @pytest.mark.slow
@@ -82,7 +86,7 @@ def test_every_compiled_network_computes_in_bf16_what_it_does_in_fp32(path, tmp_
     run = Trainer(
         load(path, *FEW[path.stem], "train.precision=bf16", "train.compile=true"), tmp_path
     )
-    assert find_fault(run._networks(), BF16, compiled=True) is None
+    assert find_fault(run.train_step.networks(run.data.shape), BF16, compiled=True) is None
     torch.compiler.reset()
 
 
@@ -137,27 +141,27 @@ def test_auto_takes_fp32_where_convolutions_are_wrong(
 ):
     with_fault(monkeypatch, spoil, lambda x: True)
     run = Trainer(load(path), tmp_path)
-    assert run.precision == "fp32"
+    assert run.state.precision == "fp32"
     (note,) = run.notes
     assert note.startswith("train.precision=auto takes fp32: in bf16 on this machine, the ")
     assert words in note and "\n" not in note
     run.train()
     assert all(map(math.isfinite, losses(tmp_path)))
-    assert Trainer(load(path), tmp_path).precision == "fp32"
+    assert Trainer(load(path), tmp_path).state.precision == "fp32"
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder", "discriminators"])
 def test_auto_says_which_network_is_wrong(monkeypatch, tmp_path, faster, name):
-    make = trainer.Network
+    make = step.Network
     wrong = torch.nn.Linear(1, 1)
     wrong.forward = lambda x: (
         x * wrong.weight * (math.nan if torch.is_autocast_enabled("cpu") else 1)
     )
     monkeypatch.setattr(
-        trainer, "Network", lambda n, module, x: make(n, wrong if n == name else module, x)
+        step, "Network", lambda n, module, x: make(n, wrong if n == name else module, x)
     )
     run = Trainer(load(DEBUG[0]), tmp_path)
-    assert run.precision == "fp32" and f"the {name} gives values" in run.notes[0]
+    assert run.state.precision == "fp32" and f"the {name} gives values" in run.notes[0]
 
 
 def test_auto_takes_fp32_where_only_compiled_networks_are_wrong(monkeypatch, tmp_path, faster):
@@ -171,16 +175,16 @@ def test_auto_takes_fp32_where_only_compiled_networks_are_wrong(monkeypatch, tmp
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
     run = Trainer(load(DEBUG[0], "train.compile=true"), tmp_path)
-    assert run.precision == "fp32" and "the encoder, compiled, gives values" in run.notes[0]
-    assert Trainer(load(DEBUG[0]), tmp_path / "eager").precision == "bf16"
+    assert run.state.precision == "fp32" and "the encoder, compiled, gives values" in run.notes[0]
+    assert Trainer(load(DEBUG[0]), tmp_path / "eager").state.precision == "bf16"
 
 
 @pytest.mark.parametrize("path", DEBUG, ids=lambda path: path.stem)
 def test_the_comparison_changes_nothing_of_the_run(tmp_path, faster, path):
     for precision in ("auto", "bf16"):
         run = Trainer(load(path, f"train.precision={precision}"), tmp_path / precision)
-        assert run.precision == "bf16" and run.notes == []
-        assert all(parameter.grad is None for parameter in run.model.parameters())
+        assert run.state.precision == "bf16" and run.notes == []
+        assert all(parameter.grad is None for parameter in run.state.model.parameters())
         run.train()
     assert losses(tmp_path / "auto") == losses(tmp_path / "bf16")
 
@@ -198,7 +202,7 @@ def test_a_resumed_run_keeps_its_precision_unasked(monkeypatch, tmp_path, faster
     Trainer(load(DEBUG[0]), tmp_path).save()
     with_fault(monkeypatch, as_nothing, lambda x: True)
     run = Trainer(load(DEBUG[0]), tmp_path)
-    assert run.precision == "bf16" and run.notes == []
+    assert run.state.precision == "bf16" and run.notes == []
 
 
 def test_what_the_recipe_says_is_done(monkeypatch, tmp_path):

@@ -79,7 +79,7 @@ def ready(name: str) -> Quantizer:
     if isinstance(quantizer, VQ):
         for _ in range(4):
             quantizer.train()(latents_for(quantizer, 4 * quantizer.codebook_size))
-    if isinstance(quantizer, VP):
+    if quantizer.fit_after_training:
         latents = latents_for(quantizer, 8 * quantizer.codebook_size)
         quantizer.train()(latents)
         quantizer.fit(latents, max_iterations=10)
@@ -132,6 +132,32 @@ def nearest_exactly(latents: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return torch.stack(
         [(row - codes.double()).square().sum(-1) for row in latents.detach().double()]
     )
+
+
+@every_quantizer
+def test_training_may_ask_every_quantizer_for_the_same(name):
+    """Calibrate, forget, fit: those that have nothing to do keep codes and latents as they are."""
+    quantizer, plain = make(name).train(), make(name)
+    latents = latents_for(quantizer, 16 * min(quantizer.codebook_size, 256))
+    if not quantizer.fit_after_training:
+        assert quantizer.calibrate(latents) is None
+        assert quantizer.fit(latents) is None
+        quantizer.forget_codebook()
+        assert torch.equal(quantizer.eval()(latents).latents, plain(latents).latents)
+        return
+    error = (plain(latents).latents - latents).square().sum(1).mean().item()
+    assert quantizer.calibrate(latents, error=error).noise == pytest.approx(error, rel=0.1)
+    quantizer.forget_codebook()
+    assert not quantizer.fitted
+    with pytest.raises(NoCodebookError):
+        quantizer.encode(latents)
+    assert quantizer.fit(latents, max_iterations=3).error > 0 and quantizer.fitted
+
+
+def test_a_codebook_that_training_makes_cannot_be_fitted():
+    quantizer = VQ(3, 64)
+    with pytest.raises(NoCodebookError, match="training makes it"):
+        quantizer.fit(torch.randn(1000, 3))
 
 
 @every_quantizer

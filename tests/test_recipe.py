@@ -94,8 +94,10 @@ def test_overrides_apply_in_order_and_reach_nested_sections(recipe):
         ("loss={wave: 0, stft: 0, mel: 0}", "loss: .*weight"),
         ("discriminator={size: small, periods: [20000]}", "discriminator.periods"),
         ("model.quantizer={type: vp, codebook_size: 2000000}", "model.quantizer.codebook_size"),
-        ("model.quantizer={type: vp, queue_size: 5}", "model.quantizer: queue_size"),
-        ("model.quantizer={type: vp, neighbors: 9, search_size: 8}", "model.quantizer: neighbors"),
+        ("quantizer.type=vp", "quantizer.type is vp, but the model has fsp"),
+        ("quantizer.queue_size=5", "quantizer.queue_size"),
+        ("quantizer.rejection=never", "quantizer.rejection"),
+        ("quantizer=vp", "quantizer"),
         ("model.strides=[8, 4", "model.strides"),
         ("loss.mel_bands=[0]", "mel_bands"),
         ("model.encoder_dims=[32]", "encoder_dims"),
@@ -116,6 +118,41 @@ def test_overrides_apply_in_order_and_reach_nested_sections(recipe):
 def test_an_override_that_cannot_be_is_refused_and_named(recipe, override, where):
     with pytest.raises(ConfigError, match=where):
         load_recipe(recipe, [override])
+
+
+VP = "model.quantizer={type: vp, dim: 3, codebook_size: 64}"
+
+
+@pytest.mark.parametrize(
+    "override, where",
+    [
+        ("quantizer.queue_size=50", "quantizer.queue_size must be at least .* 64"),
+        ("quantizer={neighbors: 9, search_size: 8}", "quantizer: neighbors"),
+        ("quantizer.rejection=vector", "quantizer.rejection"),
+        ("quantizer.queue=5", "quantizer.queue: "),
+    ],
+)
+def test_knobs_that_a_quantizer_does_not_have_are_refused_and_named(recipe, override, where):
+    with pytest.raises(ConfigError, match=where):
+        load_recipe(recipe, [VP, override])
+
+
+def test_the_section_of_the_quantizer_is_of_the_one_that_the_model_has(recipe):
+    found = load_recipe(recipe, [VP, "quantizer.push_size=7"])
+    assert found.quantizer.type == "vp" and found.quantizer.options()["push_size"] == 7
+    assert found.calibrate_every == 2000 and load_recipe(recipe).calibrate_every == 0
+    assert parse_recipe(found.model_dump(mode="json")) == found
+    assert AudioRecipe(model=found.model).quantizer.type == "vp"
+
+
+def test_knobs_in_the_model_are_read_as_those_of_the_recipe(recipe):
+    """As recipes had them before."""
+    knobs = "queue_size: 999, calibrate_every: 3"
+    old = VP.replace("}", f", {knobs}}}")
+    assert load_recipe(recipe, [old]) == load_recipe(recipe, [VP, f"quantizer={{{knobs}}}"])
+    assert load_recipe(recipe, [old, "quantizer.queue_size=100"]).quantizer.queue_size == 100
+    with pytest.raises(ConfigError, match="model.quantizer.queue: "):
+        load_recipe(recipe, [VP.replace("}", ", queue: 999}")])
 
 
 IMAGE = ["model.kind=image"]

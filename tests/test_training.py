@@ -43,7 +43,12 @@ TERMS = {  # of the loss, with their weights in the debug recipes
 SPEEDS = {"audio": "audio_seconds_per_second", "image": "megapixels_per_second"}
 SPEECH = Path(__file__).resolve().parent / "resources" / "speech.wav"
 RATE = 16_000
-VP_64 = "{type: vp, dim: 3, codebook_size: 64, calibrate_every: 9}"
+VP_64 = (
+    "model.quantizer={type: vp, dim: 3, codebook_size: 64}",
+    "quantizer.calibrate_every=9",
+)
+VQ_64 = ("model.quantizer={type: vq, dim: 3, codebook_size: 64}",)
+FSP_125 = ("model.quantizer={type: fsp, levels: [5, 5, 5]}",)
 
 
 @pytest.fixture(scope="module", params=["audio", "image"])
@@ -113,7 +118,7 @@ def press_ctrl_c(result):
 def train_interrupted(recipe: Recipe, run: Path, step: int) -> None:
     """Train to the end, with Ctrl-C at a step and a second start."""
     first = Trainer(recipe, run)
-    first.loss = at_step(first, step, first.loss, press_ctrl_c)
+    first.train_step.loss = at_step(first, step, first.train_step.loss, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         first.train()
     Trainer(recipe, run).train()
@@ -197,9 +202,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, whole_run, 
             press_ctrl_c(batch) if first.step == 7 else batch
         )
     elif moment == "in a step":
-        first.loss = at_step(first, 7, first.loss, press_ctrl_c)
+        first.train_step.loss = at_step(first, 7, first.train_step.loss, press_ctrl_c)
     else:
-        optimizer = first.optimizers[0]
+        optimizer = first.state.optimizers[0]
         optimizer.step = at_step(first, 7, optimizer.step, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         first.train()
@@ -214,7 +219,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole_run, kind
         raise MemoryError
 
     first = Trainer(short(kind=kind), tmp_path)
-    first.loss = at_step(first, 8, first.loss, die)
+    first.train_step.loss = at_step(first, 8, first.train_step.loss, die)
     with pytest.raises(MemoryError):
         first.train()
     second = Trainer(short(kind=kind), tmp_path)
@@ -223,16 +228,16 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, whole_run, kind
     assert_same_run(tmp_path, whole_run)
 
 
-@pytest.mark.parametrize("quantizer", [VP_64, "{type: vq, dim: 3, codebook_size: 64}"])
+@pytest.mark.parametrize("quantizer", [VP_64, VQ_64], ids=["vp", "vq"])
 def test_a_quantizer_with_a_memory_goes_on_as_if_nothing_had_been(tmp_path, kind, quantizer):
-    recipe = short(f"model.quantizer={quantizer}", kind=kind)
+    recipe = short(*quantizer, kind=kind)
     Trainer(recipe, tmp_path / "whole").train()
     train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path, kind):
-    run = Trainer(short(f"model.quantizer={VP_64}", kind=kind), tmp_path)
+    run = Trainer(short(*VP_64, kind=kind), tmp_path)
     run.train()
     model = build_model(run.recipe.model).eval()
     model.load_state_dict(averaged_weights(load_checkpoint(find_checkpoint(tmp_path))[0]))
@@ -244,19 +249,18 @@ def test_vp_ends_with_a_codebook_of_the_averaged_encoder_s_latents(tmp_path, kin
 
 
 def test_vp_calibrates_when_the_recipe_says_so(tmp_path):
-    run = Trainer(short(f"model.quantizer={VP_64}"), tmp_path / "on")
+    run = Trainer(short(*VP_64), tmp_path / "on")
     run.train()
-    assert run.model.quantizer.eta.item() != 1.5
-    off = VP_64.replace("calibrate_every: 9", "calibrate_every: 0")
-    run = Trainer(short(f"model.quantizer={off}"), tmp_path / "off")
+    assert run.state.model.quantizer.eta.item() != 1.5
+    run = Trainer(short(*VP_64, "quantizer.calibrate_every=0"), tmp_path / "off")
     run.train()
-    assert run.model.quantizer.eta.item() == 1.5
+    assert run.state.model.quantizer.eta.item() == 1.5
     assert {"accepted", "noise"} <= set(rows(tmp_path / "off")[-1])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     first = Trainer(short(), tmp_path)
-    first.loss = at_step(first, 8, first.loss, no_numbers)
+    first.train_step.loss = at_step(first, 8, first.train_step.loss, no_numbers)
     with pytest.raises(TrainingError, match="step 8"):
         first.train()
     groups, state = load_checkpoint(find_checkpoint(tmp_path))
@@ -269,11 +273,11 @@ def test_resuming_keeps_the_precision(tmp_path, monkeypatch):
     seconds = {torch.bfloat16: 2.0, torch.float32: 1.0}
     monkeypatch.setattr(hardware, "_seconds", seconds.get)
     run = Trainer(recipe, tmp_path)
-    assert run.precision == "fp32"
+    assert run.state.precision == "fp32"
     run.save()
     seconds[torch.bfloat16] = 0.5
-    assert Trainer(recipe, tmp_path / "other").precision == "bf16"
-    assert Trainer(recipe, tmp_path).precision == "fp32"
+    assert Trainer(recipe, tmp_path / "other").state.precision == "bf16"
+    assert Trainer(recipe, tmp_path).state.precision == "fp32"
 
 
 @pytest.mark.parametrize("victim", ["replace", "write"])
@@ -300,6 +304,31 @@ def test_a_run_of_another_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="another model"):
         Trainer(short("model.quantizer.levels=[5, 5, 6]"), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_with_other_knobs_of_the_quantizer_is_refused(tmp_path):
+    Trainer(short(*VP_64), tmp_path).save()
+    with pytest.raises(CheckpointError, match="quantizer is trained in another way"):
+        Trainer(short(*VP_64, "quantizer.queue_size=64"), tmp_path)
+
+
+def test_a_checkpoint_with_the_knobs_in_its_model_goes_on(tmp_path):
+    """As they were before they belonged to recipes; what is exported has them in its queue."""
+    from vpcodec.export import export_run
+
+    recipe = short(*VP_64, "quantizer.queue_size=256", "train.steps=6", "train.save_every=3")
+    Trainer(recipe, tmp_path / "run").train()
+    path = checkpoint_path(tmp_path / "run", 3)
+    groups, state = load_checkpoint(path)
+    knobs = state.pop("quantizer")
+    state["config"]["quantizer"] |= {k: v for k, v in knobs.items() if k != "type"}
+    checkpoint_path(tmp_path / "run", 6).unlink()
+    save_checkpoint(path, groups, state)
+    export_run(tmp_path / "run", tmp_path / "model")
+    run = Trainer(recipe, tmp_path / "run")
+    assert run.step == 3 and run.state.model.quantizer.filled == 256
+    with pytest.raises(CheckpointError, match="trained in another way"):
+        Trainer(short(*VP_64, "train.steps=6"), tmp_path / "run")
 
 
 def test_a_run_of_another_optimiser_is_refused(tmp_path):
@@ -349,8 +378,8 @@ def test_training_starts_from_given_weights(tmp_path, debug_model):
     weights = debug_model / "model.safetensors"
     run = Trainer(short(), tmp_path, init_from=weights)
     for name, value in load_file(weights).items():
-        assert torch.equal(run.model.state_dict()[name], value.float())
-        assert torch.equal(run.average[name], value.float())
+        assert torch.equal(run.state.model.state_dict()[name], value.float())
+        assert torch.equal(run.state.average[name], value.float())
 
 
 def test_training_starts_from_weights_of_another_quantizer(tmp_path, debug_model):
@@ -358,9 +387,9 @@ def test_training_starts_from_weights_of_another_quantizer(tmp_path, debug_model
     from safetensors.torch import load_file
 
     weights = debug_model / "model.safetensors"
-    vp = "model.quantizer={type: vp, dim: 2, codebook_size: 16, queue_size: 64}"
-    run = Trainer(short(vp), tmp_path, init_from=weights)
-    given, state = load_file(weights), run.model.state_dict()
+    vp = "model.quantizer={type: vp, dim: 2, codebook_size: 16}"
+    run = Trainer(short(vp, "quantizer.queue_size=64"), tmp_path, init_from=weights)
+    given, state = load_file(weights), run.state.model.state_dict()
     changed = [n for n, v in given.items() if n in state and state[n].shape != v.shape]
     assert {"encoder.project.weight", "decoder.project.weight"} <= set(changed)
     for name, value in given.items():
@@ -379,7 +408,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, debug_model, name):
 def test_the_decoder_alone_learns_from_tokens_that_stay(
     debug_run: Path, tmp_path: Path, kind: str, quantizer: str
 ):
-    overrides = [] if quantizer == "fsp" else [f"model.quantizer={VP_64}"]
+    overrides = [] if quantizer == "fsp" else [*VP_64]
     source = debug_run
     if quantizer == "vp":
         source = tmp_path / "source"
@@ -402,7 +431,7 @@ def test_the_decoder_alone_needs_the_rest(debug_run: Path, tmp_path: Path, kind:
         Trainer(recipe, tmp_path / "new")
     groups, _ = load_checkpoint(find_checkpoint(debug_run))
     save_file(averaged_weights(groups), tmp_path / "w.safetensors")
-    other = short("train.decoder_only=true", f"model.quantizer={VP_64}", kind=kind)
+    other = short("train.decoder_only=true", *VP_64, kind=kind)
     with pytest.raises(TrainingError, match="another quantizer"):
         Trainer(other, tmp_path / "new", init_from=tmp_path / "w.safetensors")
     Trainer(short(kind=kind), tmp_path / "whole").train()
@@ -449,19 +478,19 @@ def test_a_run_of_one_step_has_a_learning_rate():
 def test_the_learning_rate_reaches_every_parameter(tmp_path):
     run = Trainer(short(), tmp_path)
     run.train_step(torch.from_numpy(run.data.batch(0)))
-    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
-    assert [group["lr"] for group in groups] == [run.learning_rate(0)] * len(groups)
+    groups = [group for optimizer in run.state.optimizers for group in optimizer.param_groups]
+    assert [group["lr"] for group in groups] == [run.train_step.learning_rate(0)] * len(groups)
 
 
 @pytest.mark.parametrize("step, decay", [(1, 2 / 11), (50, 51 / 60), (10**6, 0.999)])
 def test_the_averaged_weights_follow_their_formula(tmp_path, step, decay):
     run = Trainer(debug("optim.ema_decay=0.999"), tmp_path)
-    run.step = step - 1
-    before = {name: value.clone() for name, value in run.average.items()}
+    run.state.step = step - 1
+    before = {name: value.clone() for name, value in run.state.average.items()}
     run.train_step(torch.from_numpy(run.data.batch(0)))
-    for name, value in run.model.state_dict().items():
+    for name, value in run.state.model.state_dict().items():
         expected = decay * before[name] + (1 - decay) * value
-        torch.testing.assert_close(run.average[name], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(run.state.average[name], expected, rtol=0, atol=1e-6)
         assert not torch.equal(value, before[name])
 
 
@@ -512,7 +541,7 @@ def test_biases_norms_and_alphas_do_not_decay(name, kind):
 def test_adversarial_training_improves_held_out_crops(debug_run, tmp_path, kind):
     """Loss on crops of another seed, against that of the same run without training."""
     recipe = debug("train.log_every=1", kind=kind)
-    untrained = Trainer(recipe, tmp_path).model.eval()
+    untrained = Trainer(recipe, tmp_path).state.model.eval()
     trained = build_model(recipe.model).eval()
     groups, _ = load_checkpoint(find_checkpoint(debug_run))
     trained.load_state_dict(averaged_weights(groups))
@@ -520,7 +549,7 @@ def test_adversarial_training_improves_held_out_crops(debug_run, tmp_path, kind)
     crops = torch.from_numpy(other.data.batch(0))
     with torch.no_grad():
         before, after = (
-            other.loss(model.target(crops), model(crops)[0])[other.task.shown].item()
+            other.train_step.loss(model.target(crops), model(crops)[0])[other.task.shown].item()
             for model in (untrained, trained)
         )
     assert after < 0.6 * before
@@ -534,11 +563,13 @@ def test_the_discriminators_are_trained_and_their_learning_rate_moves(tmp_path):
         terms = run.train_step(torch.from_numpy(run.data.batch(step)))
         assert ("discriminator" in terms) == (step in (2, 5, 8, 11))
         assert ("adversarial" in terms) == (step >= 2)
-        rates.append(run.discriminator_optimizer.param_groups[0]["lr"])
-        weights.append(next(run.discriminators.parameters()).detach().clone())
+        rates.append(run.state.discriminator_optimizer.param_groups[0]["lr"])
+        weights.append(next(run.state.discriminators.parameters()).detach().clone())
     peak = run.recipe.discriminator.lr
     for step in (2, 5, 8, 11):
-        assert rates[step] == pytest.approx(peak * run.learning_rate(step) / run.recipe.optim.lr)
+        assert rates[step] == pytest.approx(
+            peak * run.train_step.learning_rate(step) / run.recipe.optim.lr
+        )
     assert len({rates[step] for step in (2, 5, 8, 11)}) == 4
     assert not torch.equal(weights[2], weights[1]) and torch.equal(weights[3], weights[2])
     assert not torch.equal(weights[5], weights[4])
@@ -548,7 +579,7 @@ def test_the_codec_step_leaves_no_gradient_in_the_discriminators(tmp_path):
     run = Trainer(short("discriminator.every=2", "discriminator.start_step=1"), tmp_path)
     for step in range(3):
         run.train_step(torch.from_numpy(run.data.batch(step)))
-    assert all(parameter.grad is None for parameter in run.discriminators.parameters())
+    assert all(parameter.grad is None for parameter in run.state.discriminators.parameters())
 
 
 @pytest.mark.parametrize("adversarial", [False, True])
@@ -583,22 +614,22 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(tmp_path):
     batches = torch.from_numpy(np.stack([run.data.batch(i) for i in range(2)]))
     found = []
     for batch in batches:
-        run._seed(len(found))
-        run._codec_pass(batch, False, 1.0)
-        found.append([p.grad.clone() for p in run.model.parameters()])
-        run.model.zero_grad()
+        run.train_step.seed(len(found))
+        run.train_step.codec_pass(batch, adversarial=False)
+        found.append([p.grad.clone() for p in run.state.model.parameters()])
+        run.state.model.zero_grad()
     seen = []
-    run._update = lambda optimizers, module, *rest: (
-        seen.extend(p.grad.clone() for p in module.parameters()) or torch.tensor(0.0)
+    run.train_step.update_codec = lambda: (
+        seen.extend(p.grad.clone() for p in run.state.model.parameters()) or torch.tensor(0.0)
     )
     run.train_step(*batches)
     for both, first, second in zip(seen, *found):
         torch.testing.assert_close(both, (first + second) / 2, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("quantizer", ["{type: fsp, levels: [5, 5, 5]}", VP_64])
+@pytest.mark.parametrize("quantizer", [FSP_125, VP_64], ids=["fsp", "vp"])
 def test_an_adversarial_run_goes_on_as_if_nothing_had_been(tmp_path, quantizer):
-    recipe = short(f"model.quantizer={quantizer}", "loss.balancer=true", "train.accumulate=2")
+    recipe = short(*quantizer, "loss.balancer=true", "train.accumulate=2")
     Trainer(recipe, tmp_path / "whole").train()
     train_interrupted(recipe, tmp_path / "cut", 7)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
@@ -611,7 +642,7 @@ def test_sigterm_saves_and_stops(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         return terms
 
-    run.loss = at_step(run, 7, run.loss, terminate)
+    run.train_step.loss = at_step(run, 7, run.train_step.loss, terminate)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert load_checkpoint(find_checkpoint(tmp_path))[1]["step"] == 8
@@ -621,7 +652,7 @@ def test_sigterm_saves_and_stops(tmp_path):
 def test_a_run_may_turn_adversarial_later_and_back(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         plain = Trainer(short("discriminator.size=none"), tmp_path)
-        plain.loss = at_step(plain, 5, plain.loss, press_ctrl_c)
+        plain.train_step.loss = at_step(plain, 5, plain.train_step.loss, press_ctrl_c)
         plain.train()
     middle = Trainer(short("discriminator.start_step=6", "train.steps=9"), tmp_path)
     assert middle.step == 6
@@ -732,7 +763,7 @@ def test_a_step_may_be_compiled(tmp_path, monkeypatch, kind):
         torch.nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__)
     )
     run = Trainer(short("train.compile=true", kind=kind), tmp_path)
-    parts = (run.model.encoder, run.model.decoder, run.discriminators)
+    parts = (run.state.model.encoder, run.state.model.decoder, run.state.discriminators)
     assert compiled == [type(part).__name__ for part in parts]
 
 
@@ -762,7 +793,7 @@ def test_a_better_score_is_not_forgotten_when_a_run_is_resumed(tmp_path):
     pytest.importorskip("pesq", reason="needs the score extra")
     recipe = short(f"eval.data={SPEECH.parent}", "eval.every=6", "eval.max_seconds=1")
     run = Trainer(recipe, tmp_path)
-    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    weights = {name: value.clone() for name, value in run.state.model.state_dict().items()}
     state = {"step": 3, "metric": "mel_distance", "value": 0.0, "refined": False}
     save_checkpoint(tmp_path / BEST, {"average": weights}, state)
     run.train()
@@ -773,7 +804,7 @@ def test_an_evaluation_that_was_lost_is_made_again(tmp_path):
     pytest.importorskip("pesq", reason="needs the score extra")
     recipe = short(f"eval.data={SPEECH.parent}", "eval.every=5", "eval.max_seconds=1")
     first = Trainer(recipe, tmp_path)
-    first.loss = at_step(first, 7, first.loss, press_ctrl_c)
+    first.train_step.loss = at_step(first, 7, first.train_step.loss, press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         first.train()
     checkpoint_path(tmp_path, 8).unlink()
@@ -784,14 +815,14 @@ def test_an_evaluation_that_was_lost_is_made_again(tmp_path):
 
 
 def test_a_run_killed_while_it_makes_its_codebook_makes_it_when_resumed(tmp_path):
-    recipe = short(f"model.quantizer={VP_64}")
+    recipe = short(*VP_64)
     Trainer(recipe, tmp_path / "whole").train()
 
     def die(*arguments):
         raise MemoryError
 
     first = Trainer(recipe, tmp_path / "cut")
-    first._make_codebook = die
+    first.codebook.make = die
     with pytest.raises(MemoryError):
         first.train()
     Trainer(recipe, tmp_path / "cut").train()
@@ -886,11 +917,11 @@ def test_checkpoints_without_a_checksum_are_read(tmp_path):
 def test_damaged_checkpoints_go_when_the_next_is_saved(tmp_path):
     run = Trainer(short("train.steps=20", "train.keep=2"), tmp_path)
     for step in (5, 10, 15):
-        run.step = step
+        run.state.step = step
         run.save()
     flip(checkpoint_path(tmp_path, 15), 0.5)
     again = Trainer(short("train.steps=20", "train.keep=2"), tmp_path)
-    again.step = 12
+    again.state.step = 12
     again.save()
     assert checkpoints.checkpoints(tmp_path) == [checkpoint_path(tmp_path, n) for n in (10, 12)]
 

@@ -25,11 +25,13 @@ from .graphs import same_signal, same_tokens, save_graph, share_weights, strip, 
 from .media.files import atomic_folder
 from .model_folder import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
 from .models import Autoencoder, build_model
-from .quantizers import VP
+from .quantizers import NoCodebookError
+from .recipe.quantizers import parse_training
 from .training.checkpoints import (
     CheckpointError,
     averaged_weights,
     brief,
+    kept_weights,
     load_newest,
 )
 
@@ -60,16 +62,16 @@ def export_run(
         if note is not None:
             note(f"{error}; the one before it is taken")
     try:
-        model = build_model(parse_model(state["config"]))
+        training = parse_training(state["config"], state.get("quantizer", {}))
+        model = build_model(parse_model(state["config"]), training.options())
         model.load_state_dict(averaged_weights(groups))
-        if isinstance(model.quantizer, VP) and not model.quantizer.fitted:  # interrupted
-            model.quantizer.fit()
-        if not model.quantizer.fitted:
-            raise CheckpointError(f"{run}: the quantizer has no codebook yet; train on")
-    except CheckpointError:
-        raise
     except (KeyError, ConfigError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{run}: the checkpoint is incomplete ({brief(error)})") from None
+    try:
+        if not model.quantizer.fitted:  # the run was interrupted before it made the codebook
+            model.quantizer.fit()
+    except (NoCodebookError, ValueError) as error:
+        raise CheckpointError(f"{run}: no codebook yet ({error}); train on") from None
     export_model(model, target, force=force)
 
 
@@ -123,8 +125,7 @@ def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dic
 def _stored_state(model: Autoencoder) -> dict[str, torch.Tensor]:
     """What a model folder keeps: float16, but codes in full, or close ones would become one, and
     whole numbers as they are."""
-    needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
-    state = {k: v.detach().cpu() for k, v in model.state_dict().items() if k not in needless}
+    state = {name: value.detach().cpu() for name, value in kept_weights(model).items()}
     return {name: _narrow(name, tensor).contiguous() for name, tensor in state.items()}
 
 

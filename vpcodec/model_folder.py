@@ -99,9 +99,7 @@ def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
         config: the configuration; descriptions and fields for training only are left out.
         weights: the bytes of model.safetensors.
     """
-    left_out: dict[str, Any] = dict.fromkeys(config.descriptive, True)
-    left_out["quantizer"] = config.quantizer.training_only
-    facts = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    facts = config.model_dump(mode="json", exclude=set(config.descriptive), exclude_none=True)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(weights)
     return digest.digest()[:16]

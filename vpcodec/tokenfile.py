@@ -57,6 +57,10 @@ class TokenFileError(ValueError):
     """Damage in a token file, or misuse of the format; one line, without the name of the file."""
 
 
+class OtherWeightsError(TokenFileError):
+    """Tokens of another model, which this one could decode if that was asked for."""
+
+
 class NoCoderError(TokenFileError):
     """The tokens are entropy coded, and the reader has no coder."""
 

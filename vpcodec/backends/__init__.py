@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ..model_folder import ModelFolder
 from .architecture import Architecture, architecture_of, register
-from .protocol import Backend, Stream
+from .protocol import Backend, DecoderStream, EncoderStream
 
 __all__ = [
     "BACKENDS",
     "Architecture",
     "Backend",
-    "Stream",
+    "DecoderStream",
+    "EncoderStream",
     "architecture_of",
     "load_backend",
     "register",

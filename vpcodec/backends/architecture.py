@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config import AudioModelConfig, ModelConfig, register_architecture
-from .protocol import Backend, Stream
+from .protocol import Backend, DecoderStream, EncoderStream
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,8 +33,8 @@ class Architecture:
     names: tuple[str, ...]
     config: type[AudioModelConfig]
     load: Callable[[Any, Mapping[str, Tensor]], nn.Module]
-    encoder_stream: Callable[[Any, Backend, int], Stream]
-    decoder_stream: Callable[[Any, Backend, int], Stream]
+    encoder_stream: Callable[[Any, Backend, int], EncoderStream]
+    decoder_stream: Callable[[Any, Backend, int], DecoderStream]
     describe: Callable[[Any], dict[str, str | Stages]]
     plan_memory: bool = True
 

@@ -1,4 +1,4 @@
-"""The protocols of a backend and of a stream."""
+"""The protocols of backends and of streams."""
 
 from __future__ import annotations
 
@@ -42,11 +42,53 @@ class Backend(Protocol):
         """
 
 
-class Stream(Protocol):
-    """Audio to tokens or back in pieces of any length, with the result of coding it at once."""
+class EncoderStream(Protocol):
+    """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole."""
 
-    def push(self, x: np.ndarray, /) -> np.ndarray:
-        """(T,) or (C, T) samples or tokens -> the tokens or samples that are now final."""
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """Encode the next samples.
 
-    def flush(self, *last: np.ndarray) -> np.ndarray:
-        """The rest, after the last tokens if given. The stream can be used again afterwards."""
+        Args:
+            samples: (T,) or (C, T) float at the model's rate; T may be 0.
+
+        Returns:
+            (C, n) int64 tokens that are now final; n may be 0.
+
+        Raises:
+            ValueError: wrong shape, dtype or number of channels, or non-finite samples.
+        """
+
+    def flush(self) -> np.ndarray:
+        """End the audio.
+
+        Returns:
+            (C, n) int64: the remaining tokens. The stream can be used for other audio afterwards.
+        """
+
+
+class DecoderStream(Protocol):
+    """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole."""
+
+    def push(self, tokens: np.ndarray) -> np.ndarray:
+        """Decode the next tokens.
+
+        Args:
+            tokens: (N,) or (C, N) integers in [0, codebook_size); N may be 0.
+
+        Returns:
+            (C, n) float32 samples that are now final; n may be 0.
+
+        Raises:
+            ValueError: wrong shape, dtype or number of channels, or a token out of range.
+        """
+
+    def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
+        """End the tokens.
+
+        Args:
+            tokens: the last ones, as for `push`; passing them here saves a run of the graph.
+
+        Returns:
+            (C, n) float32: the remaining samples. The stream can be used for other tokens
+            afterwards.
+        """

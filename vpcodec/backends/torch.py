@@ -13,25 +13,16 @@ from ..threads import compiled_code
 from .architecture import architecture_of
 
 
-class TorchBackend:
-    """Runs the torch model in float32.
+class ModuleBackend:
+    """Runs a torch model that is in memory, in float32 whatever the autocast.
 
     Args:
-        model: the folder.
-        threads: torch threads (a setting of the whole process); None leaves it.
-        device: "cpu", "cuda", ... or "auto" (cuda where it is available).
+        model: in eval mode, with its weights on `device`.
+        device: where it runs.
     """
 
-    def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-            self.model = load_model(model).to(self.device)
-        except (RuntimeError, AssertionError) as error:  # torch without this device
-            raise ModelError(f"device {device}: {str(error).splitlines()[0]}") from None
+    def __init__(self, model: Autoencoder, device: torch.device) -> None:
+        self.model, self.device = model, device
 
     def encode(self, samples: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
         if state is None:
@@ -54,9 +45,34 @@ class TorchBackend:
     def _run(self, function, x: np.ndarray, past: dict) -> tuple[np.ndarray, dict]:
         state = State(past)
         # Else cuDNN's convolutions may round to ten bits of mantissa, and tokens would differ.
-        with compiled_code(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with (
+            compiled_code(),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            torch.autocast(self.device.type, enabled=False),
+        ):
             y = function(torch.from_numpy(np.ascontiguousarray(x)).to(self.device), state)
         return y.cpu().numpy(), state.next
+
+
+class TorchBackend(ModuleBackend):
+    """Runs the torch model of a folder.
+
+    Args:
+        model: the folder.
+        threads: torch threads (a setting of the whole process); None leaves it.
+        device: "cpu", "cuda", ... or "auto" (cuda where it is available).
+    """
+
+    def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            there = torch.device(device)
+            super().__init__(load_model(model).to(there), there)
+        except (RuntimeError, AssertionError) as error:  # torch without this device
+            raise ModelError(f"device {device}: {str(error).splitlines()[0]}") from None
 
 
 def load_model(folder: ModelFolder) -> Autoencoder:

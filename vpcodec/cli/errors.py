@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ..config import ConfigError
 from ..media.audio import AudioError
+from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
-from ..tokenfile import TokenFileError
+from ..tokenfile import OtherWeightsError, TokenFileError
 
 
 class UsageError(ValueError):
@@ -17,6 +18,10 @@ class MissingExtra(ImportError):
     """A command whose optional packages are not installed."""
 
 
+HINTS: dict[type[Exception], str] = {  # what on the command line helps
+    FolderExistsError: " (use --force to replace it)",
+    OtherWeightsError: "; --force decodes it all the same",
+}
 USER_ERRORS = (
     AudioError,
     ConfigError,
@@ -37,5 +42,5 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
-        text = str(error)
+        text = f"{error}{HINTS.get(type(error), '')}"
     return " ".join(text.split())

@@ -43,7 +43,7 @@ def train(
     from ..training.checkpoints import CheckpointError
     from ..training.corpora import DataError
     from ..training.evaluation import EvaluationError
-    from ..training.hardware import TrainingError, lost_process
+    from ..training.hardware import NoWeightsError, TrainingError, lost_process
     from ..training.trainer import Trainer
 
     rank = int(os.environ.get("RANK", 0))
@@ -62,7 +62,8 @@ def train(
             raise
     except (CheckpointError, DataError, EvaluationError, TrainingError) as error:
         prefix = f"process {rank}: " if rank else ""
-        raise common.UsageError(f"{prefix}{error}") from None
+        hint = ": --init-from" if isinstance(error, NoWeightsError) else ""
+        raise common.UsageError(f"{prefix}{error}{hint}") from None
     except RuntimeError as error:
         if not lost_process(error):
             raise

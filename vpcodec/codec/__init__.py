@@ -1,10 +1,10 @@
 """Codecs: audio or images to tokens and back, as arrays, streams or files."""
 
 from .. import published as _published  # noqa: F401  registers itself
+from ..backends import DecoderStream, EncoderStream
 from .audio import AudioCodec, FileStats
 from .base import Codec, Source
 from .image import ImageCodec, ImageStats
-from .streams import DecoderStream, EncoderStream
 from .tokens import read_tokens
 
 __all__ = [

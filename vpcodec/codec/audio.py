@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends import Stream, architecture_of
+from ..backends import DecoderStream, EncoderStream, architecture_of
 from ..checks import check_samples, check_tokens
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..progress import Progress
@@ -20,7 +20,7 @@ from ..tokenfile import (
     TokenWriter,
 )
 from .base import Codec, Source, open_target
-from .streams import CHUNK_SECONDS, DecoderStream, EncoderStream
+from .streams import CausalDecoderStream, CausalEncoderStream, chunk_frames
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
@@ -205,7 +205,7 @@ class AudioCodec(Codec, modality="audio"):
                     progress("decoding", done, header.model_samples)
 
             def put_silence(n_samples: int) -> None:
-                step = self.chunk_frames * self.hop_length
+                step = chunk_frames(self.config) * self.hop_length
                 for start in range(0, n_samples, step):
                     put(np.zeros((header.channels, min(step, n_samples - start)), np.float32))
 
@@ -249,7 +249,7 @@ class AudioCodec(Codec, modality="audio"):
             and header.hop_length == self.hop_length
         )
 
-    def encoder_stream(self, channels: int = 1) -> EncoderStream | Stream:
+    def encoder_stream(self, channels: int = 1) -> EncoderStream:
         """A stream that takes audio at the model's rate, piece by piece.
 
         Args:
@@ -257,9 +257,9 @@ class AudioCodec(Codec, modality="audio"):
         """
         if architecture := architecture_of(self.config):
             return architecture.encoder_stream(self.config, self.backend, channels)
-        return EncoderStream(self, channels)
+        return CausalEncoderStream(self.config, self.backend, channels)
 
-    def decoder_stream(self, channels: int = 1, *, first_frame: int = 0) -> DecoderStream | Stream:
+    def decoder_stream(self, channels: int = 1, *, first_frame: int = 0) -> DecoderStream:
         """A stream that takes tokens, piece by piece.
 
         Args:
@@ -268,12 +268,7 @@ class AudioCodec(Codec, modality="audio"):
         """
         if architecture := architecture_of(self.config):
             return architecture.decoder_stream(self.config, self.backend, channels)
-        return DecoderStream(self, channels, first_frame)
-
-    @property
-    def chunk_frames(self) -> int:
-        """Frames that go through a graph at a time."""
-        return max(1, round(CHUNK_SECONDS * self.frame_rate))
+        return CausalDecoderStream(self.config, self.backend, channels, first_frame)
 
 
 def _is_file(reader: AudioReader) -> bool:

@@ -17,7 +17,7 @@ from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_coder, open_model
 from ..media.files import atomic_output
 from ..model_folder import ModelError, ModelFolder
 from ..progress import Progress
-from ..tokenfile import TokenFileError, TokenHeader, TokenReader
+from ..tokenfile import OtherWeightsError, TokenFileError, TokenHeader, TokenReader
 
 Source = str | os.PathLike[str] | BinaryIO
 
@@ -164,10 +164,10 @@ class Codec(ABC):
                 f"made by the model {header.model!r}, whose tokens {self.name!r} cannot decode"
             )
         if header.fingerprint != self.fingerprint and not force:
-            raise TokenFileError(
+            raise OtherWeightsError(
                 f"made by other weights (model {header.model!r}, fingerprint "
                 f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
-                f"{self.fingerprint.hex()[:8]}); --force decodes it all the same"
+                f"{self.fingerprint.hex()[:8]})"
             )
         if reader.coder is None:
             own = self.coder if header.fingerprint == self.fingerprint else None

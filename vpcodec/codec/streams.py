@@ -9,26 +9,41 @@ RuntimeError and is not affected.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..backends import Backend
 from ..checks import check_channels, check_samples, check_tokens
+from ..config import AudioConfig, AudioModelConfig
 from ..threads import Exclusive, alone
-
-if TYPE_CHECKING:
-    from .audio import AudioCodec
 
 CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
 
 
-class EncoderStream(Exclusive):
-    """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole."""
+def chunk_frames(config: AudioModelConfig) -> int:
+    """Frames that go through a graph at a time, of all channels together."""
+    return max(1, round(CHUNK_SECONDS * config.frame_rate))
 
-    def __init__(self, codec: AudioCodec, channels: int) -> None:
+
+class CausalEncoderStream(Exclusive):
+    """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole.
+
+    Args:
+        config: of a native model.
+        backend: runs the model.
+        channels: of the audio; they are coded separately.
+        chunk: frames that go through the graph at a time; None: `chunk_frames`.
+    """
+
+    def __init__(
+        self, config: AudioConfig, backend: Backend, channels: int, *, chunk: int | None = None
+    ) -> None:
         super().__init__()
-        self._codec = codec
+        self._hop = config.hop_length
+        self._encode = backend.encode
         self._channels = channels
+        self._chunk = chunk or chunk_frames(config)
         self._reset()
 
     def _reset(self) -> None:
@@ -51,13 +66,12 @@ class EncoderStream(Exclusive):
         samples = check_samples(samples)
         check_channels(samples, self._channels)
         samples = np.concatenate([self._rest, samples], 1)
-        hop = self._codec.hop_length
-        whole = samples.shape[1] // hop * hop
+        whole = samples.shape[1] // self._hop * self._hop
         self._rest = samples[:, whole:]
         empty = np.zeros((self._channels, 0), np.int64)
-        encode = self._codec.backend.encode
-        frames = self._codec.chunk_frames
-        tokens, self._state = _run(encode, frames, samples[:, :whole], hop, self._state, empty)
+        tokens, self._state = _run(
+            self._encode, self._chunk, samples[:, :whole], self._hop, self._state, empty
+        )
         return tokens
 
     @alone
@@ -68,25 +82,46 @@ class EncoderStream(Exclusive):
             (C, 0 or 1) int64: the token of the last, incomplete frame, if there is one. The stream
             can be used for other audio afterwards.
         """
-        missing = -self._rest.shape[1] % self._codec.hop_length
+        missing = -self._rest.shape[1] % self._hop
         tokens = self.push(np.zeros((self._channels, missing), np.float32))
         self._reset()
         return tokens
 
 
-class DecoderStream(Exclusive):
-    """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole."""
+class CausalDecoderStream(Exclusive):
+    """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole.
 
-    def __init__(self, codec: AudioCodec, channels: int, first_frame: int = 0) -> None:
+    The decoder is late: the samples of its delay are dropped, and at the end the last token is
+    repeated until all samples are out.
+
+    Args:
+        config: of a native model.
+        backend: runs the model.
+        channels: of the audio; they are coded separately.
+        first_frame: the number of the first token in its recording.
+        chunk: frames that go through the graph at a time; None: `chunk_frames`.
+    """
+
+    def __init__(
+        self,
+        config: AudioConfig,
+        backend: Backend,
+        channels: int,
+        first_frame: int = 0,
+        *,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
-        self._codec = codec
+        self._config = config
+        self._backend = backend
         self._channels = channels
+        self._chunk = chunk or chunk_frames(config)
         self._reset(first_frame)
 
     def _reset(self, first_frame: int = 0) -> None:
         self._first_frame = first_frame
         self._state: Any = None
-        self._late = self._codec.config.decoder_delay * self._codec.hop_length
+        self._late = self._config.decoder_delay * self._config.hop_length
         self._last = np.zeros((self._channels, 0), np.int64)
 
     @alone
@@ -102,12 +137,10 @@ class DecoderStream(Exclusive):
         Raises:
             ValueError: wrong shape, dtype or number of channels, or a token out of range.
         """
-        tokens = check_tokens(tokens, "(C, N)", self._codec.codebook_size)
+        tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
         empty = np.zeros((self._channels, 0), np.float32)
-        samples, self._state = _run(
-            self._decode, self._codec.chunk_frames, tokens, 1, self._state, empty
-        )
+        samples, self._state = _run(self._decode, self._chunk, tokens, 1, self._state, empty)
         if tokens.shape[1]:
             self._last = tokens[:, -1:]
         late = min(self._late, samples.shape[1])
@@ -115,7 +148,7 @@ class DecoderStream(Exclusive):
         return samples[:, late:]
 
     def _decode(self, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
-        return self._codec.backend.decode(tokens, state, self._first_frame)
+        return self._backend.decode(tokens, state, self._first_frame)
 
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
@@ -125,15 +158,15 @@ class DecoderStream(Exclusive):
             tokens: the last ones, as for `push`; passing them here saves a run of the graph.
 
         Returns:
-            (C, n) float32: the samples of these tokens and those held back for the decoder's delay,
-        XX
+            (C, n) float32: the samples of these tokens and those held back for the decoder's delay.
+            The stream can be used for other tokens afterwards.
         """
         if tokens is None:
             tokens = self._last[:, :0]
-        tokens = check_tokens(tokens, "(C, N)", self._codec.codebook_size)
+        tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
         last = tokens[:, -1:] if tokens.shape[1] else self._last
-        held = np.repeat(last, self._codec.config.decoder_delay, 1)
+        held = np.repeat(last, self._config.decoder_delay, 1)
         samples = self.push(np.concatenate([tokens, held], 1))
         self._reset()
         return samples
@@ -141,7 +174,7 @@ class DecoderStream(Exclusive):
 
 def _run(
     graph: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
-    chunk_frames: int,
+    chunk: int,
     x: np.ndarray,
     column: int,
     state: Any,
@@ -154,7 +187,7 @@ def _run(
     frames = x.shape[1] // column
     if not frames:
         return empty, state
-    runs = max(1, round(frames * len(x) / chunk_frames))
+    runs = max(1, round(frames * len(x) / chunk))
     step = column * -(-frames // runs)
     parts = [empty]
     for start in range(0, x.shape[1], step):

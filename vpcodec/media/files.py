@@ -230,6 +230,10 @@ def _hidden_folder(path: Path) -> Iterator[str]:
         raise
 
 
+class FolderExistsError(FileExistsError):
+    """A folder that is there already, and would have been replaced had that been asked for."""
+
+
 @contextmanager
 def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterator[Path]:
     """A folder to fill that takes the place of `path` at the end, or leaves no trace.
@@ -239,13 +243,14 @@ def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterato
         force: replace a folder that exists, if it is empty or holds a file called `mark`.
 
     Raises:
-        FileExistsError: `path` exists, or does so at the end, and may not be replaced.
+        FolderExistsError: `path` exists, or does so at the end, and not `force`.
+        FileExistsError: it may not be replaced in any case.
     """
 
     def refuse_existing() -> None:
         if os.path.lexists(path):
             if not force:
-                raise FileExistsError(f"{path}: exists (use --force to replace it)")
+                raise FolderExistsError(f"{path}: exists")
             if not path.is_dir() or (any(path.iterdir()) and not (path / mark).is_file()):
                 raise FileExistsError(f"{path}: exists and is not replaced, as it has no {mark}")
 
@@ -264,5 +269,5 @@ def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterato
             if replaced.exists():
                 os.rename(replaced, path)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
-                raise FileExistsError(f"{path}: exists (use --force to replace it)") from None
+                raise FolderExistsError(f"{path}: exists") from None
             raise

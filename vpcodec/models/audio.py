@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -155,12 +157,16 @@ class AudioAutoencoder(nn.Module):
 
     `encode` and `decode` take and return state, so they serve whole clips (`state=None`), streams
     and ONNX alike.
+
+    Args:
+        config: of the model.
+        training: of its quantizer, see `build_quantizer`; needed only to train it.
     """
 
-    def __init__(self, config: AudioConfig) -> None:
+    def __init__(self, config: AudioConfig, training: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
-        quantizer = build_quantizer(config.quantizer)
+        quantizer = build_quantizer(config.quantizer, training)
         self.encoder = Encoder(config, quantizer.latent_std)
         self.quantizer = quantizer
         self.decoder = Decoder(config)

@@ -8,6 +8,8 @@ within windows of tokens. So the tokens of an image do not depend on how it is c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -193,10 +195,10 @@ class ImageAutoencoder(nn.Module):
     encoder_state: dict[str, tuple[int, int]] = {}
     decoder_state: dict[str, tuple[int, int]] = {}
 
-    def __init__(self, config: ImageConfig) -> None:
+    def __init__(self, config: ImageConfig, training: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.config = config
-        quantizer = build_quantizer(config.quantizer)
+        quantizer = build_quantizer(config.quantizer, training)
         self.encoder = ImageEncoder(config, quantizer.latent_std)
         self.quantizer = quantizer
         self.decoder = ImageDecoder(config)

@@ -1,8 +1,18 @@
 """Quantizers: one contract (`Quantizer`) and one result (`Quantized`)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..config import QuantizerConfig
 from ..usage import CodebookUsage
-from .base import NoCodebookError, NotFiniteError, Quantized, Quantizer, all_reduce_usage
+from .base import (
+    Calibration,
+    NoCodebookError,
+    NotFiniteError,
+    Quantized,
+    Quantizer,
+    all_reduce_usage,
+)
 from .fsp import FSP
 from .fsq import FSQ
 from .lfq import LFQ
@@ -16,6 +26,7 @@ __all__ = [
     "LFQ",
     "VP",
     "VQ",
+    "Calibration",
     "CodebookUsage",
     "NoCodebookError",
     "NotFiniteError",
@@ -29,7 +40,13 @@ __all__ = [
 _CLASSES = {"fsp": FSP, "vp": VP, "fsq": FSQ, "vq": VQ, "simvq": SimVQ, "lfq": LFQ}
 
 
-def build_quantizer(config: QuantizerConfig) -> Quantizer:
-    """Build the quantizer that a configuration describes."""
-    options = config.model_dump(exclude={"type", "calibrate_every"})
-    return _CLASSES[config.type](**options)
+def build_quantizer(
+    config: QuantizerConfig, training: Mapping[str, Any] | None = None
+) -> Quantizer:
+    """Build the quantizer that a configuration describes.
+
+    Args:
+        config: of the quantizer.
+        training: keyword arguments of its class that only training needs, such as `queue_size`.
+    """
+    return _CLASSES[config.type](**config.model_dump(exclude={"type"}), **(training or {}))

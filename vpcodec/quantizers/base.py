@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..progress import Progress
 from ..usage import CodebookUsage
+from .kmeans import KMeans
 
 MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and the squared error of the variance
 
@@ -59,15 +61,37 @@ class Quantized:
         return self._tokens
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """The result of `Quantizer.calibrate`.
+
+    Attributes:
+        eta: the factor of the radii that was set.
+        mh_steps: the number of steps that was set.
+        noise: mean squared length of the perturbation, counting rejected proposals as zero.
+        error: mean squared quantization error that the noise should match.
+    """
+
+    eta: float
+    mh_steps: int
+    noise: float
+    error: float
+
+
 class Quantizer(nn.Module, ABC):
     """Latents (..., D) to tokens (...) and back, in float32 and int64 whatever the autocast.
 
     Casting a model to another type (`model.half()`) leaves its quantizer in float32.
 
+    Training calls `calibrate` from time to time, `forget_codebook` when it continues a finished
+    run, and `fit` at the end if `fit_after_training` is set.
+
     Attributes:
         dim: D.
         codebook_size: K.
         latent_std: standard deviation that the latents should have.
+        fit_after_training: whether `fit` makes the codebook after training; otherwise the codebook
+            is fixed, or training makes it.
         training_state: names in the state dict that only training needs; models are stored and
             loaded without them.
         lazy_buffers: buffers that stay empty until they are first filled -> their length then.
@@ -76,6 +100,7 @@ class Quantizer(nn.Module, ABC):
     dim: int
     codebook_size: int
     latent_std: float = 1.0
+    fit_after_training: ClassVar[bool] = False
     training_state: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -86,6 +111,50 @@ class Quantizer(nn.Module, ABC):
     def fitted(self) -> bool:
         """Whether there is a codebook, which eval needs."""
         return True
+
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor] | None = None,
+        *,
+        seed: int = 0,
+        max_iterations: int = 100,
+        progress: Progress | None = None,
+    ) -> KMeans | None:
+        """Make the codebook, if training does without one; see `VP.fit`.
+
+        Returns:
+            The codebook and its error; None: the quantizer gets its codebook by other means.
+
+        Raises:
+            NoCodebookError: there is no codebook, and only training can make one.
+            ValueError: latents of another width, not finite, or too few different ones.
+        """
+        if not self.fitted:
+            raise NoCodebookError(f"{type(self).__name__} has no codebook yet, training makes it")
+        return None
+
+    def forget_codebook(self) -> None:
+        """Drop the codebook if `fit` made it, as when training continues."""
+        return None
+
+    def calibrate(
+        self,
+        latents: torch.Tensor | None = None,
+        *,
+        error: float | None = None,
+        seed: int = 0,
+    ) -> Calibration | None:
+        """Make the perturbation as strong as the quantization error; see `VP.calibrate`.
+
+        Every process of a group must call this.
+
+        Returns:
+            What was set; None: there is nothing to set, or another process found it.
+
+        Raises:
+            ValueError: too few latents, or a strength out of reach; nothing changes.
+        """
+        return None
 
     @abstractmethod
     def forward(self, latents: torch.Tensor) -> Quantized:
@@ -168,35 +237,6 @@ class Quantizer(nn.Module, ABC):
         )
         optional = {prefix + name for name in self.training_state}
         missing_keys[:] = [key for key in missing_keys if key not in optional]
-
-
-def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
-    """Cells per dimension as integers.
-
-    Raises:
-        ValueError: no levels, levels that are not integers of at least 2, or more codes than
-            float64 can count exactly.
-    """
-    checked = tuple(int(level) for level in levels)
-    if not checked or min(checked) < 2 or list(checked) != list(levels):
-        raise ValueError(f"levels must be integers of at least 2, got {list(levels)}")
-    if math.prod(checked) > 2**53:
-        raise ValueError(f"a codebook of {math.prod(checked)} entries is too large")
-    return checked
-
-
-def check_positive(**numbers: int) -> None:
-    """Raise ValueError for the first number that is not a positive integer."""
-    for name, number in numbers.items():
-        if isinstance(number, bool) or number != int(number) or number < 1:
-            raise ValueError(f"{name} must be a positive integer, got {number}")
-
-
-def check_share(**numbers: float) -> None:
-    """Raise ValueError for the first number outside [0, 1]."""
-    for name, number in numbers.items():
-        if not 0 <= number <= 1:
-            raise ValueError(f"{name} must be within [0, 1], got {number}")
 
 
 def mean_square(values: torch.Tensor) -> torch.Tensor:

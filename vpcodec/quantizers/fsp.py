@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, check_share, moment_loss, uniform_like
+from .arguments import check_share
+from .base import Quantized, moment_loss, uniform_like
 from .grid import GridQuantizer
 
 # Variance of the pre-activation a for which g(a) is (nearly) uniform on [0, 1].

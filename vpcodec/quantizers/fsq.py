@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantized, check_share, uniform_like
+from .arguments import check_share
+from .base import Quantized, uniform_like
 from .grid import GridQuantizer
 
 

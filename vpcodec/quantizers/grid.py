@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .base import Quantizer, check_levels
+from .arguments import check_levels
+from .base import Quantizer
 
 
 class GridQuantizer(Quantizer):

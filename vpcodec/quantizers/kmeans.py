@@ -14,7 +14,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from ..progress import Progress
-from .base import check_positive
+from .arguments import check_positive
 from .knn import kth_distances, nearest
 
 SAMPLE_PER_CODE = 128  # latents per code that are kept in memory of a stream

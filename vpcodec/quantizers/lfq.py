@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .base import Quantized, Quantizer, check_positive, mean_square, processes, sum_with_gradient
+from .arguments import check_positive
+from .base import Quantized, Quantizer, mean_square, processes, sum_with_gradient
 
 MOST_DIMENSIONS = 24  # in training, the average over all 2^D codes is held in memory
 

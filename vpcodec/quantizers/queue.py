@@ -7,7 +7,8 @@ import hashlib
 import torch
 import torch.distributed as dist
 
-from .base import NoCodebookError, check_positive, processes, rank
+from .arguments import check_positive
+from .base import NoCodebookError, processes, rank
 from .codebook import CodebookQuantizer
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .base import Quantized, check_positive, mean_square
+from .arguments import check_positive
+from .base import Quantized, mean_square
 from .codebook import CodebookQuantizer
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from ..progress import Progress
-from .base import Quantized, check_positive, moment_loss, processes
+from .arguments import check_positive
+from .base import Calibration, Quantized, moment_loss, processes, rank
 from .kmeans import KMeans, kmeans
 from .knn import SAME, TINY, cell_width, distinct, kth_distances, nearest
 from .queue import QueueQuantizer
@@ -22,23 +23,6 @@ CALIBRATION_TOLERANCE = 0.005
 LEAST_PER_CODE = 4
 LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
 MOST_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The result of `VP.calibrate`.
-
-    Attributes:
-        eta: the factor of the radii that was set.
-        mh_steps: the number of steps that was set.
-        noise: mean squared length of the perturbation, counting rejected proposals as zero.
-        error: mean squared quantization error that the noise should match.
-    """
-
-    eta: float
-    mh_steps: int
-    noise: float
-    error: float
 
 
 class VP(QueueQuantizer):
@@ -77,6 +61,7 @@ class VP(QueueQuantizer):
         ValueError: a size or number that is not positive.
     """
 
+    fit_after_training = True
     training_state = ("queue", "_extra_state", "eta")
     how_to_fit = "call fit() after training"
 
@@ -194,12 +179,12 @@ class VP(QueueQuantizer):
         *,
         error: float | None = None,
         seed: int = 0,
-    ) -> Calibration:
+    ) -> Calibration | None:
         """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
 
         The strength is the mean squared length over all tokens, including those whose proposal was
         rejected. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
-        leave, the number of steps grows.
+        leave, the number of steps grows. In a group the first process measures, for all.
 
         Args:
             latents: (..., D) latents to measure on; None: those in the queue.
@@ -208,11 +193,32 @@ class VP(QueueQuantizer):
             seed: of k-means and of the measurement.
 
         Returns:
-            What was set.
+            What was set; None in other processes than the first.
 
         Raises:
             ValueError: too few latents, or an error that 8 steps do not reach.
         """
+        found, failure = None, None
+        if rank() == 0:
+            try:
+                found = self._strength(latents, error, seed)
+                self.eta.fill_(found.eta)
+                self.mh_steps = found.mh_steps
+            except ValueError as reason:
+                failure = reason
+        if processes() > 1:
+            values = torch.tensor([float(self.eta), self.mh_steps], device=self.eta.device)
+            dist.broadcast(values, 0)
+            self.eta.fill_(values[0])
+            self.mh_steps = int(values[1])
+        if failure is not None:
+            raise failure
+        return found
+
+    def _strength(
+        self, latents: torch.Tensor | None, error: float | None, seed: int
+    ) -> Calibration:
+        """What `calibrate` is to set."""
         data = self.recent() if latents is None else self.check_latents(latents)
         data = data.reshape(-1, self.dim)
         if len(data) < 2:
@@ -226,8 +232,6 @@ class VP(QueueQuantizer):
         for walk.steps in range(self.least_steps, max(self.least_steps, MOST_STEPS) + 1):
             found = _match(walk, rest, error, seed)
             if found is not None:
-                self.eta.fill_(found.eta)
-                self.mh_steps = found.mh_steps
                 return found
         raise ValueError(
             f"even mh_steps={walk.steps} does not perturb as much as the error of a codebook, "

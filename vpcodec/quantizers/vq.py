@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from .base import Quantized, check_positive, check_share, mean_square, processes
+from .arguments import check_positive, check_share
+from .base import Quantized, mean_square, processes
 from .kmeans import kmeans
 from .knn import SAME, TINY, cell_width, distinct
 from .queue import QueueQuantizer

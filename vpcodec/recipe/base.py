@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..config import ModelConfig, NotNegative, Positive, Strict
+from .quantizers import FSPTrainingConfig, QuantizerTraining, with_training_options
 
 Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -209,12 +210,33 @@ class Recipe(Strict):
     """One training: model, data, losses, optimiser and schedule."""
 
     model: ModelConfig
+    quantizer: QuantizerTraining = Field(
+        default_factory=FSPTrainingConfig,
+        description="How the quantizer is trained; of the type that the model has.",
+    )
     data: Data
     loss: Losses
     discriminator: Discriminator
     eval: Evaluation
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_training_options(cls, data: Any) -> Any:
+        return with_training_options(data)
+
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> Recipe:
+        model, training = self.model.quantizer, self.quantizer
+        if training.type != model.type:
+            raise ValueError(f"quantizer.type is {training.type}, but the model has {model.type}")
+        queue_size = getattr(training, "queue_size", None)
+        if queue_size is not None and queue_size < model.codebook_size:
+            raise ValueError(
+                f"quantizer.queue_size must be at least the codebook_size, {model.codebook_size}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adversarial_training_begins(self) -> Recipe:
@@ -228,6 +250,11 @@ class Recipe(Strict):
         if not self.loss.adversarial + self.loss.feature:
             raise ValueError("a discriminator needs loss.adversarial or loss.feature")
         return self
+
+    @property
+    def calibrate_every(self) -> int:
+        """Steps between calibrations of the quantizer; 0: never."""
+        return getattr(self.quantizer, "calibrate_every", 0)
 
     @property
     def adversarial(self) -> bool:

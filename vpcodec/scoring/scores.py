@@ -73,7 +73,7 @@ class Row:
                 str(system), str(file), float(delay), seconds, n_bytes, str(cache_key), values
             )
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError("not a line that `vpcodec score --jsonl` wrote") from None
+            raise ValueError("not a row of scores") from None
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,12 @@ def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, to
     return groups.get("model", {}) | groups["average"]
 
 
+def kept_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of a model without what only the training of its quantizer needs."""
+    training = {f"quantizer.{name}" for name in model.quantizer.training_state}
+    return {name: value for name, value in model.state_dict().items() if name not in training}
+
+
 def brief(error: Exception) -> str:
     """An error in one line; of torch's about state dicts, the first thing that is wrong."""
     lines = str(error).splitlines() or [type(error).__name__]

@@ -104,12 +104,16 @@ class Files:
 
     Attributes:
         name: of the corpus.
+        unreadable: what was left out, as its length is unknown.
         broken: numbers of those that were found to be unreadable when they were to be read.
         failures: reads that failed since the last one that did not.
     """
 
-    def __init__(self, name: str, root: Path, names: list[str]) -> None:
+    def __init__(
+        self, name: str, root: Path, names: list[str], unreadable: list[str] | None = None
+    ) -> None:
         self.name, self.root = name, root
+        self.unreadable = unreadable or []
         # One block of bytes and no strings: less memory, and none that a fork has to copy.
         encoded = [os.fsencode(text) for text in names]
         self._names = b"".join(encoded)

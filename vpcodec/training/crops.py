@@ -48,6 +48,7 @@ class Crops(ABC):
         seed: of all random draws.
         process, processes: which of how many training processes this is.
         workers: processes that read ahead in `batches`; 0: threads, and always for streams.
+        scan: lists the files of a corpus that is no stream.
 
     Attributes:
         tokens: of one crop.
@@ -63,7 +64,14 @@ class Crops(ABC):
     shape: tuple[int, ...]
 
     def __init__(
-        self, config: Data, *, seed: int, process: int = 0, processes: int = 1, workers: int = 0
+        self,
+        config: Data,
+        *,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 0,
+        scan: Callable[[Any], Files],
     ) -> None:
         self.config: Any = config
         self.seed = seed
@@ -73,7 +81,7 @@ class Crops(ABC):
         self._ahead = 2 * self._threads  # batches
         self._skipped: dict[str, None] = {}
         self._cache: dict[tuple[int, int], Any] = {}
-        self._corpora = [self._open(corpus) for corpus in config.train]
+        self._corpora = [self._open(corpus, scan) for corpus in config.train]
         shares = np.cumsum([corpus.weight for corpus in config.train])
         self._shares = shares / shares[-1] if len(shares) else shares
         phase = np.random.default_rng(self.seed).integers(2**64, dtype=np.uint64)
@@ -175,9 +183,11 @@ class Crops(ABC):
         """The corpora that are no streams."""
         return [corpus for corpus in self._corpora if isinstance(corpus, Files)]
 
-    def _open(self, corpus: Any) -> Files | Stream:
+    def _open(self, corpus: Any, scan: Callable[[Any], Files]) -> Files | Stream:
         if not isinstance(corpus, HuggingFaceCorpus):
-            return self._scan(corpus)
+            files = scan(corpus)
+            self._skipped |= dict.fromkeys(files.unreadable)
+            return files
         keep = (self._ahead + 2) * self.config.batch_size
         return Stream(corpus, self.kind.feature, self.seed, self.process, self.processes, keep)
 
@@ -261,10 +271,6 @@ class Crops(ABC):
             except self.kind.errors:
                 self._skipped[stream.label(candidate, item)] = None
         raise DataError(f"{stream.name}: {MAX_FAILURES} items in a row cannot be read")
-
-    @abstractmethod
-    def _scan(self, corpus: Any) -> Files:
-        """The files of a corpus."""
 
     @abstractmethod
     def _read(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:

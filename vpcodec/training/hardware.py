@@ -13,6 +13,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -26,6 +27,10 @@ SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on 
 
 class TrainingError(RuntimeError):
     """A training that cannot start or go on; the last good checkpoint is kept."""
+
+
+class NoWeightsError(TrainingError):
+    """A training that needs weights to start from, and was given none."""
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -123,6 +128,32 @@ def compile_options(precision: str, device: torch.device) -> dict[str, Any] | No
     if precision == "bf16" and device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return {"cpp.simdlen": 256}
     return None
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether the flag is set in any process."""
+    if accelerator.num_processes == 1:
+        return flag
+    votes = torch.tensor(int(flag))  # on the CPU, so that no GPU is waited for
+    torch.distributed.all_reduce(votes)
+    return bool(votes)
+
+
+def same_in_all_processes(number: int, accelerator: Accelerator) -> bool:
+    """Whether all processes have the same number."""
+    if accelerator.num_processes == 1:
+        return True
+    bounds = torch.tensor([number, -number])
+    torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MIN)
+    return int(bounds[0]) == -int(bounds[1])
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on the device; a GPU is not waited for."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # a copy from other memory would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @contextmanager

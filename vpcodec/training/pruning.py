@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -29,7 +28,7 @@ from ..models.audio import AudioAutoencoder
 from ..models.layers import ConvUnit
 from ..models.local_attention import LocalAttention, TransformerLayer
 from ..recipe import Recipe
-from .trainer import make_task
+from .kinds import make_task
 
 DAMPING = 1e-4  # of the mean of H's diagonal
 SHRINK = {"attention_window", "expansion"} | {
@@ -104,7 +103,7 @@ def prune(
         PruningError: something is larger in `config`, or another part differs.
     """
     for field in sorted(AudioConfig.model_fields.keys() - SHRINK - FREE):
-        if _decisive(config, field) != _decisive(model.config, field):
+        if getattr(config, field) != getattr(model.config, field):
             raise PruningError(
                 f"{field} differs: {', '.join(sorted(SHRINK))} can become smaller, nothing else"
             )
@@ -138,12 +137,6 @@ def prune(
         weights |= {f"{name}.{k}": v for k, v in _thin(wide[name], moments[name], keep).items()}
     smaller.load_state_dict({k: v for k, v in weights.items() if k in smaller.state_dict()})
     return smaller
-
-
-def _decisive(config: AudioConfig, field: str) -> Any:
-    """A field, without what only training asks for."""
-    value = getattr(config, field)
-    return value.model_dump(exclude=value.training_only) if field == "quantizer" else value
 
 
 def _second_moments(

@@ -12,7 +12,7 @@ import torch
 from ..metrics.registry import METRICS
 from ..models import Autoencoder
 from ..recipe import Recipe
-from .checkpoints import BEST, DamagedError, load_checkpoint, save_checkpoint
+from .checkpoints import BEST, DamagedError, kept_weights, load_checkpoint, save_checkpoint
 from .evaluation import Evaluation, HeldOut
 from .log import RunLog, read_metrics
 
@@ -63,9 +63,7 @@ class Selection:
 
     def start(self, step: int, model: Autoencoder, device: torch.device) -> None:
         """Code the held-out data with a model in eval mode, now; scores come in the background."""
-        needless = {f"quantizer.{name}" for name in model.quantizer.training_state}
-        state = model.state_dict()
-        self._candidates[step] = {k: state[k].cpu() for k in state if k not in needless}
+        self._candidates[step] = {name: value.cpu() for name, value in kept_weights(model).items()}
         self._evaluation.start(step, self._held_out.codec(model, device))
 
     def report(self, now: int, seconds: float, wait: float = 0.0) -> None:
@@ -109,8 +107,7 @@ class Selection:
         except ValueError as error:
             self._log.message(f"the best weights keep a quick codebook: {error}")
             return
-        groups["average"]["quantizer.codebook"] = model.quantizer.codebook
-        self._keep(state["step"], groups["average"], state["value"], refined=True)
+        self._keep(state["step"], kept_weights(model), state["value"], refined=True)
 
     def _is_best(self, value: float) -> bool:
         if math.isnan(value):

@@ -51,7 +51,6 @@ class AudioFiles(Files):
     Attributes:
         seconds, offsets: (n,) of the segments.
         ends: (n,) cumulated share of the length.
-        unreadable: what was left out.
         whole: (n,) bool, which are decoded whole and cached.
         index: of the corpus among those that share a cache.
     """
@@ -70,10 +69,11 @@ class AudioFiles(Files):
             for part, found in zip(parts, pool.map(measure, parts)):
                 seconds[part] = np.array(found) - offsets[part]
         good = seconds > SHORT_SECONDS
-        self.unreadable = [str(root / names[number]) for number in np.flatnonzero(~good)]
+        unreadable = [str(root / names[number]) for number in np.flatnonzero(~good)]
         if not good.any():
             raise DataError(f"{corpus.path}: no audio file that can be read")
-        super().__init__(corpus.path, root, [names[number] for number in np.flatnonzero(good)])
+        names = [names[number] for number in np.flatnonzero(good)]
+        super().__init__(corpus.path, root, names, unreadable)
         self.seconds, self.offsets = seconds[good], offsets[good]
         ends = np.cumsum(self.seconds)
         self.ends = ends / ends[-1]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...recipe.audio import AudioCorpus, DataConfig, LibriTTSCorpus
+from ...recipe.audio import DataConfig
 from ..crops import Crops
 from .corpora import AUDIO_FILES, SHORT_SECONDS, AudioFiles, length, length_or_zero, read_part
 
@@ -50,12 +50,21 @@ class AudioCrops(Crops):
         processes: int = 1,
         workers: int = 0,
     ) -> None:
-        super().__init__(config, seed=seed, process=process, processes=processes, workers=workers)
+        super().__init__(
+            config,
+            seed=seed,
+            process=process,
+            processes=processes,
+            workers=workers,
+            scan=AudioFiles,
+        )
         self.sample_rate = sample_rate
         self.tokens = -(-int(config.crop_seconds * sample_rate) // hop_length)
         self.length = self.tokens * hop_length
         self.shape = (self.length,)
-        self._noise = None if config.noise is None else self._scan(config.noise)
+        self._noise = None if config.noise is None else AudioFiles(config.noise)
+        if self._noise is not None:
+            self._skipped |= dict.fromkeys(self._noise.unreadable)
         self._mark_cached()
 
     @property
@@ -66,11 +75,6 @@ class AudioCrops(Crops):
     @property
     def summary(self) -> str:
         return f"{self.hours:.1f} h" if self.hours else ""
-
-    def _scan(self, corpus: AudioCorpus | LibriTTSCorpus) -> AudioFiles:
-        files = AudioFiles(corpus)
-        self._skipped |= dict.fromkeys(files.unreadable)
-        return files
 
     def _describe(self, write: Callable[[bytes], None]) -> None:
         super()._describe(write)

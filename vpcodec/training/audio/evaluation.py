@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ...backends.torch import ModuleBackend
+from ...codec.streams import CausalDecoderStream, CausalEncoderStream
 from ...models import AudioAutoencoder
 from ...scoring.workers import METRICS, Workers, measure
 from ...tokenfile import AudioHeader
@@ -86,7 +88,7 @@ class HeldOutAudio(HeldOut):
 
 
 def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
-    """A function that codes one clip at once, as `Codec` does in pieces, in float32.
+    """A function that codes one clip as `Codec` does, but at once.
 
     Args:
         model: in eval mode, with its weights on `device`.
@@ -96,14 +98,13 @@ def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFuncti
         (T,) float32 samples, T a multiple of the hop -> (T / hop,) int64 tokens and (T,) float32
         samples in line with the input.
     """
-    device = torch.device(device)
+    backend = ModuleBackend(model, torch.device(device))
 
-    @torch.no_grad()
     def codec(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        with torch.autocast(device.type, enabled=False):
-            tokens = model.encode(torch.from_numpy(samples).to(device)[None])
-            late = tokens[:, -1:].expand(-1, model.config.decoder_delay)
-            decoded = model.decode(torch.cat([tokens, late], 1))[:, model.delay :]
-        return tokens[0].cpu().numpy(), decoded[0].cpu().numpy()
+        frames = len(samples) // model.config.hop_length + model.config.decoder_delay
+        encoder = CausalEncoderStream(model.config, backend, 1, chunk=frames)
+        decoder = CausalDecoderStream(model.config, backend, 1, chunk=frames)
+        tokens = encoder.push(samples)
+        return tokens[0], decoder.flush(tokens)[0]
 
     return codec

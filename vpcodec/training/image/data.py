@@ -51,7 +51,14 @@ class ImageCrops(Crops):
         processes: int = 1,
         workers: int = 0,
     ) -> None:
-        super().__init__(config, seed=seed, process=process, processes=processes, workers=workers)
+        super().__init__(
+            config,
+            seed=seed,
+            process=process,
+            processes=processes,
+            workers=workers,
+            scan=list_images,
+        )
         self.size = config.crop_size
         self.tokens = (self.size // hop_length) ** 2
         self.shape = (3, self.size, self.size)
@@ -63,10 +70,6 @@ class ImageCrops(Crops):
     def summary(self) -> str:
         number = sum(map(len, self._files))
         return f"{number:,} images" if number else ""
-
-    def _scan(self, corpus: ImageCorpus) -> Files:
-        listing = list_files(corpus.path, self.kind)
-        return Files(corpus.path, listing.root, listing.names)
 
     def _read(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
         """(size, size, 3) uint8."""
@@ -121,6 +124,12 @@ class ImageCrops(Crops):
         if rng.random() < 0.5 and self.config.flip:
             cut = cut[:, ::-1]
         return np.ascontiguousarray(cut.transpose(2, 0, 1), np.float32) / 127.5 - 1
+
+
+def list_images(corpus: ImageCorpus) -> Files:
+    """The files of a corpus of images; DataError where there is none."""
+    listing = list_files(corpus.path, IMAGE_FILES)
+    return Files(corpus.path, listing.root, listing.names)
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:

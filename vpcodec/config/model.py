@@ -1,0 +1,45 @@
+"""The configuration that all models share."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from pydantic import Field
+
+from .quantizers import FSPConfig, QuantizerConfig
+from .strict import Strict
+
+
+class ModelConfig(Strict):
+    """The fields of every model."""
+
+    descriptive: ClassVar[frozenset[str]] = frozenset(
+        {"description", "license"}
+    )  # no part of the identity
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Model name, as in token files.",
+    )
+    kind: str = Field(description="What the model codes.")
+    description: str = Field("", description="One line, shown by `vpcodec models`.")
+    license: str = Field("unknown", description="Licence of the weights.")
+    quantizer: QuantizerConfig = Field(
+        default_factory=FSPConfig,
+        description="One of the quantizers below, selected by its `type`.",
+    )
+
+    @property
+    def modality(self) -> str:
+        """ "audio" or "image": what config.json calls `kind`."""
+        return self.kind
+
+    @property
+    def codebook_size(self) -> int:
+        return self.quantizer.codebook_size
+
+    @property
+    def bits_per_token(self) -> float:
+        """log2 of the codebook size."""
+        return math.log2(self.codebook_size)

@@ -1,0 +1,203 @@
+"""The state of a run: all that changes from step to step, and the checkpoints that keep it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..config import ConfigError, parse_model
+from ..models import Autoencoder, build_model
+from ..recipe import Recipe
+from ..recipe.quantizers import parse_training
+from .balancer import Balancer
+from .checkpoints import (
+    CheckpointError,
+    averaged_weights,
+    brief,
+    checkpoint_path,
+    checkpoints,
+    load_weights,
+    optimizer_tensors,
+    prune,
+    restore_optimizer,
+    save_checkpoint,
+)
+from .meter import Meter
+from .optim import build_discriminator_optimizer, build_optimizers
+from .task import Task
+
+
+class RunState:
+    """Models, optimisers and counters of a run, fresh from the seed or as a checkpoint had them.
+
+    Attributes:
+        model: the codec.
+        average: its parameters averaged over the steps, by name.
+        optimizers: of the codec.
+        discriminators, discriminator_optimizer: None where the recipe has none.
+        balancer: averages of the norms of gradients.
+        scalers: of the gradients of codec and discriminators, for fp16.
+        meter: what was measured since the last row of the log.
+        step: updates done.
+        seconds: that they took.
+
+    Args:
+        recipe: what is trained. With `train.decoder_only` all but the decoder is frozen.
+        folder: of the run.
+        task: makes the discriminators.
+        accelerator: has the device.
+        precision: fp32, bf16 or fp16; what the networks are computed in.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, task: Task, accelerator: Accelerator, precision: str
+    ) -> None:
+        self.recipe, self.folder, self.precision = recipe, folder, precision
+        self.device = accelerator.device
+        torch.manual_seed(recipe.train.seed)
+        model = build_model(recipe.model, recipe.quantizer.options())
+        self.model: Autoencoder = model.to(self.device).train()
+        if recipe.train.decoder_only:
+            for part in (self.model.encoder, self.model.quantizer):
+                part.requires_grad_(False)
+            self.model.quantizer.eval()
+        self.average = self._parameters()
+        self.optimizers = build_optimizers(self.model, recipe.optim)
+        self.discriminators: nn.Module | None = None
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if recipe.adversarial:
+            self.discriminators = task.discriminators().to(self.device).train()
+            self.discriminator_optimizer = build_discriminator_optimizer(
+                self.discriminators, recipe.discriminator
+            )
+        self.balancer = Balancer(task.weights, recipe.loss.balancer_decay).to(self.device)
+        self.scalers = [
+            torch.amp.GradScaler(self.device.type, enabled=precision == "fp16") for _ in range(2)
+        ]
+        self.meter = Meter(recipe.model.codebook_size, counting=accelerator.is_main_process)
+        self.step = 0
+        self.seconds = 0.0
+
+    def load_weights(self, path: Path) -> list[str]:
+        """Begin with the weights of a model.safetensors; see `checkpoints.load_weights`."""
+        left = load_weights(self.model, path)
+        self.average = self._parameters()
+        return left
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Move the averaged weights to those of this step."""
+        decay = min(self.recipe.optim.ema_decay, (1 + self.step) / (10 + self.step))
+        current = [parameter.detach() for parameter in self.model.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+
+    def averaged_model(self) -> Autoencoder:
+        """A copy of the model with the averaged weights, its buffers those of now, in eval mode."""
+        model = copy.deepcopy(self.model)
+        groups = {"model": self.model.state_dict(), "average": self.average}
+        model.load_state_dict(averaged_weights(groups))
+        return model.eval()
+
+    def kept(self, step: int) -> str:
+        """What is left if the run cannot go on after a step, for messages."""
+        last = checkpoint_path(self.folder, step)  # later ones are damaged
+        found = [path for path in checkpoints(self.folder) if path <= last]
+        return f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
+
+    def save(self, data: dict[str, Any]) -> None:
+        """Write a checkpoint, and remove old ones.
+
+        Args:
+            data: JSON-serialisable facts on where crops come from, to compare when it is resumed.
+        """
+        measured, counts = self.meter.stored()
+        groups: dict[str, dict[str, Any]] = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "balancer": self.balancer.state_dict(),
+            **measured,
+        }
+        for i, optimizer in enumerate(self.optimizers):
+            groups[f"optimizer{i}"] = optimizer_tensors(optimizer)
+        if self.discriminators is not None:
+            groups["discriminators"] = self.discriminators.state_dict()
+            groups["discriminator_optimizer"] = optimizer_tensors(self.discriminator_optimizer)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "precision": self.precision,
+            "optimizer": self.recipe.optim.name,
+            "decoder_only": self.recipe.train.decoder_only,
+            "config": self.recipe.model.model_dump(mode="json"),
+            "quantizer": self.recipe.quantizer.model_dump(mode="json"),
+            **data,
+            **counts,
+            "scalers": [scaler.state_dict() for scaler in self.scalers],
+        }
+        save_checkpoint(checkpoint_path(self.folder, self.step), groups, state)
+        prune(self.folder, self.recipe.train.keep, self.step)
+
+    def restore(
+        self,
+        groups: dict[str, dict[str, torch.Tensor]],
+        state: dict[str, Any],
+        data: dict[str, Any],
+    ) -> list[str]:
+        """Go on from a checkpoint.
+
+        Args:
+            groups, state: its contents.
+            data: as of `save`.
+
+        Returns:
+            Names of the facts in `data` that are others now.
+
+        Raises:
+            CheckpointError: of another model, optimiser or discriminators, or incomplete.
+        """
+        recipe, folder = self.recipe, self.folder
+        path = checkpoint_path(folder, int(state.get("step", 0)))
+        try:
+            if parse_model(state["config"]) != recipe.model:
+                raise CheckpointError(f"{folder}: holds a run of another model configuration")
+            if parse_training(state["config"], state.get("quantizer", {})) != recipe.quantizer:
+                raise CheckpointError(
+                    f"{folder}: holds a run whose quantizer is trained in another way"
+                )
+            if state["optimizer"] != recipe.optim.name:
+                raise CheckpointError(f"{folder}: holds a run of another optimiser")
+            if state.get("decoder_only", False) != recipe.train.decoder_only:
+                raise CheckpointError(f"{folder}: holds a run with another train.decoder_only")
+            self.model.load_state_dict(groups["model"])
+            self.average = {k: groups["average"][k].to(self.device) for k in self.average}
+            self.balancer.load_state_dict(groups["balancer"])
+            for i, optimizer in enumerate(self.optimizers):
+                restore_optimizer(optimizer, groups.get(f"optimizer{i}", {}))
+            if self.discriminators is not None and "discriminators" in groups:
+                self._restore_discriminators(groups)
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.meter.restore(groups, state, self.device)
+            for scaler, saved in zip(self.scalers, state["scalers"]):
+                if scaler.is_enabled() and saved:
+                    scaler.load_state_dict(saved)
+            return [name for name, value in data.items() if state[name] != value]
+        except (KeyError, TypeError, ConfigError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: the checkpoint is incomplete ({brief(error)})"
+            ) from None
+
+    def _restore_discriminators(self, groups: dict[str, dict[str, torch.Tensor]]) -> None:
+        try:
+            self.discriminators.load_state_dict(groups["discriminators"])
+        except RuntimeError:
+            raise CheckpointError(f"{self.folder}: holds a run with other discriminators") from None
+        restore_optimizer(self.discriminator_optimizer, groups.get("discriminator_optimizer", {}))
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """A copy of the codec's parameters."""
+        return {k: p.detach().clone() for k, p in self.model.named_parameters()}
