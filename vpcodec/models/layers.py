@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import NOISE_FRAMES
+from ..quantizers.base import normal_like
 
 BIAS_STD = 0.02  # before training
 NOISE_STD = 0.02  # of what noise adds, before training
@@ -324,7 +325,7 @@ class NoiseInjection(nn.Module):
         """(B, C, T) and, in eval mode, the (B, T / rate) numbers of its frames -> (B, C, T)."""
         rows = x.transpose(1, 2)
         if frames is None:
-            noise = torch.randn(*rows.shape[:2], self.channels, device=x.device)
+            noise = normal_like(rows.new_empty(*rows.shape[:2], self.channels).float())
         else:
             noise = self.table.index_select(0, frames.flatten()).to(torch.float32) / self.SCALE
             noise = noise.view(*rows.shape[:2], self.channels)

@@ -300,8 +300,17 @@ def uniform_like(values: torch.Tensor) -> torch.Tensor:
     If all processes of a group have the same random state, each draws its part of what one process
     would draw for the joint batch.
     """
+    return _share_of(torch.rand, values)
+
+
+def normal_like(values: torch.Tensor) -> torch.Tensor:
+    """The same, normally distributed."""
+    return _share_of(torch.randn, values)
+
+
+def _share_of(draw: Callable[..., torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    options = {"dtype": values.dtype, "device": values.device}
     number = processes()
     if number == 1:
-        return torch.rand_like(values)
-    shape = (number, *values.shape)
-    return torch.rand(shape, dtype=values.dtype, device=values.device)[rank()]
+        return draw(values.shape, **options)
+    return draw((number, *values.shape), **options)[rank()]

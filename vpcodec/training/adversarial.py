@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed, nn
 
-from ..quantizers.base import processes
+from ..quantizers.base import normal_like, processes
 
 PENALTY_STEP = 0.1  # e of the gradient penalty
 FEATURE_FLOOR = 1e-3  # of mean activations, which are of order 1
@@ -92,7 +92,7 @@ def gradient_penalty(
 
 def with_noise(x: torch.Tensor, std: float) -> torch.Tensor:
     """The same with noise of this standard deviation; without a copy where it is 0."""
-    return x + std * torch.randn_like(x) if std else x
+    return x + std * normal_like(x) if std else x
 
 
 @torch.no_grad()
