@@ -771,6 +771,14 @@ def test_absurd_ratios_are_refused(pair):
         Resampler(*pair, 1)
 
 
+@pytest.mark.parametrize("rate", [63, 1_000_000])
+def test_many_channels_at_rates_far_apart_are_refused(rate):
+    with pytest.raises(AudioError, match="cannot resample 255 channels at once"):
+        Resampler(rate, 16000, 255)
+    Resampler(192_000, 16000, 255)
+    Resampler(rate, 16000, 8)
+
+
 @pytest.mark.parametrize(
     "pair", [(192_000, 16000), (1_000_000, 16000), (100, 16000), (16001, 16000)]
 )
