@@ -719,3 +719,45 @@ def test_real_pictures(shared_data):
         with Image.open(path) as picture:
             assert sorted(pixels.shape[:2]) == sorted(picture.size)
         assert pixels.std() > 1
+
+
+# Damage that does not matter, and bombs
+
+
+def spoil(data: bytes, name: bytes) -> bytes:
+    """A PNG with a wrong checksum in a chunk."""
+    at = data.index(name)
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    return data[:end] + bytes([data[end] ^ 1]) + data[end + 1 :]
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"tIME", b"iCCP", b"zTXt", b"pHYs"])
+def test_png_with_a_wrong_checksum_in_what_is_not_seen(name):
+    data = png(RAMP, 8, before=chunk(name, b"Comment\0hello") + chunk(b"tEXt", b"Title\0ok"))
+    np.testing.assert_array_equal(read(spoil(data, name)), RAMP)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"IDAT", b"IEND", b"tRNS"])
+def test_png_with_a_wrong_checksum_in_what_is_seen(tmp_path, name):
+    data = png(RAMP, 8, before=chunk(b"tRNS", b"\0\1"))
+    (tmp_path / "x.png").write_bytes(spoil(data, name))
+    assert_refused(tmp_path / "x.png", "damaged", "checksum", name.decode())
+
+
+def test_avif():
+    assert is_image(AVIF[:16])
+    assert np.abs(read(AVIF)[..., :1].astype(int) - RAMP).max() < 20
+
+
+def test_avif_without_support_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    (tmp_path / "x.avif").write_bytes(AVIF)
+    assert_refused(tmp_path / "x.avif", "AVIF needs Pillow 11.3")
+
+
+def test_jpeg_of_many_scans(tmp_path):
+    data = to_bytes(smooth(64, 64), "JPEG", progressive=True)
+    assert read(data).shape == (64, 64, 3)
+    start = data.rindex(b"\xff\xda")
+    (tmp_path / "x.jpg").write_bytes(data[:start] + data[start:-2] * 300 + data[-2:])
+    assert_refused(tmp_path / "x.jpg", "scans, which are more than 200")

@@ -349,7 +349,9 @@ def test_flac_cut_short(tmp_path, n_samples, cut):
     path = tmp_path / "x.flac"
     path.write_bytes(with_length(sound("FLAC", 40_000), n_samples)[:-cut])
     assert_refused(path, "truncated", "--truncated keep")
-    assert length(path, path.read_bytes(), truncated="keep") % 4096 == 0
+    n_whole = (40_000 - 1) // 4096 * 4096 if cut < 20_000 else None
+    kept = length(path, path.read_bytes(), truncated="keep")
+    assert kept == n_whole if n_whole else kept % 4096 == 0 and kept > 20_000
 
 
 def test_crc_of_frames():
@@ -438,9 +440,7 @@ def test_24_bits_in_4_bytes(tmp_path, upper, extensible):
     data = (values << 8 if upper else values).astype("<i4").tobytes()
     fmt = b""
     if extensible:
-        fmt = (
-            struct.pack("<HHI", 22, 24, 0) + b"\1\0" + bytes.fromhex("000000001000800000aa00389b71")
-        )
+        fmt = struct.pack("<HHIH", 22, 24, 0, 1) + bytes.fromhex("000000001000800000aa00389b71")
     whole = bytearray(wav(data, tag=0xFFFE if extensible else 1, bits=32, fmt=fmt))
     whole[34:36] = b"\x18\0"
     (tmp_path / "x.wav").write_bytes(whole)

@@ -59,9 +59,9 @@ def plan(
 ) -> tuple[list[Item], list[Item], bool]:
     """Pair every input with its output.
 
-    The last of several inputs is the output if it is "-", has an output suffix, or is or looks like
-    a folder. Without an output, results go beside their inputs. An output that the user named is
-    replaced; one whose name is derived is kept unless `force`.
+    The last of several inputs is the output if it is "-", a device or a named pipe, has an output
+    suffix, or is or looks like a folder. Without an output, results go beside their inputs. An
+    output that the user named is replaced; one whose name is derived is kept unless `force`.
 
     Args:
         inputs: files, folders or "-".
@@ -93,7 +93,8 @@ def plan(
     if single and inputs[0] == "-" and output is None:
         output = "-"
     if single and output is not None and not _is_folder(output):
-        if output != "-" and Path(output).suffix.lower() not in output_suffixes:
+        known_suffix = Path(output).suffix.lower() in output_suffixes
+        if output != "-" and not known_suffix and not _is_device(output):
             known = " ".join(sorted(output_suffixes))
             raise UsageError(f"{output}: the suffix of the output must be one of {known}")
         items = [Item(inputs[0], output)]
@@ -136,11 +137,18 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) or path.endswith(os.sep)
 
 
+def _is_device(path: str) -> bool:
+    """Whether it is a device, a pipe, or one of the names under which a shell passes those on."""
+    if path == "/dev/stdout" or path.startswith("/dev/fd/"):
+        return True
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def _is_output(
     last: str, input_suffixes: Collection[str], output_suffixes: Collection[str]
 ) -> bool:
     suffix = Path(last).suffix.lower()
-    if last == "-" or _is_folder(last) or suffix in output_suffixes:
+    if last == "-" or _is_folder(last) or suffix in output_suffixes or _is_device(last):
         return True
     return not os.path.exists(last) and suffix not in input_suffixes
 

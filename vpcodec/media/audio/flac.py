@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 
-from .common import BLOCK, AudioError, cut_short, reason
+from .common import BLOCK, AudioError, cut_short
 from .stream import ByteStream, Feed, open_feed
 
 _MAX_HEAD = 16  # bytes of a frame header
@@ -150,8 +150,10 @@ class FlacSource:
         info = bytearray(head[8:42])
         info[13] = info[13] & 0xF0 | length >> 32
         info[14:18] = (length & 0xFFFFFFFF).to_bytes(4, "big")
-        self._n_counted = 0  # samples in the frames so far
+        self._n_counted = self._n_last = 0  # samples in the frames so far, and in the last one
+        self._n_read = 0
         self._is_whole = True  # the last frame
+        self._has_gap = False  # whether what looks like a later frame comes too early
         self._feed = Feed(self._pieces(head[:8] + bytes(info) + head[42:]))
         self._sound = open_feed(self._feed)
         stack.callback(self._sound.close)
@@ -236,10 +238,14 @@ class FlacSource:
             start = 0
             for at in _candidates(held, seen, limit):
                 new = parse_head(bytes(held[at : at + _MAX_HEAD]))
-                if new is None or not self._follows(last, new, held[start:at]):
+                if new is None:
+                    continue
+                if not self._follows(last, new, held[start:at]):
+                    self._has_gap |= last is not None and self._fits(new) and new > last
                     continue
                 self._check(new)
                 self._n_counted += new.n_samples
+                self._n_last = new.n_samples
                 last, start = new, at
             del held[:start]
             seen = limit - start
@@ -294,17 +300,20 @@ class FlacSource:
 
     def read(self, n: int) -> np.ndarray:
         """The next samples, float32 (up to n, C); none at the end."""
+        out = np.zeros((n, self.channels), np.float32)
         try:
-            frames = self._sound.read(n, dtype="float32", always_2d=True)
-        except sf.LibsndfileError as error:
+            frames = self._sound.read(out=out)
+        except sf.LibsndfileError:
             if self._feed.error is not None:
                 raise self._feed.error from None
-            if not self._feed.ended:
+            self._feed.drain()
+            if self._is_whole or self._has_gap:
                 raise
-            self.cut = f"truncated: damaged at its end ({reason(error)})"
-            return np.empty((0, self.channels), np.float32)
+            # The decoder stopped in the last frame, and does not say how many samples it gave.
+            frames = out[: max(0, self._n_counted - self._n_last - self._n_read)]
         if self._feed.error is not None:
             raise self._feed.error
+        self._n_read += len(frames)
         return frames
 
     def check_end(self, n_read: int) -> None:

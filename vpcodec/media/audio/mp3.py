@@ -332,8 +332,9 @@ class Mp3Source:
 
     def _ends(self) -> bool:
         """Whether the file ends with the padding that its header tells, or not much later."""
-        if not self._look(max(1, self._end // self._header.n_samples + 1 - self._n_fed)):
-            return self._n_fed * self._header.n_samples <= self._end
+        n_more = self._end // self._header.n_samples + 1 - self._n_fed  # for one frame behind it
+        if n_more > 0 and not self._look(n_more):
+            return True
         if self._size is None or self._info.n_bytes is None:
             return False
         return self._size <= self._info.n_bytes * 17 / 16  # as ffmpeg decides

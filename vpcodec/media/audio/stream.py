@@ -13,6 +13,7 @@ from .common import BLOCK, AudioError, reason
 _MAX_MARKED = 2**20  # bytes of a pipe that can be gone back
 _LENGTH = 2**50  # bytes that a `Feed` claims to have
 _WINDOW = 2**16  # bytes that a `Feed` can go back
+_PARTIAL = 1024  # bytes from which on a `Feed` may give less than it is asked for
 _FAR = 2**20  # bytes before the end of a `Feed` in which its tail is read
 
 
@@ -170,7 +171,8 @@ class Feed:
 
     def _take(self, n: int) -> bytes:
         end = self._at + n
-        while self._start + len(self._held) < end and not self.ended and self.error is None:
+        enough = end if n < _PARTIAL else self._at + 1  # so that a live pipe need not fill it
+        while self._start + len(self._held) < enough and not self.ended and self.error is None:
             try:
                 self._held += next(self._pieces)
             except StopIteration:
