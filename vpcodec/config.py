@@ -89,6 +89,7 @@ class FSPConfig(GridConfig):
     """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
 
     training_only: ClassVar[frozenset[str]] = frozenset({"rejection", "eta"})
+    outside_space: ClassVar[frozenset[str]] = training_only | {"quantize_rate"}
 
     type: Literal["fsp"] = "fsp"
     levels: Levels = Field(
@@ -121,6 +122,7 @@ class FSQConfig(GridConfig):
     """Finite scalar quantization, symmetric, with noise in training (baseline)."""
 
     training_only: ClassVar[frozenset[str]] = frozenset({"noise_rate"})
+    outside_space: ClassVar[frozenset[str]] = training_only
 
     type: Literal["fsq"] = "fsq"
     levels: Levels = Field(
@@ -155,6 +157,7 @@ class VPConfig(_CodebookConfig):
             "calibrate_every",
         }
     )
+    outside_space: ClassVar[frozenset[str]] = training_only
 
     type: Literal["vp"] = "vp"
     eta: float = Field(
@@ -196,6 +199,7 @@ class VQConfig(_CodebookConfig):
     training_only: ClassVar[frozenset[str]] = frozenset(
         {"decay", "commitment", "restart_below", "push_size"}
     )
+    outside_space: ClassVar[frozenset[str]] = training_only
 
     type: Literal["vq"] = "vq"
     decay: float | None = Field(
@@ -212,6 +216,7 @@ class SimVQConfig(_CodebookConfig):
     """A frozen random codebook under a learned linear map (baseline)."""
 
     training_only: ClassVar[frozenset[str]] = frozenset()
+    outside_space: ClassVar[frozenset[str]] = training_only
 
     type: Literal["simvq"] = "simvq"
 
@@ -222,6 +227,7 @@ class LFQConfig(Strict):
     training_only: ClassVar[frozenset[str]] = frozenset(
         {"entropy_weight", "commitment", "temperature"}
     )
+    outside_space: ClassVar[frozenset[str]] = training_only
 
     type: Literal["lfq"] = "lfq"
     dim: Positive = Field(14, le=24, description="Bits per token.")
@@ -267,10 +273,13 @@ class ModelConfig(Strict):
     descriptive: ClassVar[frozenset[str]] = frozenset(
         {"description", "license"}
     )  # no part of the identity
+    outside_space: ClassVar[frozenset[str]] = descriptive | {"name"}  # do not decide the tokens
+    decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.",)  # how the names of others begin
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="Model name, as in token files.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@([2-9]|[1-9][0-9]+))?$",
+        max_length=64,
+        description="Model name, as in token files; @2 and so on is its revision.",
     )
     kind: str = Field(description="What the model codes.")
     description: str = Field("", description="One line, shown by `vpcodec models`.")
@@ -279,6 +288,11 @@ class ModelConfig(Strict):
         default_factory=FSPConfig,
         description="One of the quantizers below, selected by its `type`.",
     )
+
+    @property
+    def revision(self) -> int:
+        """1 for a plain name; a new encoder makes a new revision."""
+        return int(self.name.partition("@")[2] or 1)
 
     @property
     def modality(self) -> str:
@@ -324,6 +338,26 @@ class AudioModelConfig(ModelConfig):
 
 class AudioConfig(AudioModelConfig):
     """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+
+    outside_space: ClassVar[frozenset[str]] = AudioModelConfig.outside_space | {
+        "decoder_dims",
+        "decoder_depths",
+        "decoder_expansions",
+        "decoder_layers",
+        "decoder_feedforward_dim",
+        "enhance_kernels",
+        "enhance_dilations",
+        "enhance_channels",
+        "last_dim",
+        "last_dilations",
+        "synthesis_taps",
+        "noise_channels",
+        "decoder_delay",
+        # These three may be written in several ways; the shapes of the weights show them.
+        "expansion",
+        "encoder_expansions",
+        "encoder_feedforward_dim",
+    }
 
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),
@@ -423,6 +457,11 @@ class ImageConfig(ModelConfig):
     Every layer sees a bounded neighbourhood, so large images can be coded in tiles with the tokens
     of the whole.
     """
+
+    outside_space: ClassVar[frozenset[str]] = ModelConfig.outside_space | {
+        "decoder_depths",
+        "decoder_layers",
+    }
 
     kind: Literal["image"] = Field("image", description="What the model codes.")
     patch_size: Positive = Field(

@@ -114,7 +114,7 @@ class AudioCodec(Codec, modality="audio"):
             reader = stack.enter_context(AudioReader(source, raw=raw, name=name))
             header = AudioHeader(
                 model=self.name,
-                fingerprint=self.fingerprint,
+                fingerprint=self.space,
                 sample_rate=self.sample_rate,
                 original_rate=reader.sample_rate,
                 channels=reader.channels,
