@@ -31,6 +31,7 @@ class BaseQuantizerConfig(Strict):
     """
 
     retired: ClassVar[frozenset[str]] = frozenset()
+    outside_space: ClassVar[frozenset[str]] = frozenset()  # fields that do not decide the tokens
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +59,7 @@ class FSPConfig(GridConfig):
     """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
 
     retired: ClassVar[frozenset[str]] = frozenset({"rejection", "eta"})
+    outside_space: ClassVar[frozenset[str]] = frozenset({"quantize_rate"})
 
     type: Literal["fsp"] = "fsp"
     levels: Levels = Field(
