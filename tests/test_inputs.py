@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_audio import assert_refused, chunk, noise, read_pipe, wav
 
-from vpcodec.media.audio import AudioError, AudioReader, load
+from vpcodec.media.audio import AudioError, AudioReader, PartialAudioError, load
 from vpcodec.media.audio import ffmpeg as ffmpeg_module
 from vpcodec.media.audio import reader as reader_module
 from vpcodec.media.audio.flac import crc16, parse_head
@@ -184,14 +184,14 @@ def test_mp3_that_is_damaged_in_the_middle(tmp_path):
     half = len(frames(PLAIN)) // 2
     before, after = frames(PLAIN)[:half], frames(PLAIN)[half:]
     path.write_bytes(b"".join(before) + JUNK + b"".join(after))
-    assert_refused(path, "damaged after 1.", "1,400 bytes", "--truncated keep")
+    assert_refused(path, "damaged after 1.", "1,400 bytes")
     assert length(path, path.read_bytes(), truncated="keep") == N_PLAIN
 
 
 def test_mp3_cut_short_says_how_much_is_there(tmp_path):
     path = tmp_path / "x.mp3"
     path.write_bytes(MP3[: len(MP3) // 2])
-    assert_refused(path, "truncated: it ends at sample", f"of {N_PLAIN:,}", "--truncated keep")
+    assert_refused(path, "truncated: it ends at sample", f"of {N_PLAIN:,}")
     path.write_bytes(b"".join(frames(MP3)[:-1]))  # at the end of a frame
     assert_refused(path, f"truncated: it ends at sample {N_PLAIN - 1152:,} of {N_PLAIN:,}")
     path.write_bytes(PLAIN[:-10])
@@ -256,7 +256,7 @@ def test_ogg_pages_that_are_damaged_missing_or_cut_off(tmp_path, subtype):
     path.write_bytes(b"".join([*whole, whole[-1]]))
     assert_refused(path, "damaged: an Ogg page follows the last one")
     path.write_bytes(b"".join(whole[:-1]))
-    assert_refused(path, "truncated: behind sample", "--truncated keep")
+    assert_refused(path, "truncated: behind sample")
     kept = length(path, b"".join(whole[:-1]), truncated="keep")
     path.write_bytes(b"".join(whole)[:-7])
     assert_refused(path, "truncated")
@@ -348,7 +348,7 @@ def test_what_stands_around_flac(tmp_path, n_samples):
 def test_flac_cut_short(tmp_path, n_samples, cut):
     path = tmp_path / "x.flac"
     path.write_bytes(with_length(sound("FLAC", 40_000), n_samples)[:-cut])
-    assert_refused(path, "truncated", "--truncated keep")
+    assert_refused(path, "truncated")
     n_whole = (40_000 - 1) // 4096 * 4096 if cut < 20_000 else None
     kept = length(path, path.read_bytes(), truncated="keep")
     assert kept == n_whole if n_whole else kept % 4096 == 0 and kept > 20_000
@@ -387,7 +387,7 @@ def test_chunks_behind_audio_of_odd_size(tmp_path, align):
 def test_bytes_behind_wav_that_nothing_accounts_for(tmp_path, after):
     path = tmp_path / "x.wav"
     path.write_bytes(wav(b"\1\0" * 1000) + after)
-    assert_refused(path, "behind its audio, at byte 2,044", "--truncated keep")
+    assert_refused(path, "behind its audio, at byte 2,044")
     assert length(path, path.read_bytes(), truncated="keep") == 1000
 
 
@@ -514,10 +514,17 @@ def test_containers_with_bytes_that_nothing_accounts_for(tmp_path, format):
 def test_cut_short_files_tell_counts_and_can_be_kept(tmp_path, format):
     path = tmp_path / "x"
     path.write_bytes(sound(format, 5000)[:-1000])
-    assert_refused(path, "truncated: it ends at sample 4,", "of 5,000", "--truncated keep")
+    assert_refused(path, "truncated: it ends at sample 4,", "of 5,000")
     with AudioReader(path, truncated="keep") as reader:
         n_samples = sum(block.shape[1] for block in reader.blocks(100))
         assert reader.cut.startswith("truncated") and 4000 < n_samples < 5000
+
+
+def test_what_can_be_kept_has_an_error_of_its_own(tmp_path):
+    for data in (sound("WAV")[:-9], sound("WAV") + JUNK, PLAIN[:-9], sound("OGG")[:-9]):
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(PartialAudioError, match=f"^{tmp_path}/x: "):
+            load(tmp_path / "x")
 
 
 def test_whole_files_are_not_said_to_be_cut(tmp_path):
@@ -659,7 +666,7 @@ def test_ffmpeg_that_complains(tmp_path, fake_ffmpeg):
     """)
     path = tmp_path / "x.m4a"
     path.write_bytes(M4A)
-    assert_refused(path, "5,000 samples can be read", "partial file", "--truncated keep")
+    assert_refused(path, "5,000 samples can be read", "partial file")
     assert length(path, M4A, truncated="keep") == 5000
 
 

@@ -21,7 +21,7 @@ import pytest
 from helpers import ENOUGH, MODULE, refuse, run, tree
 
 from vpcodec import Codec
-from vpcodec.media.audio import AUDIO_SUFFIXES, AudioWriter, save
+from vpcodec.media.audio import OUTPUT_SUFFIXES, AudioWriter, save
 from vpcodec.media.files import atomic_folder, atomic_output, find_files
 from vpcodec.media.image import save_image
 
@@ -207,7 +207,7 @@ def full_disk(size: int = 8192) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("suffix", sorted(AUDIO_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(OUTPUT_SUFFIXES))
 @pytest.mark.parametrize("blocks", [1, 100])
 def test_what_the_system_says_is_told_for_every_format(suffix, blocks):
     samples = clip(10.0)
@@ -382,7 +382,8 @@ def test_what_is_no_file_is_skipped_and_not_opened():
     )
     assert done.returncode == 0
     assert tree("out") == {"a.tok", "link.tok"}
-    skipped = [line for line in done.stderr.splitlines() if "skipped" in line]
+    *skipped, all_of_them = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert all_of_them == f"vpcodec: {len(odd)} skipped: {', '.join(f'in/{x}' for x in odd)}"
     assert skipped == [f"vpcodec: in/{x}: skipped, it is not a regular file" for x in odd]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import ConfigError
-from ..media.audio import AudioError
+from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
@@ -20,6 +20,7 @@ class MissingExtra(ImportError):
 
 HINTS: dict[type[Exception], str] = {  # what on the command line helps
     FolderExistsError: " (use --force to replace it)",
+    PartialAudioError: "; --truncated keep takes what is there",
     OtherWeightsError: "; --force decodes it all the same",
 }
 USER_ERRORS = (

@@ -201,7 +201,7 @@ def naming(name: str, kind: type[Exception]) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except kind as error:
-        raise kind(f"{name}: {error}") from error.__cause__
+        raise type(error)(f"{name}: {error}") from error.__cause__
     except OSError as error:
         raise kind(f"{name}: {error.strerror or error}") from error
 

@@ -6,7 +6,7 @@ soundfile) decodes and encodes, ffmpeg decodes what it cannot, soxr resamples. L
 and written here.
 """
 
-from .common import AUDIO_SUFFIXES, OUTPUT_SUFFIXES, AudioError, RawFormat
+from .common import AUDIO_SUFFIXES, OUTPUT_SUFFIXES, AudioError, PartialAudioError, RawFormat
 from .reader import TRUNCATED, AudioReader, find_audio, load
 from .resampling import MAX_RESAMPLING, Resampler, resample, resampled_length
 from .writer import AudioWriter, save
@@ -19,6 +19,7 @@ __all__ = [
     "AudioError",
     "AudioReader",
     "AudioWriter",
+    "PartialAudioError",
     "RawFormat",
     "Resampler",
     "find_audio",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from .common import READ_WIDTHS, AudioError
+from .common import READ_WIDTHS, AudioError, PartialAudioError
 from .stream import ByteStream
 
 MAX_CHUNKS = 10_000  # before the audio, and behind it
@@ -69,7 +69,7 @@ class Layout(NamedTuple):
     channels: int
     align: int  # bytes per sample of all channels
     start: int  # first byte
-    n_bytes: int | None  # as the header says
+    n_bytes: int  # as the header says
     is_known: bool = True  # whether that is meant
     style: Style | None = None  # of what is behind; None: nothing may be
     order: str = "<"
@@ -176,9 +176,9 @@ def _check_zeros(stream: ByteStream) -> None:
     while data := stream.some():
         if any(data):
             what = f"another file ({magic.decode()})" if magic in _FILES else "bytes"
-            raise AudioError(
+            raise PartialAudioError(
                 f"behind its audio, at byte {place:,}, follow {what} that its header does not "
-                "account for (--truncated keep leaves them out)"
+                "account for"
             )
 
 
@@ -310,16 +310,16 @@ def caf_layout(stream: ByteStream) -> Layout | None:
         return None
     take(stream, 4)  # edit count
     rate, coding, flags, align, per_packet, channels, bits = struct.unpack(">d4s5I", desc)
-    name = None
+    subtype = None
     if coding == b"lpcm" and per_packet == 1 and align == channels * (bits // 8) and bits % 8 == 0:
         floats = {32: "FLOAT", 64: "DOUBLE"}
         whole = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
-        name = (floats if flags & 1 else whole).get(bits)
+        subtype = (floats if flags & 1 else whole).get(bits)
     elif coding in (b"ulaw", b"alaw") and per_packet == 1 and align == channels:
-        name = coding.decode().upper()
+        subtype = coding.decode().upper()
     if not (1 <= rate < 2**31 and rate == int(rate)):
-        name, rate = None, 0
+        subtype, rate = None, 0
     size, known, order = max(0, n_bytes - 4), n_bytes >= 0, "<" if flags & 2 else ">"
     return Layout(
-        "CAF", name, int(rate), channels, max(1, align), stream.tell(), size, known, CAF, order
+        "CAF", subtype, int(rate), channels, max(1, align), stream.tell(), size, known, CAF, order
     )

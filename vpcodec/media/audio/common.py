@@ -47,6 +47,10 @@ class AudioError(ValueError):
     """Audio that cannot be read or written: one line that names the file and the cause."""
 
 
+class PartialAudioError(AudioError):
+    """Audio of which only a part can be read; `truncated="keep"` reads that part."""
+
+
 @dataclass(frozen=True)
 class RawFormat:
     """Headerless PCM: interleaved little-endian samples, `encoding` s16, s24, s32 or f32."""

@@ -115,13 +115,15 @@ class _Process(io.RawIOBase):
             stderr=subprocess.PIPE,
             pass_fds=(file,),
         )
+        assert self._child.stdout is not None and self._child.stderr is not None
+        self._audio, self._messages = self._child.stdout, self._child.stderr
         stack.callback(self._stop)
-        self._outputs = [self._child.stdout, self._child.stderr]
+        self._outputs = [self._audio, self._messages]
         self._said = bytearray()
 
     def read1(self, n: int) -> bytes:
         """What there is, up to `n` bytes; none at the end."""
-        while self._child.stdout in self._outputs:
+        while self._audio in self._outputs:
             if data := self._step(n):
                 return data
         return b""
@@ -135,15 +137,15 @@ class _Process(io.RawIOBase):
         if not ready:
             self._stop()
             raise AudioError(f"ffmpeg did not move for {PATIENCE:.0f} seconds")
-        if self._child.stderr in ready:
-            text = os.read(self._child.stderr.fileno(), 4096)
+        if self._messages in ready:
+            text = os.read(self._messages.fileno(), 4096)
             if not text:
-                self._outputs.remove(self._child.stderr)
+                self._outputs.remove(self._messages)
             self._said += text[: _MAX_MESSAGES - len(self._said)]
-        if self._child.stdout in ready:
-            data = os.read(self._child.stdout.fileno(), n)
+        if self._audio in ready:
+            data = os.read(self._audio.fileno(), n)
             if not data:
-                self._outputs.remove(self._child.stdout)
+                self._outputs.remove(self._audio)
             return data
         return b""
 
@@ -171,5 +173,5 @@ class _Process(io.RawIOBase):
         if self._child.poll() is None:
             self._child.kill()
         self._child.wait()
-        for output in (self._child.stdout, self._child.stderr):
+        for output in (self._audio, self._messages):
             output.close()

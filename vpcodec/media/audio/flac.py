@@ -19,7 +19,7 @@ from .stream import ByteStream, Feed, open_feed
 _MAX_HEAD = 16  # bytes of a frame header
 _LOOK_BACK = 2**18  # bytes from the end in which the last frame is looked for
 _RATES = (0, 88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
-_BITS = (0, 8, 12, None, 16, 20, 24, 32)
+_BITS = (0, 8, 12, 0, 16, 20, 24, 32)  # the fourth is reserved
 MAX_METADATA = 2**28  # bytes
 
 
@@ -141,7 +141,7 @@ class FlacSource:
     def __init__(self, stream: ByteStream, stack: ExitStack, *, keep: bool = False) -> None:
         self._stream, self._keep = stream, keep
         head = self._take_metadata()
-        self._end = self._find_end() if stream.on_disk else None
+        self._end = self._find_end() if stream.on_disk else 0
         self._promised = self._info.n_samples
         self.cut: str | None = None
         length = 0  # where the header may not be true all frames are read
@@ -257,7 +257,7 @@ class FlacSource:
 
     def _some(self) -> bytes:
         """What comes next, but for a tag at the end; nothing at the end."""
-        if self._end is None:
+        if not self._stream.on_disk:
             ahead = self._stream.peek(129)
             if len(ahead) < 129:
                 return b"" if ahead.startswith(b"TAG") else self._stream.read(128)

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .common import AudioError, cut_short
+from .common import AudioError, PartialAudioError, cut_short
 from .stream import Feed, id3_length, open_feed
 
 SEARCH = 2**16  # bytes in front of the first frame that may be something else
@@ -243,8 +243,8 @@ def _info(frame: _Frame) -> _Info | None:
         return None
     flags = int.from_bytes(data[at + 4 : at + 8], "big")
     n_frames = int.from_bytes(data[at + 8 : at + 12], "big") if flags & 1 else 0
-    n_bytes = data[at + 12 : at + 16] if flags & 1 else data[at + 8 : at + 12]
-    n_bytes = int.from_bytes(n_bytes, "big") if flags & 2 else 0
+    field = data[at + 12 : at + 16] if flags & 1 else data[at + 8 : at + 12]
+    n_bytes = int.from_bytes(field, "big") if flags & 2 else 0
     at += 8 + sum(size for bit, size in enumerate((4, 4, 100, 4)) if flags >> bit & 1)
     delay, padding = None, 0
     if data[at : at + 4] in (b"LAME", b"Lavf", b"Lavc") and len(data) >= at + 24:
@@ -284,7 +284,7 @@ class Mp3Source:
         stack.callback(self._sound.close)
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.format, self.subtype = "MP3", self._sound.subtype
-        self.n_samples = None
+        self.n_samples: int | None = None
         self.cut: str | None = None
         self._n_decoded = 0  # samples
         self._start = self._padding = 0  # first sample that is kept, and of the padding
@@ -315,9 +315,9 @@ class Mp3Source:
         n_before = self._n_fed + len(self._ahead)
         place = f"{n_before * ours.n_samples / ours.sample_rate:.2f} s"
         if self._frames.junk and n_before and not self._keep:
-            raise AudioError(
+            raise PartialAudioError(
                 f"damaged after {place}: {self._frames.junk:,} bytes there are no MPEG audio, "
-                "and more follows (--truncated keep leaves them out)"
+                "and more follows"
             )
         for name, before, after in (
             ("layers", ours.layer, other.layer),
@@ -335,9 +335,10 @@ class Mp3Source:
         n_more = self._end // self._header.n_samples + 1 - self._n_fed  # for one frame behind it
         if n_more > 0 and not self._look(n_more):
             return True
-        if self._size is None or self._info.n_bytes is None:
+        n_bytes = self._info.n_bytes if self._info else None
+        if self._size is None or n_bytes is None:
             return False
-        return self._size <= self._info.n_bytes * 17 / 16  # as ffmpeg decides
+        return self._size <= n_bytes * 17 / 16  # as ffmpeg decides
 
     def read(self, n: int) -> np.ndarray:
         """The next samples, float32 (up to n, C); none at the end."""

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .common import AudioError, cut_short
+from .common import AudioError, PartialAudioError, cut_short
 from .stream import ByteStream, Feed, ForwardSoundFile, open_feed
 
 _BOS, _EOS = 2, 4
 _HUGE = 2**62  # a granule position that nothing reaches
 _TAIL = 2**31  # number of the page in the tail of a feed
-_WITHIN = "truncated: it ends within an Ogg page; --truncated keep takes what is there"
+_WITHIN = "truncated: it ends within an Ogg page"
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _CODECS = {b"\x01vorbis": "Vorbis", b"OpusHead": "Opus", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex"}
 DECODED = ("Vorbis", "Opus")
@@ -69,7 +69,7 @@ def read_pages(stream: ByteStream, *, keep: bool = False) -> Iterator[Page]:
         if len(head) < 27 or len(sizes) < head[26] or len(stream.peek(length)) < length:
             if keep:
                 return
-            raise AudioError(_WITHIN)
+            raise PartialAudioError(_WITHIN)
         data = stream.read(length)
         _, flags, granule, serial, number, check = struct.unpack("<xxxxBBqIII", data[:26])
         if checksum(data[:22] + bytes(4) + data[26:]) != check:
@@ -227,7 +227,7 @@ def _find_links(stream: ByteStream) -> list[_Link]:
         sizes = stream.peek(27 + head[-1])[27:] if len(head) == 27 else b""
         length = 27 + len(sizes) + sum(sizes)
         if len(head) < 27 or len(sizes) < head[26] or start + length > stream.size:
-            raise AudioError(_WITHIN)
+            raise PartialAudioError(_WITHIN)
         _, flags, granule, page_serial, number, _ = struct.unpack("<xxxxBBqIII", head[:26])
         if flags & _BOS:
             page = Page(flags, granule, page_serial, number, stream.peek(length))

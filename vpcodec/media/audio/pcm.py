@@ -33,6 +33,7 @@ class PcmSource:
         keep: bool = False,
     ) -> None:
         self.sample_rate, self.channels = layout.sample_rate, layout.channels
+        assert layout.coding is not None
         self.format, self.subtype = layout.format, layout.coding
         self._stream, self._layout, self._keep = stream, layout, keep
         self._width = layout.align // max(1, layout.channels)
@@ -50,7 +51,7 @@ class PcmSource:
         self._left = self._promised
         self.cut: str | None = None
         self._shift = 0  # bits that samples are below their place
-        if self._width > READ_WIDTHS[layout.coding]:
+        if self._width > READ_WIDTHS[self.subtype]:
             self._shift = self._find_shift(parts)
 
     def read(self, n: int) -> np.ndarray:
@@ -73,7 +74,7 @@ class PcmSource:
         """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
         if self._promised is not None and n_read < self._promised:
             self.cut = cut_short(n_read, self._promised, self.sample_rate)
-        elif self._has_more:
+        elif self._has_more and self._promised is not None:
             self._stream.skip(self._layout.n_bytes - self._promised * self._layout.align)
             odd = self._layout.n_bytes % 2 == 1
             try:

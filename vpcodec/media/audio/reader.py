@@ -20,6 +20,7 @@ from .common import (
     BLOCK,
     WIDTHS,
     AudioError,
+    PartialAudioError,
     RawFormat,
     check_limits,
     is_regular,
@@ -76,7 +77,8 @@ class AudioReader:
     bytes. What is not audio is refused after its first bytes.
 
     Every byte of a file is accounted for: audio that a header does not know of is read or refused,
-    never left out. With `truncated="keep"` a file that ends early gives what is there.
+    never left out. With `truncated="keep"` a file that ends early gives what is there;
+    otherwise PartialAudioError is raised.
 
     Attributes:
         sample_rate (Hz), channels: as stored.
@@ -122,7 +124,7 @@ class AudioReader:
 
     def _refuse_cut(self) -> None:
         if self._source.cut and not self._keep:
-            raise AudioError(f"{self._source.cut}; --truncated keep takes what is there")
+            raise PartialAudioError(self._source.cut)
 
     def blocks(self, n: int) -> Iterator[np.ndarray]:
         """Yield what is left as float32 arrays (C, up to `n`); integers are scaled to [-1, 1).
@@ -193,7 +195,7 @@ def open_source(
     if raw is not None:
         coding = raw_coding(raw.encoding)
         align = WIDTHS[coding] * raw.channels
-        layout = Layout("RAW", coding, raw.sample_rate, raw.channels, align, 0, None, False)
+        layout = Layout("RAW", coding, raw.sample_rate, raw.channels, align, 0, 0, False)
         return PcmSource(stream, layout, [(0, stream.size)] if on_disk else None)
     if not stream.peek(1):
         raise AudioError("not an audio file (it is empty)")
@@ -232,7 +234,7 @@ def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | No
         front = stream.peek(n)
         found = find_frames(front, at_end=len(front) < n)
         if found is not None and found <= SEARCH:
-            return Mp3Source(stream, stream.size, stack, keep=keep)
+            return Mp3Source(stream, stream.size if stream.on_disk else None, stack, keep=keep)
     return None
 
 

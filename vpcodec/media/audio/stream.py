@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,11 +24,14 @@ class ByteStream:
     Args:
         file: a regular file without a buffer where `on_disk`, else any stream.
         on_disk: whether it can seek.
+
+    Attributes:
+        size: bytes of a file on disk.
     """
 
-    def __init__(self, file: BinaryIO, on_disk: bool) -> None:
+    def __init__(self, file: BinaryIO | io.RawIOBase, on_disk: bool) -> None:
         self.file, self.on_disk = file, on_disk
-        self.size = file.seek(0, os.SEEK_END) if on_disk else None
+        self.size = file.seek(0, os.SEEK_END) if on_disk else 0
         if on_disk:
             file.seek(0)
         self._buffer = bytearray()
@@ -61,7 +65,7 @@ class ByteStream:
 
     def skip(self, n: int) -> int:
         """Leave `n` bytes out, fewer at the end: their number."""
-        if self.size is not None:
+        if self.on_disk:
             n = max(0, min(n, self.size - self._start))
             self.seek(self._start + n)
             return n
