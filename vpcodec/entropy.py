@@ -16,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# The first tables of a model; the names of later ones contain the beginning of their hash.
 TABLES = "entropy.safetensors"
 MAX_TABLES_BYTES = 1 << 26
 FORMAT = "1"  # of the tables
@@ -349,6 +351,58 @@ def _push(starts: list[int], widths: list[int]) -> bytes:
         state = (quotient << PRECISION) + rest + start
     words += [state & 0xFFFF, state >> 16]
     return np.array(words[::-1], "<u2").tobytes()
+
+
+# ------------------------------------------------------------------------------- sets of tables
+
+
+class CoderSet:
+    """The entropy coders of a model: one for each set of tables that its files were coded with.
+
+    Args:
+        codebook_size: of all of them.
+        loaders: tables id (hex) -> loads the coder with those tables, when it is needed; the last
+            is the newest.
+    """
+
+    def __init__(self, codebook_size: int, loaders: Mapping[str, Callable[[], TokenCoder]]) -> None:
+        self.codebook_size = codebook_size
+        self._loaders = dict(loaders)
+        self._loaded: dict[str, TokenCoder] = {}
+
+    @property
+    def newest(self) -> TokenCoder:
+        """The coder that packs.
+
+        Raises:
+            ValueError: its tables cannot be loaded.
+        """
+        return self._coder(next(reversed(self._loaders)))
+
+    def pack(self, tokens: np.ndarray) -> bytes:
+        """Code a block with the newest tables; see `TokenCoder.pack`."""
+        return self.newest.pack(tokens)
+
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+        """Decode a block with the tables that it was coded with; see `TokenCoder.unpack`.
+
+        Raises:
+            ValueError: no such tables, they cannot be loaded, or the block is damaged.
+        """
+        name = payload[:TABLES_ID_BYTES].hex()
+        if name not in self._loaders:
+            known = ", ".join(self._loaders)
+            raise EntropyError(f"coded with other tables ({name}; the model has {known})")
+        return self._coder(name).unpack(payload, n_frames, channels)
+
+    def joined(self, other: CoderSet) -> CoderSet:
+        """A set that packs as this one does, and also unpacks what `other` can."""
+        return CoderSet(self.codebook_size, other._loaders | self._loaders)
+
+    def _coder(self, name: str) -> TokenCoder:
+        if name not in self._loaded:
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
 
 
 # ------------------------------------------------------------------------------------- the file

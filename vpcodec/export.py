@@ -7,6 +7,7 @@ torch and ONNX Runtime compute in float32 with the very same numbers.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,18 @@ from .backends.torch import TorchBackend
 from .codec import AudioCodec
 from .config import AudioConfig, ConfigError, ImageConfig, parse_model
 from .graphs import same_signal, same_tokens, save_graph, share_weights, strip, trace
+from .hub import bundled_folders
 from .media.files import atomic_folder
-from .model_folder import CONFIG, WEIGHTS, fingerprint, read_folder, write_folder_config
+from .model_folder import (
+    CONFIG,
+    WEIGHTS,
+    ModelError,
+    ModelFolder,
+    fingerprint,
+    read_folder,
+    token_space,
+    write_folder_config,
+)
 from .models import Autoencoder, build_model
 from .quantizers import NoCodebookError
 from .recipe.quantizers import parse_training
@@ -41,6 +52,7 @@ def export_run(
     target: Path,
     *,
     force: bool = False,
+    like: Path | None = None,
     note: Callable[[str], None] | None = None,
 ) -> None:
     """Export the averaged weights of a training run.
@@ -50,12 +62,15 @@ def export_run(
             `best.safetensors`.
         target: model folder to make; appears whole or not at all.
         force: replace an existing folder.
+        like: folder of a model with the same token space, whose entropy tables and identities of
+            token files are taken over; None: a bundled model with that space, if there is one.
         note: told of damaged checkpoints that are passed over.
 
     Raises:
         CheckpointError: no checkpoint there.
         FileExistsError: target exists and not `force`.
         ExportError: the graphs do not agree with torch.
+        ModelError: `like` is damaged or has another token space.
     """
     groups, state, damaged = load_newest(run)
     for error in damaged:
@@ -72,17 +87,19 @@ def export_run(
             model.quantizer.fit()
     except (NoCodebookError, ValueError) as error:
         raise CheckpointError(f"{run}: no codebook yet ({error}); train on") from None
-    export_model(model, target, force=force)
+    export_model(model, target, force=force, like=like)
 
 
-def export_model(model: Autoencoder, target: Path, *, force: bool = False) -> None:
+def export_model(
+    model: Autoencoder, target: Path, *, force: bool = False, like: Path | None = None
+) -> None:
     """Export a torch model; see `export_run`."""
     with atomic_folder(target, force=force, mark=CONFIG) as folder:
-        _write(model, folder)
+        _write(model, folder, like)
         _verify(folder)
 
 
-def _write(model: Autoencoder, folder: Path) -> None:
+def _write(model: Autoencoder, folder: Path, like: Path | None) -> None:
     config = model.config
     stored = _stored_state(model)
     weights = save(stored, metadata={"format": "pt"})
@@ -100,7 +117,39 @@ def _write(model: Autoencoder, folder: Path) -> None:
         strip(graph)
         save_graph(graph, config, mark, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
-    write_folder_config(folder, config, mark, [WEIGHTS, "encoder.onnx", "decoder.onnx"])
+    names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
+    space = token_space(config, weights)
+    relative = _relative(space, like)
+    if relative is None:
+        write_folder_config(folder, config, mark, names, space=space)
+        return
+    for name in relative.tables:
+        shutil.copyfile(relative.file(name), folder / name)
+    write_folder_config(
+        folder,
+        config,
+        mark,
+        [*names, *relative.tables],
+        space=space,
+        earlier=[x for x in (*relative.earlier, relative.fingerprint) if x != mark],
+        revisions=relative.revisions,
+    )
+
+
+def _relative(space: bytes, like: Path | None) -> ModelFolder | None:
+    """The model `like`, or else a bundled one with this token space, if there is one.
+
+    Raises:
+        ModelError: `like` is damaged or has another token space.
+    """
+    if like is None:
+        bundled = (read_folder(path) for path in bundled_folders().values())
+        return next((model for model in bundled if model.space == space), None)
+    model = read_folder(like)
+    model.check()
+    if model.space != space:
+        raise ModelError(f"{like}: has another token space: its encoder or quantizer is another")
+    return model
 
 
 def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dict[int, Any]]]:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from .config import ModelConfig
-from .entropy import TokenCoder
+from .entropy import CoderSet
 from .model_folder import CARD, CONFIG, ModelError, ModelFolder, read_folder
 from .tokenfile import TokenHeader
 
@@ -86,8 +86,9 @@ def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) ->
     Hub are checked against their hashes; one that is damaged in the cache is fetched once more.
 
     Args:
-        name: a bundled model; a folder; `owner/name[@revision]` on the Hugging Face Hub; or a name
-            of a registered source, such as `owner/name:model[@revision]` for a model that others
+        name: a bundled model, of which the newest revision is meant unless the name ends in `@1`,
+            `@2` and so on; a folder; `owner/name[@revision]` on the Hugging Face Hub; or a name of
+            a registered source, such as `owner/name:model[@revision]` for a model that others
             published, which is converted on first use.
         note: called with a line of text before a step that takes a while.
 
@@ -107,12 +108,45 @@ def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) ->
     if str(name) and path.is_dir():
         return read_folder(path)
     repo, _, revision = str(name).partition("@")
+    if repo in bundled:
+        return _open_revision(read_folder(bundled[repo]), repo, revision)
     if repo.count("/") == 1 and not path.is_absolute() and not repo.startswith("."):
         return _open_repository(repo, revision or None)
     known = ", ".join(bundled) or "none"
     raise ModelError(
         f"unknown model {str(name)!r} (bundled: {known}; or a folder, or owner/name on the Hub)"
     )
+
+
+def _open_revision(newest: ModelFolder, name: str, revision: str) -> ModelFolder:
+    """A revision of the bundled model `newest`, whose plain name is `name`."""
+    if revision == str(newest.config.revision):
+        return newest
+    known = {str(number): other.model for number, other in newest.revisions.items()}
+    if revision not in known:
+        listed = ", ".join(sorted({*known, str(newest.config.revision)}))
+        raise ModelError(f"{name} has no revision {revision!r} (known: {listed})")
+    return open_model(known[revision])
+
+
+def model_of(header: TokenHeader) -> str | None:
+    """The name by which `open_model` finds the model that decodes a token file.
+
+    That is a bundled model of the same token space, whatever its name; or another revision of a
+    bundled model, from where that model says; or else the model that the file names. None if it is
+    neither bundled nor from a registered source.
+
+    Raises:
+        ModelError: a bundled model cannot be read.
+    """
+    bundled = {name: read_folder(path) for name, path in bundled_folders().items()}
+    own = header.model.partition("@")[0]
+    for name in sorted(bundled, key=lambda name: name != own):
+        if header.fingerprint in bundled[name].identities:
+            return name
+    if own in bundled and (revision := bundled[own].revision_of(header.fingerprint)):
+        return revision.model
+    return name_of_model(header.model)
 
 
 def name_of_model(label: str) -> str | None:
@@ -130,15 +164,16 @@ def is_local(name: str) -> bool:
     return all(source.is_local(name) for source in _sources if source.owns(name))
 
 
-def bundled_coder(header: TokenHeader) -> TokenCoder | None:
-    """The entropy coder of the bundled model that made a token file; None if there is none."""
-    folder = bundled_folders().get(header.model)
-    try:
-        model = None if folder is None else read_folder(folder)
-        fits = model is not None and model.fingerprint == header.fingerprint
-        return model.coder if fits else None
-    except ModelError:
-        return None
+def bundled_coder(header: TokenHeader) -> CoderSet | None:
+    """The entropy coders of the bundled model with the token space of a file; None if there is
+    none."""
+    for path in bundled_folders().values():
+        with suppress(ModelError):
+            model = read_folder(path)
+            fits = header.codebook_size == model.config.codebook_size
+            if fits and header.fingerprint in model.identities:
+                return model.coder
+    return None
 
 
 @dataclass(frozen=True)

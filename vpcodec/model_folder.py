@@ -1,26 +1,47 @@
-"""A model on disk: reading and writing the folder, checking hashes, and the fingerprint."""
+"""A model on disk: reading and writing the folder, checking hashes, and what identifies a model.
+
+A *fingerprint* identifies all weights and the configuration. A *token space* is what decides and
+explains tokens, encoder and quantizer; its identity is in token files. Models that differ only in
+their decoders have one space, and read each other's files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, ModelConfig, parse_model
-from .entropy import TABLES, EntropyError, TokenCoder, load_coder
+from .entropy import CoderSet, EntropyError, TokenCoder, load_coder
 from .media.files import atomic_output
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 MAX_CONFIG_BYTES = 1 << 20
+_TABLES = re.compile(r"entropy(-[0-9a-f]{8})?\.safetensors")  # names of files with entropy tables
 
 
 class ModelError(ValueError):
     """A model that cannot be found, read or trusted; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """Another revision of a model, with another encoder.
+
+    Attributes:
+        model: the name by which it can be opened, such as owner/name@revision on the Hub.
+        identities: of its token files.
+    """
+
+    model: str
+    identities: frozenset[bytes]
 
 
 @dataclass(frozen=True)
@@ -30,9 +51,13 @@ class ModelFolder:
     Attributes:
         path: the folder.
         config: the configuration of the model.
-        fingerprint: 16 bytes that identify the weights and configuration; token files contain it.
-        files: name -> SHA-256 (hex) of every file that `file` returns.
+        fingerprint: 16 bytes that identify the weights and configuration.
+        files: name -> SHA-256 (hex) of every file that `file` returns; of those with entropy
+            tables, the last is the newest.
         source: where converted weights came from; empty for native models.
+        stated_space: identity of the token space in config.json; None if it has none.
+        earlier: fingerprints of earlier models of the same space, which are in their token files.
+        revisions: the model's other revisions, by number.
     """
 
     path: Path
@@ -40,28 +65,78 @@ class ModelFolder:
     fingerprint: bytes
     files: dict[str, str]
     source: dict[str, Any] = field(default_factory=dict)
+    stated_space: bytes | None = None
+    earlier: tuple[bytes, ...] = ()
+    revisions: Mapping[int, Revision] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Check every file against its hash, and the configuration against the fingerprint.
+        """Check every file against its hash, and the configuration against its identities.
 
         Raises:
             ModelError: a file is missing, or was changed after the export.
         """
         for name in {WEIGHTS, *self.files}:
             self.file(name)
-        if fingerprint(self.config, (self.path / WEIGHTS).read_bytes()) != self.fingerprint:
+        weights = (self.path / WEIGHTS).read_bytes()
+        if fingerprint(self.config, weights) != self.fingerprint:
             raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not match)")
+        if self.stated_space not in (None, self._space_of(weights)):
+            raise ModelError(f"{self.path / CONFIG}: changed (the token space does not match)")
 
     @cached_property
-    def coder(self) -> TokenCoder | None:
-        """The entropy coder of its tokens; None if the model has no entropy tables.
+    def space(self) -> bytes:
+        """16 bytes that identify the token space; new token files contain them.
 
         Raises:
-            ModelError: the tables are damaged or belong to another codebook.
+            ModelError: config.json does not state it, and the weights cannot be read.
         """
-        if TABLES not in self.files:
+        if self.stated_space is not None:
+            return self.stated_space
+        return self._space_of(self.file(WEIGHTS).read_bytes())
+
+    def _space_of(self, weights: bytes) -> bytes:
+        try:
+            return token_space(self.config, weights)
+        except ModelError as error:
+            raise ModelError(f"{self.path / WEIGHTS}: {error}") from None
+
+    @property
+    def identities(self) -> frozenset[bytes]:
+        """What token files that this model decodes may contain: the identity of the space, or the
+        fingerprint of this or an earlier model, as files had it before spaces had an identity.
+
+        Raises:
+            ModelError: as `space`.
+        """
+        return frozenset({self.space, self.fingerprint, *self.earlier})
+
+    def revision_of(self, identity: bytes) -> Revision | None:
+        """The other revision of this model that made token files with an identity."""
+        return next((r for r in self.revisions.values() if identity in r.identities), None)
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the files with entropy tables, the newest last."""
+        return [name for name in self.files if _TABLES.fullmatch(name)]
+
+    @cached_property
+    def coder(self) -> CoderSet | None:
+        """The entropy coders of its tokens; None if the model has no entropy tables.
+
+        Raises:
+            ModelError: the newest tables are damaged or belong to another codebook.
+        """
+        if not self.tables:
             return None
-        path = self.file(TABLES)
+        coders = CoderSet(
+            self.config.codebook_size,
+            {self.files[name][:4]: partial(self._load_tables, name) for name in self.tables},
+        )
+        coders.newest  # noqa: B018  (the others are loaded for files that need them)
+        return coders
+
+    def _load_tables(self, name: str) -> TokenCoder:
+        path = self.file(name)
         try:
             coder = load_coder(path)
         except (EntropyError, OSError) as error:
@@ -105,6 +180,42 @@ def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
     return digest.digest()[:16]
 
 
+def token_space(config: ModelConfig, weights: bytes) -> bytes:
+    """The identity of the token space: the first 16 bytes of the SHA-256 of encoder and quantizer.
+
+    The names of models and all that concerns only decoding do not count, nor fields that are not
+    set. Of the weights count the names, types, shapes and values of those that are not the
+    decoder's.
+
+    Args:
+        config: the configuration.
+        weights: the bytes of model.safetensors.
+
+    Raises:
+        ModelError: not a safetensors file.
+    """
+    left_out: dict[str, Any] = dict.fromkeys(config.outside_space, True)
+    left_out["quantizer"] = set(config.quantizer.outside_space)
+    facts: Any = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    view = memoryview(weights)
+    try:
+        first = 8 + int.from_bytes(view[:8], "little")
+        header = json.loads(bytes(view[8:first]))
+        for name in sorted(header):
+            if name == "__metadata__" or name.startswith(config.decoder_weights):
+                continue
+            start, end = header[name]["data_offsets"]
+            if not 0 <= start <= end <= len(view) - first:
+                raise ValueError
+            facts = [name, header[name]["dtype"], header[name]["shape"], end - start]
+            digest.update(json.dumps(facts).encode())
+            digest.update(view[first + start : first + end])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ModelError("not a safetensors file") from None
+    return digest.digest()[:16]
+
+
 def read_folder(path: Path) -> ModelFolder:
     """Read and check the config.json of a model folder.
 
@@ -122,6 +233,12 @@ def read_folder(path: Path) -> ModelFolder:
     try:
         data = json.loads(text)
         fingerprint = bytes.fromhex(data.pop("fingerprint"))
+        space = data.pop("space", None)
+        space = None if space is None else bytes.fromhex(space)
+        earlier = tuple(bytes.fromhex(item) for item in data.pop("earlier", ()))
+        revisions = {
+            int(number): _revision(entry) for number, entry in data.pop("revisions", {}).items()
+        }
         files = {str(name): str(digest) for name, digest in data.pop("files").items()}
         source = dict(data.pop("source", {}))
         if not all(str(source.get(key, "")).isprintable() for key in ("model", "commit")):
@@ -132,10 +249,20 @@ def read_folder(path: Path) -> ModelFolder:
         raise ModelError(f"{file}: {reason}") from None
     if len(fingerprint) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
+    others = frozenset().union(*(revision.identities for revision in revisions.values()))
+    if any(len(item) != 16 for item in (*earlier, *others, space or bytes(16))):
+        raise ModelError(f"{file}: an identity is not 16 bytes")
     fits = {name: Path(name).name == name and name.isprintable() for name in files}
     if stranger := next((name for name, fit in fits.items() if not fit), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
-    return ModelFolder(path, config, fingerprint, files, source)
+    return ModelFolder(path, config, fingerprint, files, source, space, earlier, revisions)
+
+
+def _revision(entry: dict[str, Any]) -> Revision:
+    model = entry["model"]
+    if not isinstance(model, str) or not model.isprintable():
+        raise ValueError
+    return Revision(model, frozenset(bytes.fromhex(item) for item in entry["identities"]))
 
 
 def write_folder_config(
@@ -145,12 +272,27 @@ def write_folder_config(
     files: list[str],
     *,
     source: dict[str, Any] | None = None,
+    space: bytes | None = None,
+    earlier: Iterable[bytes] = (),
+    revisions: Mapping[int, Revision] | None = None,
 ) -> None:
     """Write config.json into a model folder, with the hashes of `files`; see `ModelFolder`."""
     data = config.model_dump(mode="json")
     if source:
         data["source"] = source
     data["fingerprint"] = fingerprint.hex()
+    if space is not None:
+        data["space"] = space.hex()
+    if earlier := [item.hex() for item in earlier]:
+        data["earlier"] = earlier
+    if revisions:
+        data["revisions"] = {
+            str(number): {
+                "model": revision.model,
+                "identities": sorted(item.hex() for item in revision.identities),
+            }
+            for number, revision in sorted(revisions.items())
+        }
     data["files"] = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in files}
     with atomic_output(path / CONFIG) as file:
         file.write((json.dumps(data, indent=2) + "\n").encode())

@@ -148,7 +148,8 @@ class TokenHeader(ABC):
 
     Attributes:
         model: name, 1 to 64 bytes of printable UTF-8.
-        fingerprint: 16 bytes that identify the weights and configuration.
+        fingerprint: 16 bytes that identify the token space; in files of early versions, all weights
+            and the configuration of the model.
         channels: 1 to 255.
         hop_length: size of a frame, see the subclasses.
         codebook_size: 2 to 2**32.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..progress import Progress
 from . import options
+
+if TYPE_CHECKING:
+    from ..tokenfile import TokenHeader
 
 
 def decode(
@@ -103,7 +106,7 @@ def decode(
                 raise common.UsageError(
                     f"{item.target}: this is {modality.one}; the suffix must be one of {known}"
                 )
-            codec = codecs.get(model or _trusted(tokens.header.model))
+            codec = codecs.get(model or _trusted(tokens.header))
             modalities.check_model(name, modality, codec)
             options = audio_options if modality is modalities.AUDIO else {}
             return modality, codec.decode_file(
@@ -113,12 +116,19 @@ def decode(
     common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
 
 
-def _trusted(name: str) -> str:
-    """The model that a token file names, if it is local; nothing is fetched on a file's word."""
-    from ..hub import is_local, name_of_model
+def _trusted(header: TokenHeader) -> str:
+    """The model for a token file, if it is local or a bundled model says where it is; nothing else
+    is fetched on a file's word."""
+    from ..hub import bundled_folders, is_local, model_of
     from . import common
 
-    found = name_of_model(name)
+    name = header.model
+    found = model_of(header)
+    if found is None and (own := name.partition("@")[0]) in bundled_folders():
+        raise common.UsageError(
+            f"made by {name!r}, a revision that the bundled {own!r} does not know: use a newer "
+            "vpcodec, or --model"
+        )
     if found is None:
         raise common.UsageError(f"made by the model {name!r}, which is not bundled: use --model")
     if not is_local(found):

@@ -12,6 +12,13 @@ from . import options
 def export(
     run: Path = typer.Argument(..., help="Run folder of `vpcodec train`."),
     output: Path = typer.Option(..., "--output", "-o", help="Model folder to create."),
+    like: Path = typer.Option(
+        None,
+        "--like",
+        metavar="FOLDER",
+        help="Model of the same token space, whose entropy tables and recognised token files are "
+        "taken over; default: a bundled one.",
+    ),
     force: bool = options.FORCE,
 ) -> None:
     """Export a run to ONNX, safetensors and config.json, with the graphs checked against torch."""
@@ -25,7 +32,11 @@ def export(
 
     try:
         export_run(
-            run, output, force=force, note=lambda text: typer.echo(f"vpcodec: {text}", err=True)
+            run,
+            output,
+            force=force,
+            like=like,
+            note=lambda text: typer.echo(f"vpcodec: {text}", err=True),
         )
     except (CheckpointError, ExportError) as error:
         raise common.UsageError(str(error)) from None

@@ -101,7 +101,6 @@ def _image_token_facts(header: ImageHeader, tokens: int, found: Verification) ->
 
 
 def _model_facts(name: str) -> dict[str, Any]:
-    from ..entropy import TABLES
     from ..hub import open_model
     from ..model_folder import WEIGHTS
     from . import common
@@ -119,11 +118,14 @@ def _model_facts(name: str) -> dict[str, Any]:
         "path": str(model.path),
         **source,
         "fingerprint": model.fingerprint.hex(),
+        "space": model.space.hex(),
+        "earlier": [item.hex() for item in model.earlier],
         "hop_length": config.hop_length,
         "codebook_size": config.codebook_size,
         "quantizer": _quantizer(config.quantizer),
         "parameters": _count_parameters(model.path / WEIGHTS),
-        "entropy_coding": TABLES in model.files,
+        "entropy_coding": bool(model.tables),
+        "entropy_tables": len(model.tables),
         **_facts_of(config),
         "bytes": sum((model.path / file).stat().st_size for file in model.files),
         "checksums": "ok",

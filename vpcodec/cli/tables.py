@@ -11,7 +11,7 @@ from . import options
 
 
 def tables(
-    folder: Path = typer.Argument(..., help="Model folder; its tables are added or replaced."),
+    folder: Path = typer.Argument(..., help="Model folder; tables are added to it."),
     data: Path = typer.Argument(..., help="Folder of recordings, preferably the training data."),
     hours: float = typer.Option(6.0, min=0.01, help="Hours of audio, at most."),
     hidden: int = typer.Option(
@@ -26,8 +26,8 @@ def tables(
 ) -> None:
     """Fit entropy tables to a model's tokens, which makes its token files smaller.
 
-    Tables are part of a model: files coded with other tables can no longer be read, so fit them
-    before you use the model.
+    New files use the newest tables. Those that a model has already stay, and with them its files
+    can be read as before.
     """
     from . import common
 

@@ -122,7 +122,7 @@ class AudioCodec(Codec, modality="audio"):
             )
             header = AudioHeader(
                 model=self.name,
-                fingerprint=self.fingerprint,
+                fingerprint=self.space,
                 sample_rate=self.sample_rate,
                 original_rate=reader.sample_rate,
                 channels=reader.channels,

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar, Self
 import numpy as np
 
 from ..backends import Backend, load_backend
-from ..entropy import TokenCoder
+from ..entropy import CoderSet
 from ..hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_coder, open_model
 from ..media.files import atomic_output
 from ..model_folder import ModelError, ModelFolder
@@ -100,8 +100,13 @@ class Codec(ABC):
         return self.model.fingerprint
 
     @property
-    def coder(self) -> TokenCoder | None:
-        """The entropy coder of token files; None if the model has no entropy tables."""
+    def space(self) -> bytes:
+        """16 bytes that identify the token space, encoder and quantizer, in token files."""
+        return self.model.space
+
+    @property
+    def coder(self) -> CoderSet | None:
+        """The entropy coders of token files; None if the model has no entropy tables."""
         return self.model.coder
 
     @property
@@ -159,19 +164,25 @@ class Codec(ABC):
             file = stack.enter_context(open(source, "rb")) if named else source
             reader = TokenReader(file, recover=recover)
         header = reader.header
+        same = header.fingerprint in self.model.identities
+        if (other := self.model.revision_of(header.fingerprint)) and not (same or force):
+            raise TokenFileError(
+                f"made by {header.model!r}, another revision of {self.name!r}: use --model "
+                f"{other.model}"
+            )
         if header.codebook_size != self.codebook_size or not self._fits(header):
             raise TokenFileError(
                 f"made by the model {header.model!r}, whose tokens {self.name!r} cannot decode"
             )
-        if header.fingerprint != self.fingerprint and not force:
+        if not (same or force):
             raise OtherWeightsError(
-                f"made by other weights (model {header.model!r}, fingerprint "
+                f"made by other weights (model {header.model!r}, token space "
                 f"{header.fingerprint.hex()[:8]}; this is {self.name!r}, "
-                f"{self.fingerprint.hex()[:8]})"
+                f"{self.space.hex()[:8]})"
             )
         if reader.coder is None:
-            own = self.coder if header.fingerprint == self.fingerprint else None
-            reader.coder = own or bundled_coder(header)
+            own, bundled = self.coder if same else None, bundled_coder(header)
+            reader.coder = own.joined(bundled) if own and bundled else own or bundled
         return reader
 
 

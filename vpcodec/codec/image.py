@@ -139,7 +139,7 @@ class ImageCodec(Codec, modality="image"):
         """The header of a token file for an image (H, W, components)."""
         return ImageHeader(
             model=self.name,
-            fingerprint=self.fingerprint,
+            fingerprint=self.space,
             channels=_channels(components),
             hop_length=self.hop_length,
             codebook_size=self.codebook_size,

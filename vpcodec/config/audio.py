@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,26 @@ class AudioModelConfig(ModelConfig):
 
 class AudioConfig(AudioModelConfig):
     """The native causal audio autoencoder. Rates follow from `sample_rate` and `strides`."""
+
+    outside_space: ClassVar[frozenset[str]] = AudioModelConfig.outside_space | {
+        "decoder_dims",
+        "decoder_depths",
+        "decoder_expansions",
+        "decoder_layers",
+        "decoder_feedforward_dim",
+        "enhance_kernels",
+        "enhance_dilations",
+        "enhance_channels",
+        "last_dim",
+        "last_dilations",
+        "synthesis_taps",
+        "noise_channels",
+        "decoder_delay",
+        # These three may be written in several ways; the shapes of the weights show them.
+        "expansion",
+        "encoder_expansions",
+        "encoder_feedforward_dim",
+    }
 
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,11 @@ class ImageConfig(ModelConfig):
     Every layer sees a bounded neighbourhood, so large images can be coded in tiles with the tokens
     of the whole.
     """
+
+    outside_space: ClassVar[frozenset[str]] = ModelConfig.outside_space | {
+        "decoder_depths",
+        "decoder_layers",
+    }
 
     kind: Literal["image"] = Field("image", description="What the model codes.")
     patch_size: Positive = Field(

@@ -12,15 +12,22 @@ from .strict import Strict
 
 
 class ModelConfig(Strict):
-    """The fields of every model."""
+    """The fields of every model.
 
-    descriptive: ClassVar[frozenset[str]] = frozenset(
-        {"description", "license"}
-    )  # no part of the identity
+    Attributes:
+        descriptive: fields that are no part of the fingerprint.
+        outside_space: fields that are no part of the token space: they do not decide the tokens.
+        decoder_weights: how the names of weights begin that are no part of the token space.
+    """
+
+    descriptive: ClassVar[frozenset[str]] = frozenset({"description", "license"})
+    outside_space: ClassVar[frozenset[str]] = descriptive | {"name"}
+    decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.",)
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="Model name, as in token files.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@([2-9]|[1-9][0-9]+))?$",
+        max_length=64,
+        description="Model name, as in token files; @2 and so on is its revision.",
     )
     kind: str = Field(description="What the model codes.")
     description: str = Field("", description="One line, shown by `vpcodec models`.")
@@ -29,6 +36,11 @@ class ModelConfig(Strict):
         default_factory=FSPConfig,
         description="One of the quantizers below, selected by its `type`.",
     )
+
+    @property
+    def revision(self) -> int:
+        """1 for a plain name; a new encoder makes a new revision."""
+        return int(self.name.partition("@")[2] or 1)
 
     @property
     def modality(self) -> str:

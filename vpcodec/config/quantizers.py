@@ -28,9 +28,11 @@ class BaseQuantizerConfig(Strict):
     Attributes:
         retired: training options that configurations had before these moved to recipes; accepted
             and ignored.
+        outside_space: fields that do not decide the tokens; see `ModelConfig`.
     """
 
     retired: ClassVar[frozenset[str]] = frozenset()
+    outside_space: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -58,6 +60,7 @@ class FSPConfig(GridConfig):
     """Finite scalar perturbation: uniform latents, Lloyd-Max centroids."""
 
     retired: ClassVar[frozenset[str]] = frozenset({"rejection", "eta"})
+    outside_space: ClassVar[frozenset[str]] = frozenset({"quantize_rate"})
 
     type: Literal["fsp"] = "fsp"
     levels: Levels = Field(

@@ -17,6 +17,15 @@ class SQCodecConfig(AudioModelConfig):
     """
 
     descriptive: ClassVar[frozenset[str]] = AudioModelConfig.descriptive | {"silence"}
+    outside_space: ClassVar[frozenset[str]] = AudioModelConfig.outside_space | {
+        "silence",
+        "decoder_strides",
+        "decoder_dims",
+        "decoder_depths",
+        "decoder_layers",
+        "decoder_outer_layers",
+    }
+    decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.", "en_decoder.")
 
     architecture: Literal["sqcodec", "l3ac"] = Field(description="Which version.")
     strides: tuple[Positive, ...] = Field(

@@ -22,6 +22,7 @@ from ..model_folder import (
     ModelFolder,
     fingerprint,
     read_folder,
+    token_space,
     write_folder_config,
 )
 from .architecture import load
@@ -83,7 +84,8 @@ def convert(
         (folder / "README.md").write_text(_card(published, hashes))
         source = {"model": published.spec, "commit": commit, "sha256": hashes}
         names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
-        write_folder_config(folder, config, model_fingerprint, names, source=source)
+        space = token_space(config, weights)
+        write_folder_config(folder, config, model_fingerprint, names, source=source, space=space)
         try:
             _verify(folder, config)
         except ExportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -270,7 +271,7 @@ def add_tables(
     seed: int = 0,
     report: Callable[[str, int, int], None] | None = None,
 ) -> float:
-    """Make tables of the tokens of recordings and put them into a model folder.
+    """Make tables of the tokens of recordings and add them to a model folder as its newest.
 
     Args:
         folder: of an audio model; its config.json changes last.
@@ -311,17 +312,30 @@ def add_tables(
     tables = fit_tables(
         sequences, model.config, codes=codes, hidden=hidden, steps=steps, seed=seed, report=done
     )
-    others = [name for name in model.files if name != TABLES]
-
-    def write_config(files: list[str]) -> None:
-        write_folder_config(folder, model.config, model.fingerprint, files, source=model.source)
-
-    with atomic_output(folder / TABLES) as file:
-        file.write(tables)
-        file.flush()
-        write_config(others)  # stopped before the end, this leaves a model without tables
-    write_config([*others, TABLES])
+    _add_newest(model, tables)
     return code_length(parse_tables(tables), sequences[:100])
+
+
+def _add_newest(model: ModelFolder, tables: bytes) -> None:
+    """Write a tables file and list it last; without its entry in config.json it does not count."""
+    digest = hashlib.sha256(tables).hexdigest()
+    same = [name for name in model.tables if model.files[name] == digest]
+    name = same[0] if same else f"entropy-{digest[:8]}.safetensors" if model.tables else TABLES
+    others = [other for other in model.files if other != name]
+    if any(model.files[other][:4] == digest[:4] for other in model.tables if other != name):
+        raise TableError(f"{model.path}: the id of these tables is taken; use another seed")
+    with atomic_output(model.path / name) as file:
+        file.write(tables)
+    write_folder_config(
+        model.path,
+        model.config,
+        model.fingerprint,
+        [*others, name],
+        source=model.source,
+        space=model.stated_space,
+        earlier=model.earlier,
+        revisions=model.revisions,
+    )
 
 
 def _codebook(model: ModelFolder) -> np.ndarray:
