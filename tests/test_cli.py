@@ -693,7 +693,8 @@ def test_info_of_tokens(a_tok: Path) -> None:
     facts = run("info", "a.tok", "--json").json
     assert facts == facts | {
         "model": codec.name,
-        "fingerprint": codec.fingerprint.hex(),
+        "fingerprint": codec.space.hex(),
+        "decoded_by": DEFAULT_MODEL,
         "duration_seconds": pytest.approx(frames / 22_050, abs=1e-5),
         "original_rate": 22_050,
         "model_rate": 16_000,
@@ -732,6 +733,9 @@ def test_info_of_a_model(by: str) -> None:
         "model": DEFAULT_MODEL,
         "license": codec.config.license,
         "fingerprint": codec.fingerprint.hex(),
+        "space": codec.space.hex(),
+        "earlier": [item.hex() for item in codec.model.earlier],
+        "entropy_tables": len(codec.model.tables),
         "sample_rate": codec.sample_rate,
         "hop_length": codec.hop_length,
         "tokens_per_second": pytest.approx(codec.frame_rate, abs=1e-3),

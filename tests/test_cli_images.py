@@ -586,7 +586,7 @@ def test_info_of_tokens(picture: Make, debug_image_model: Path, components: int)
     assert facts == facts | {
         "kind": "image",
         "model": NAME,
-        "fingerprint": codec.fingerprint.hex(),
+        "fingerprint": codec.space.hex(),
         "width": 131,
         "height": 275,
         "components": components,

@@ -151,7 +151,7 @@ def codec(model) -> ImageCodec:
     backend = SimpleNamespace(
         encode=lambda x, state: run(model.encode, x), decode=lambda x, state: run(model.decode, x)
     )
-    return ImageCodec(SimpleNamespace(config=MODEL, fingerprint=bytes(16)), backend)
+    return ImageCodec(SimpleNamespace(config=MODEL, space=bytes(16)), backend)
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (75, 133), (1, 1), (20, 64)])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers import refuse, run
 
-from vpcodec import Codec
+from vpcodec import Codec, read_tokens
 from vpcodec.config import AudioConfig
 from vpcodec.entropy import TABLES, parse_tables
 from vpcodec.model_folder import read_folder
@@ -138,11 +139,12 @@ def test_the_command_makes_files_shorter(model, recordings, tmp_path, monkeypatc
     assert Path("raw.wav").read_bytes() == Path("coded.wav").read_bytes()
 
 
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_new_tables_that_are_cut_short_leave_a_model_that_codes(
+@pytest.mark.parametrize("done", [0, 1])
+def test_new_tables_that_are_cut_short_leave_the_model_as_it_was(
     done, model, recordings, tmp_path, monkeypatch
 ):
     add_tables(model, recordings, hidden=8, steps=5)
+    before = read_folder(model)
     real, left = os.replace, iter(range(done))
 
     def replace(source, target):
@@ -153,19 +155,67 @@ def test_new_tables_that_are_cut_short_leave_a_model_that_codes(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", replace)
         add_tables(model, recordings, hidden=8, steps=5, seed=1)
-    assert (TABLES in read_folder(model).files) == (done == 0)
+    assert read_folder(model) == before
+    before.check()
     codec = Codec.from_pretrained(model)
     codec.encode_file(recordings / "a.wav", tmp_path / "a.tok")
     codec.decode_file(tmp_path / "a.tok", tmp_path / "a.wav")
 
 
-def test_another_models_tables_are_told(model, recordings, tmp_path):
+def test_tables_are_added_and_files_of_all_of_them_are_read(model, recordings, tmp_path):
+    tokens, ids = [], []
+    for seed in range(3):
+        run(*("models", "tables", model, recordings), "--steps", 5, "--hidden", 8, "--seed", seed)
+        codec = Codec.from_pretrained(model)
+        codec.encode_file(recordings / "a.wav", tmp_path / f"{seed}.tok")
+        ids.append(codec.coder.newest.tables_id)
+    codec.model.check()
+    assert len(set(ids)) == 3 and codec.model.tables[0] == TABLES
+    facts = run("info", model, "--json").json
+    assert (facts["entropy_coding"], facts["entropy_tables"]) == (True, 3)
+    for seed in range(3):
+        payload = (tmp_path / f"{seed}.tok").read_bytes()
+        assert ids[seed] in payload  # it is entropy coded
+        tokens.append(read_tokens(tmp_path / f"{seed}.tok", coder=codec.coder)[0])
+        np.testing.assert_array_equal(tokens[seed], tokens[0])
+    run("decode", tmp_path / "0.tok", tmp_path / "0.wav", "-m", model)
+    run("decode", tmp_path / "2.tok", tmp_path / "2.wav", "-m", model)
+    assert (tmp_path / "0.wav").read_bytes() == (tmp_path / "2.wav").read_bytes()
+
+
+def test_the_same_tables_again_become_the_newest(model, recordings, monkeypatch):
+    for seed in (0, 1):
+        add_tables(model, recordings, hidden=8, steps=5, seed=seed)
+    first = (model / TABLES).read_bytes()
+    monkeypatch.setattr("vpcodec.training.entropy.fit_tables", lambda *args, **options: first)
+    add_tables(model, recordings)
+    folder = read_folder(model)
+    folder.check()
+    assert len(folder.tables) == 2 and folder.tables[-1] == TABLES
+    assert len({folder.files[name] for name in folder.tables}) == 2
+
+
+def test_tables_with_the_id_of_others_are_refused(model, recordings, monkeypatch):
+    from vpcodec.training import entropy
+
+    add_tables(model, recordings, hidden=8, steps=5)
+    before = read_folder(model)
+    same_id = before.files[TABLES][:4] + "0" * 60
+    digest = SimpleNamespace(hexdigest=lambda: same_id)
+    monkeypatch.setattr(entropy, "hashlib", SimpleNamespace(sha256=lambda data: digest))
+    with pytest.raises(TableError, match="use another seed"):
+        add_tables(model, recordings, hidden=8, steps=5, seed=1)
+    assert read_folder(model) == before
+
+
+def test_tables_that_the_model_does_not_have_are_told(model, recordings, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
     add_tables(model, recordings, hidden=8, steps=5)
     codec = Codec.from_pretrained(model)
     codec.encode_file(recordings / "a.wav", tmp_path / "a.tok")
-    add_tables(model, recordings, hidden=8, steps=5, seed=1)
-    error = refuse("decode", tmp_path / "a.tok", tmp_path / "b.wav", "-m", model)
-    assert "other entropy tables" in error
+    add_tables(other, recordings, hidden=8, steps=5, seed=1)
+    error = refuse("decode", tmp_path / "a.tok", tmp_path / "b.wav", "-m", other)
+    assert "other entropy tables" in error and codec.coder.newest.tables_id.hex() in error
     assert not (tmp_path / "b.wav").exists()
 
 

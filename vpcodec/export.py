@@ -104,6 +104,8 @@ def _write(model: Autoencoder, folder: Path, like: Path | None) -> None:
     stored = _stored_state(model)
     weights = save(stored, metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
+    space = token_space(config, weights)
+    relative = _relative(space, like)  # which may be refused, before the work
     rounded = build_model(config).eval().requires_grad_(False)
     rounded.load_state_dict(stored)
     mark = fingerprint(config, weights)
@@ -118,8 +120,6 @@ def _write(model: Autoencoder, folder: Path, like: Path | None) -> None:
         save_graph(graph, config, mark, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
     names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
-    space = token_space(config, weights)
-    relative = _relative(space, like)
     if relative is None:
         write_folder_config(folder, config, mark, names, space=space)
         return

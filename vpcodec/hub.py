@@ -130,11 +130,10 @@ def _open_revision(newest: ModelFolder, name: str, revision: str) -> ModelFolder
 
 
 def model_of(header: TokenHeader) -> str | None:
-    """The name by which `open_model` finds the model that decodes a token file.
+    """The name by which `open_model` finds a model with the token space of a file.
 
-    That is a bundled model of the same token space, whatever its name; or another revision of a
-    bundled model, from where that model says; or else the model that the file names. None if it is
-    neither bundled nor from a registered source.
+    That is a bundled model, whatever its name; or another revision of the bundled model that the
+    file names, from where the bundled one says. None if there is none.
 
     Raises:
         ModelError: a bundled model cannot be read.
@@ -146,7 +145,7 @@ def model_of(header: TokenHeader) -> str | None:
             return name
     if own in bundled and (revision := bundled[own].revision_of(header.fingerprint)):
         return revision.model
-    return name_of_model(header.model)
+    return None
 
 
 def name_of_model(label: str) -> str | None:

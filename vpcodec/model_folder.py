@@ -250,7 +250,7 @@ def read_folder(path: Path) -> ModelFolder:
     if len(fingerprint) != 16:
         raise ModelError(f"{file}: the fingerprint is not 16 bytes")
     others = frozenset().union(*(revision.identities for revision in revisions.values()))
-    if any(len(item) != 16 for item in (*earlier, *others, space or bytes(16))):
+    if any(len(item) != 16 for item in (*earlier, *others, *(() if space is None else (space,)))):
         raise ModelError(f"{file}: an identity is not 16 bytes")
     fits = {name: Path(name).name == name and name.isprintable() for name in files}
     if stranger := next((name for name, fit in fits.items() if not fit), None):

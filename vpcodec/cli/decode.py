@@ -119,11 +119,11 @@ def decode(
 def _trusted(header: TokenHeader) -> str:
     """The model for a token file, if it is local or a bundled model says where it is; nothing else
     is fetched on a file's word."""
-    from ..hub import bundled_folders, is_local, model_of
+    from ..hub import bundled_folders, is_local, model_of, name_of_model
     from . import common
 
     name = header.model
-    found = model_of(header)
+    found = model_of(header) or name_of_model(name)
     if found is None and (own := name.partition("@")[0]) in bundled_folders():
         raise common.UsageError(
             f"made by {name!r}, a revision that the bundled {own!r} does not know: use a newer "

@@ -46,6 +46,7 @@ def info(
 
 
 def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
+    from ..hub import model_of
     from . import common
 
     found = verify(common.pipe_in() if target == "-" else target)
@@ -58,6 +59,7 @@ def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
         "file": target,
         "model": header.model,
         "fingerprint": header.fingerprint.hex(),
+        "decoded_by": model_of(header),
         **facts(header, tokens, found),
         "bytes": found.total_bytes,
         "bits_per_token": round(8 * found.payload_bytes / tokens, 3) if tokens else None,

@@ -175,8 +175,8 @@ class TrainConfig(Strict):
     steps: Positive = Field(1000, description="Updates of the codec.")
     decoder_only: bool = Field(
         False,
-        description="Encoder and quantizer stay as `--init-from` has them and tokens keep their "
-        "meaning: the decoder learns from real tokens.",
+        description="Encoder and quantizer stay as `--init-from` has them, and with them the token "
+        "space: the decoder learns from real tokens, and reads the token files of the old model.",
     )
     accumulate: Positive = Field(1, description="Batches per update, their gradients averaged.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
