@@ -215,7 +215,7 @@ def test_tables_that_the_model_does_not_have_are_told(model, recordings, tmp_pat
     codec.encode_file(recordings / "a.wav", tmp_path / "a.tok")
     add_tables(other, recordings, hidden=8, steps=5, seed=1)
     error = refuse("decode", tmp_path / "a.tok", tmp_path / "b.wav", "-m", other)
-    assert "other tables" in error and codec.coder.newest.tables_id.hex() in error
+    assert "other entropy tables" in error and codec.coder.newest.tables_id.hex() in error
     assert not (tmp_path / "b.wav").exists()
 
 

@@ -239,19 +239,10 @@ def test_weights_of_encoder_and_quantizer_count_and_those_of_the_decoder_do_not(
 
 
 @pytest.mark.parametrize(
-    ("name", "field", "value", "same"),
-    [
-        ("speech-3k", "quantize_rate", 0.9, True),
-        ("speech-3k", "eta", 0.5, True),
-        ("speech-3k", "activation", "normal", False),
-        ("speech-vp-16384", "push_size", 8, True),
-        ("speech-vp-16384", "eta", 1.0, True),
-    ],
+    ("field", "value", "same"), [("quantize_rate", 0.9, True), ("activation", "normal", False)]
 )
-def test_how_a_quantizer_was_trained_is_outside(
-    name: str, field: str, value: object, same: bool
-) -> None:
-    model = open_model(name)
+def test_how_a_quantizer_was_trained_is_outside(field: str, value: object, same: bool) -> None:
+    model = open_model("speech-3k")
     quantizer = model.config.quantizer.model_dump() | {field: value}
     other = changed(model.config, quantizer=quantizer)
     assert other != model.config
@@ -309,6 +300,7 @@ def export_new_decoder(folder: Path, target: Path, like: Path | None) -> None:
     export_model(new, target, like=like)
 
 
+@pytest.mark.slow
 def test_a_new_decoder_reads_old_files_and_the_old_one_reads_new_files(
     with_tables: Path, quiet: Path, speech_wav: Path, tmp_path: Path
 ) -> None:
@@ -361,7 +353,7 @@ def test_tables_of_the_bundled_model_help_a_decoder_with_tables_of_its_own(
     edited(folder, files=files)
     add_tables(folder, with_tables.parent / "recordings", hidden=8, steps=20, seed=3)
     error = refuse("decode", tmp_path / "a.tok", tmp_path / "a.wav", "-m", folder)
-    assert "other tables" in error
+    assert "other entropy tables" in error
     bundle(debug=with_tables)
     run("decode", tmp_path / "a.tok", tmp_path / "a.wav", "-m", folder)
 
@@ -377,6 +369,7 @@ def test_the_export_takes_only_after_a_model_of_the_same_space(
     assert (alone.tables, alone.earlier) == ([], ())
 
 
+@pytest.mark.slow
 def test_training_the_decoder_alone_keeps_the_space(
     quiet: Path, tmp_path: Path, speech_wav: Path
 ) -> None:
@@ -433,10 +426,10 @@ def test_a_folder_without_the_new_fields_goes_on_working(tmp_path: Path, speech_
 def test_a_false_space_is_refused(tmp_path: Path, speech_wav: Path) -> None:
     folder = shutil.copytree(bundled_folders()["speech-3k"], tmp_path / "model")
     edited(folder, space="00" * 16)
-    with pytest.raises(ModelError, match="the token space does not fit"):
+    with pytest.raises(ModelError, match="the token space does not match"):
         read_folder(folder).check()
     error = refuse("encode", speech_wav, tmp_path / "a.tok", "-m", folder)
-    assert "the token space does not fit" in error
+    assert "the token space does not match" in error
 
 
 def test_tables_that_only_old_files_need_may_not_be_damaged(tmp_path: Path) -> None:
@@ -501,6 +494,7 @@ def first_tok(tmp_path: Path, debug_model: Path, speech_wav: Path) -> Path:
     return tmp_path / "first.tok"
 
 
+@pytest.mark.slow
 def test_a_file_of_an_older_revision_is_decoded_with_that_from_the_hub(
     second: Path, first_tok: Path, debug_model: Path, tmp_path: Path, hub: Hub, monkeypatch: Any
 ) -> None:
@@ -523,7 +517,8 @@ def test_another_revision_says_which_one_and_where(
     monkeypatch.chdir(tmp_path)
     for model in ("debug", second):
         error = refuse("decode", first_tok, "a.wav", "-m", model)
-        assert "made by 'debug', another revision of 'debug@2': use --model owner/debug@v1" in error
+        place = "which is at owner/debug@v1"
+        assert f"made by 'debug', another revision of 'debug@2', {place}" in error
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "none"))

@@ -392,7 +392,7 @@ class CoderSet:
         name = payload[:TABLES_ID_BYTES].hex()
         if name not in self._loaders:
             known = ", ".join(self._loaders)
-            raise EntropyError(f"coded with other tables ({name}; the model has {known})")
+            raise EntropyError(f"coded with other entropy tables ({name}; the model has {known})")
         return self._coder(name).unpack(payload, n_frames, channels)
 
     def joined(self, other: CoderSet) -> CoderSet:

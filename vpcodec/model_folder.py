@@ -195,8 +195,8 @@ def token_space(config: ModelConfig, weights: bytes) -> bytes:
         ModelError: not a safetensors file.
     """
     left_out: dict[str, Any] = dict.fromkeys(config.outside_space, True)
-    left_out["quantizer"] = config.quantizer.outside_space
-    facts = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
+    left_out["quantizer"] = set(config.quantizer.outside_space)
+    facts: Any = config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     view = memoryview(weights)
     try:

@@ -167,7 +167,7 @@ class Codec(ABC):
         same = header.fingerprint in self.model.identities
         if (other := self.model.revision_of(header.fingerprint)) and not (same or force):
             raise TokenFileError(
-                f"made by {header.model!r}, another revision of {self.name!r}: use --model "
+                f"made by {header.model!r}, another revision of {self.name!r}, which is at "
                 f"{other.model}"
             )
         if header.codebook_size != self.codebook_size or not self._fits(header):

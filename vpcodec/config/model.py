@@ -12,13 +12,17 @@ from .strict import Strict
 
 
 class ModelConfig(Strict):
-    """The fields of every model."""
+    """The fields of every model.
 
-    descriptive: ClassVar[frozenset[str]] = frozenset(
-        {"description", "license"}
-    )  # no part of the identity
-    outside_space: ClassVar[frozenset[str]] = descriptive | {"name"}  # do not decide the tokens
-    decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.",)  # how the names of others begin
+    Attributes:
+        descriptive: fields that are no part of the fingerprint.
+        outside_space: fields that are no part of the token space: they do not decide the tokens.
+        decoder_weights: how the names of weights begin that are no part of the token space.
+    """
+
+    descriptive: ClassVar[frozenset[str]] = frozenset({"description", "license"})
+    outside_space: ClassVar[frozenset[str]] = descriptive | {"name"}
+    decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.",)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(@([2-9]|[1-9][0-9]+))?$",

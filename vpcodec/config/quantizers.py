@@ -28,10 +28,11 @@ class BaseQuantizerConfig(Strict):
     Attributes:
         retired: training options that configurations had before these moved to recipes; accepted
             and ignored.
+        outside_space: fields that do not decide the tokens; see `ModelConfig`.
     """
 
     retired: ClassVar[frozenset[str]] = frozenset()
-    outside_space: ClassVar[frozenset[str]] = frozenset()  # fields that do not decide the tokens
+    outside_space: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
