@@ -18,16 +18,26 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, hf_xe
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "__version__", "read_tokens", "score", "write_tokens"]
+__all__ = [
+    "AudioCodec",
+    "Codec",
+    "ImageCodec",
+    "__version__",
+    "read_tokens",
+    "score",
+    "write_tokens",
+]
 
 if TYPE_CHECKING:
-    from .codec import Codec, read_tokens
+    from .codec import AudioCodec, Codec, ImageCodec, read_tokens
     from .scoring.run import score
     from .tokenfile import write_tokens
 
 
 _PLACES = {  # public name: its module
+    "AudioCodec": "codec",
     "Codec": "codec",
+    "ImageCodec": "codec",
     "read_tokens": "codec",
     "score": "scoring.run",
     "write_tokens": "tokenfile",
@@ -40,3 +50,7 @@ def __getattr__(name: str) -> Any:  # so that `import vpcodec` alone stays cheap
     from importlib import import_module
 
     return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

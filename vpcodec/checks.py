@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 
-def check_samples(samples: np.ndarray) -> np.ndarray:
+def check_samples(samples: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Samples as float32 (C, T).
 
     Raises:
@@ -16,13 +19,15 @@ def check_samples(samples: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"samples must be float, (T,) or (C, T), got {samples.dtype} of shape {samples.shape}"
         )
-    samples = np.atleast_2d(samples).astype(np.float32, copy=False)
-    if not np.isfinite(samples).all():
+    checked = np.atleast_2d(samples).astype(np.float32, copy=False)
+    if not np.isfinite(checked).all():
         raise ValueError("samples hold NaN or infinite values")
-    return samples
+    return checked
 
 
-def check_tokens(tokens: np.ndarray, axes: str, codebook_size: int) -> np.ndarray:
+def check_tokens(
+    tokens: NDArray[np.integer[Any]], axes: str, codebook_size: int
+) -> NDArray[np.int64]:
     """Tokens as int64 with the `axes` (C, ...), of which the first may be missing.
 
     Raises:
@@ -42,7 +47,7 @@ def check_tokens(tokens: np.ndarray, axes: str, codebook_size: int) -> np.ndarra
     return tokens.astype(np.int64, copy=False)
 
 
-def check_channels(x: np.ndarray, channels: int) -> None:
+def check_channels(x: NDArray[Any], channels: int) -> None:
     """Raises ValueError where x (C, ...) has another number of channels."""
     if len(x) != channels:
         raise ValueError(f"expected {channels} channels, got {len(x)}")

@@ -280,7 +280,8 @@ class TokenCoder:
                 if k + 1 < depth:
                     self._add(sums, k, known[:, k])
         shape = (steps, lanes, depth)
-        return tuple(x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
+        starts, widths = (x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
+        return starts, widths
 
     def _add(self, sums: np.ndarray, k: int, digits: np.ndarray) -> None:
         """Add the contribution of digit k to the sums of the digits after it."""
@@ -437,15 +438,17 @@ def parse_tables(data: bytes) -> TokenCoder:
         facts = header.pop("__metadata__")
         if facts["format"] != FORMAT:
             raise EntropyError(f"tables of format {facts['format']!r}, not {FORMAT}")
-        arrays = {name: _array(entry, data[8 + size :]) for name, entry in header.items()}
-        settings: dict[str, Any] = {
+        fields: dict[str, Any] = {
+            name: _array(entry, data[8 + size :]) for name, entry in header.items()
+        }
+        fields |= {
             "levels": tuple(json.loads(facts["levels"])),
             "averages": tuple(json.loads(facts["averages"])),
             "lags": int(facts["lags"]),
             "lane": int(facts["lane"]),
         }
         tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
-        return TokenCoder(**arrays, **settings, tables_id=tables_id)
+        return TokenCoder(**fields, tables_id=tables_id)
     except EntropyError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):

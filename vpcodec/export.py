@@ -217,10 +217,8 @@ def _compare_images(config: ImageConfig, reference: Backend, exported: Backend) 
         images = np.cumsum(np.cumsum(rng.standard_normal(shape), 2), 3)
         images = (images / np.abs(images).max()).astype(np.float32)
         size = f"{shape[3]} x {shape[2]} pixels"
-        expected, found = (backend.encode(images, None)[0] for backend in (reference, exported))
-        tokens = same_tokens(size, expected, found)
-        expected, found = (backend.decode(tokens, None)[0] for backend in (reference, exported))
-        same_signal(size, expected, found)
+        tokens = same_tokens(size, *(b.encode(images, None)[0] for b in (reference, exported)))
+        same_signal(size, *(b.decode(tokens, None)[0] for b in (reference, exported)))
 
 
 def _card(config: AudioConfig | ImageConfig, model: nn.Module) -> str:

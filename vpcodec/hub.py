@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -297,7 +298,7 @@ def _open_repository(repo: str, revision: str | None) -> ModelFolder:
         names = [glob.escape(name) for name in (*model.files, CARD)]
         download(repo, patterns=names, revision=found.commit)
     for name in sorted(model.files):
-        read_or_refetch(repo, found, name, lambda name=name: model.file(name))
+        read_or_refetch(repo, found, name, partial(model.file, name))
     return model
 
 
@@ -357,7 +358,7 @@ def _complete_card(path: Path, modality: str) -> bytes:
         text = path.read_bytes().decode()
         front = _FRONT_MATTER.match(text)
         facts = yaml.safe_load(front[2]) if front else {}
-        if not (isinstance(facts, dict) and facts.get("license")):
+        if front is None or not (isinstance(facts, dict) and facts.get("license")):
             raise ModelError(f"{path}: names no licence (`license: ...` between two lines of ---)")
         needed = {"library_name": "vpcodec", "pipeline_tag": PIPELINE_TAGS[modality]}
         missing = {name: value for name, value in needed.items() if name not in facts}
@@ -388,7 +389,7 @@ def _hub_for(failure: str) -> Iterator[None]:
     hidden = are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.set_verbosity_error()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         if not (sys.stderr and sys.stderr.isatty()):
             disable_progress_bars()
         try:

@@ -14,13 +14,14 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral
-from typing import BinaryIO, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .media.files import atomic_output
 
@@ -74,7 +75,8 @@ def _ceil_div(a: int, b: int) -> int:
 
 @lru_cache(maxsize=64)
 def _power(base: int, exponent: int) -> int:
-    return base**exponent
+    power: int = base**exponent
+    return power
 
 
 def raw_bytes(codebook_size: int, n_tokens: int) -> int:
@@ -82,16 +84,16 @@ def raw_bytes(codebook_size: int, n_tokens: int) -> int:
     return _ceil_div((_power(codebook_size, n_tokens) - 1).bit_length(), 8)
 
 
-def _limbs(codebook_size: int) -> np.ndarray:
+def _limbs(codebook_size: int) -> NDArray[np.int64]:
     """Weights of the tokens that share one 63-bit limb, int64 (G,)."""
     return codebook_size ** np.arange(63 // (codebook_size - 1).bit_length(), dtype=np.int64)
 
 
-def _pack_raw(tokens: np.ndarray, header: TokenHeader) -> bytes:
+def _pack_raw(tokens: NDArray[np.int64], header: TokenHeader) -> bytes:
     weights = _limbs(header.codebook_size)
     tokens = tokens.ravel()
     padded = np.pad(tokens, (0, -tokens.size % weights.size))
-    values = (padded.reshape(-1, weights.size) @ weights).tolist()
+    values: list[int] = (padded.reshape(-1, weights.size) @ weights).tolist()
     digits = weights.size
     while len(values) > 1:
         values += [0] * (len(values) % 2)
@@ -101,7 +103,7 @@ def _pack_raw(tokens: np.ndarray, header: TokenHeader) -> bytes:
     return values[0].to_bytes(raw_bytes(header.codebook_size, tokens.size), "little")
 
 
-def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> np.ndarray:
+def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> NDArray[np.int64]:
     size, base = n_frames * header.channels, header.codebook_size
     weights = _limbs(base)
     value = int.from_bytes(payload, "little")
@@ -120,10 +122,10 @@ class Coder(Protocol):
 
     codebook_size: int
 
-    def pack(self, tokens: np.ndarray) -> bytes:
+    def pack(self, tokens: NDArray[np.int64]) -> bytes:
         """int64 (n_frames, channels) -> payload."""
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> NDArray[np.int64]:
         """Payload -> int64 (n_frames, channels).
 
         Raises:
@@ -162,6 +164,11 @@ class TokenHeader(ABC):
     kind: ClassVar[int]
     _own: ClassVar[dict[str, tuple[int, int]]]  # fields of the subclass, in file order: bounds
 
+    if TYPE_CHECKING:  # a field of one subclass, a property of the other
+
+        @property
+        def n_samples(self) -> int | None: ...
+
     model: str
     fingerprint: bytes
     channels: int
@@ -186,7 +193,7 @@ class TokenHeader(ABC):
             value = getattr(self, name)
             if value is None and name == "n_samples":
                 continue
-            if not isinstance(value, Integral) or not low <= value <= high:
+            if not isinstance(value, Integral) or not low <= int(value) <= high:
                 raise TokenFileError(f"{name} {value!r} is not an integer from {low} to {high}")
             object.__setattr__(self, name, int(value))
         if self.block_frames * self.channels > MAX_BLOCK_TOKENS:
@@ -213,8 +220,6 @@ class TokenHeader(ABC):
         Raises:
             TokenFileError: the header states another number.
         """
-        if self.n_samples is None:
-            return replace(self, n_samples=n_samples)
         if self.n_samples != n_samples:
             raise TokenFileError(f"n_samples is {n_samples}, in the header {self.n_samples}")
         return self
@@ -264,6 +269,12 @@ class AudioHeader(TokenHeader):
     def nominal_bitrate(self) -> float:
         """Bits per second of all channels, at log2(codebook_size) bits a token."""
         return self.frame_rate * self.bits_per_token * self.channels
+
+    def with_total(self, n_samples: int) -> Self:
+        """This header with n_samples; raises as for `TokenHeader`."""
+        if self.n_samples is None:
+            return replace(self, n_samples=n_samples)
+        return super().with_total(n_samples)
 
     def samples_in(self, n_frames: int) -> int:
         """Samples per channel at original_rate in whole frames, rounded down."""
@@ -336,7 +347,10 @@ class ImageHeader(TokenHeader):
         return self.channels * self.bits_per_token / self.hop_length**2
 
 
-_KINDS = {header.kind: header for header in (AudioHeader, ImageHeader)}
+_KINDS: dict[int, type[AudioHeader] | type[ImageHeader]] = {
+    AUDIO: AudioHeader,
+    IMAGE: ImageHeader,
+}
 
 
 def _pack_header(header: TokenHeader) -> bytes:
@@ -363,7 +377,7 @@ def _parse_header(data: bytes) -> TokenHeader:
     except UnicodeDecodeError:
         raise TokenFileError("the model name is not UTF-8") from None
     header = _KINDS[kind]
-    values = (None if value == _UNKNOWN else value for value in own)
+    values: Any = (None if value == _UNKNOWN else value for value in own)
     return header(
         model=model, fingerprint=fingerprint, channels=channels, hop_length=hop_length,
         codebook_size=top + 1, block_frames=block_frames, **dict(zip(header._own, values)),
@@ -373,10 +387,11 @@ def _parse_header(data: bytes) -> TokenHeader:
 # --------------------------------------------------------------------------------------- trailer
 
 
-class _Trailer(NamedTuple):
+@dataclass(frozen=True)
+class _Trailer:
     n_frames: int
     n_samples: int
-    index: bytes
+    index: bytes  # of the blocks: the bytes of each, in LEB128
 
 
 def _leb128(value: int) -> bytes:
@@ -421,7 +436,7 @@ def _n_blocks(n_frames: int, header: TokenHeader) -> int:
     return _ceil_div(n_frames, header.block_frames)
 
 
-def _parse_index(index: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _parse_index(index: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offsets of the blocks after the header, and of the entries in the index; int64 (B + 1,)."""
     data = np.frombuffer(index, np.uint8)
     entries = np.concatenate([[0], np.flatnonzero(data < 128) + 1])
@@ -434,6 +449,13 @@ def _parse_index(index: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ---------------------------------------------------------------------------------------- writer
+
+
+class Output(Protocol):
+    """What a token file is written to: a binary stream, or less than one."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write all of it."""
 
 
 class TokenWriter:
@@ -450,9 +472,7 @@ class TokenWriter:
         ValueError: the coder is for another codebook.
     """
 
-    def __init__(
-        self, stream: BinaryIO, header: TokenHeader, *, coder: Coder | None = None
-    ) -> None:
+    def __init__(self, stream: Output, header: TokenHeader, *, coder: Coder | None = None) -> None:
         if coder is not None and coder.codebook_size != header.codebook_size:
             raise ValueError("the coder is for another codebook")
         self.header = header
@@ -464,7 +484,7 @@ class TokenWriter:
         self._index: bytearray | None = bytearray()
         stream.write(_pack_header(header))
 
-    def write(self, tokens: np.ndarray) -> None:
+    def write(self, tokens: NDArray[np.int64]) -> None:
         """Append tokens.
 
         Args:
@@ -487,7 +507,7 @@ class TokenWriter:
         tokens = np.concatenate([self._pending, tokens], axis=1)
         whole = tokens.shape[1] - tokens.shape[1] % header.block_frames
         for start in range(0, whole, header.block_frames):
-            self._write_block(tokens[:, start : start + header.block_frames])
+            self._write_block(tokens[:, start : start + header.block_frames], self._index)
         self._pending = tokens[:, whole:].copy()
 
     def close(self, n_samples: int | None = None) -> None:
@@ -514,12 +534,12 @@ class TokenWriter:
                 f"{self.n_frames} frames were written, {n_samples} samples need {header.n_frames}"
             )
         if self._pending.size:
-            self._write_block(self._pending)
-        trailer = _Trailer(self.n_frames, header.n_samples, bytes(self._index))
+            self._write_block(self._pending, self._index)
+        trailer = _Trailer(self.n_frames, n_samples, bytes(self._index))
         self._stream.write(_pack_trailer(trailer))
         self._index = None
 
-    def _write_block(self, tokens: np.ndarray) -> None:
+    def _write_block(self, tokens: NDArray[np.int64], index: bytearray) -> None:
         if self._number == MAX_BLOCKS:
             raise TokenFileError(f"more than {MAX_BLOCKS} blocks; choose larger block_frames")
         coding, payload = RAW, None
@@ -530,7 +550,7 @@ class TokenWriter:
         check = _block_crc(coding, tokens.shape[1], payload) ^ self._number * _STRIDE % 2**32
         head = _BLOCK.pack(coding | len(payload) << 8, tokens.shape[1], check)
         self._stream.write(head + payload)
-        self._index += _leb128(len(head) + len(payload))
+        index += _leb128(len(head) + len(payload))
         self._number += 1
 
 
@@ -550,7 +570,7 @@ class TokenBlock:
 
     index: int
     start_frame: int
-    tokens: np.ndarray | None
+    tokens: NDArray[np.int64] | None
     n_frames: int
 
 
@@ -601,6 +621,7 @@ class TokenReader:
 
     def __iter__(self) -> Iterator[TokenBlock]:
         while not self._done:
+            record: TokenBlock | _Trailer | None
             try:
                 record = self._record()
             except NoCoderError:
@@ -613,10 +634,10 @@ class TokenReader:
                 self._number += 1
                 yield record
             else:
-                self._finish(record)
-                yield from self._lost(_n_blocks(self.n_frames, self.header))
+                n_frames = self._finish(record)
+                yield from self._lost(_n_blocks(n_frames, self.header))
 
-    def read_all(self) -> tuple[np.ndarray, TokenHeader]:
+    def read_all(self) -> tuple[NDArray[np.int64], TokenHeader]:
         """Read the remaining blocks.
 
         Returns:
@@ -637,7 +658,17 @@ class TokenReader:
                     raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
                 tokens = np.full((channels, block.n_frames), -1)
             parts.append(tokens)
-        return np.concatenate(parts, axis=1), self.header.with_total(self.n_samples)
+        return np.concatenate(parts, axis=1), self.header.with_total(self.totals()[1])
+
+    def totals(self) -> tuple[int, int]:
+        """n_frames and n_samples of a file that was read to its end.
+
+        Raises:
+            ValueError: they are not known yet.
+        """
+        if self.n_frames is None or self.n_samples is None:
+            raise ValueError("the totals are known at the end of the file")
+        return self.n_frames, self.n_samples
 
     def read_trailer(self) -> int:
         """Read the trailer at the end of a seekable stream, and keep the reading position.
@@ -680,13 +711,15 @@ class TokenReader:
         """
         if self._trailer is None:
             self.read_trailer()
-        if not 0 <= frame <= self.n_frames:
-            raise ValueError(f"frame {frame} is not in 0 to {self.n_frames}")
-        offsets, entries = _parse_index(self._trailer.index)
+        trailer, first = self._trailer, self._first
+        assert trailer is not None and first is not None  # as that was read
+        if not 0 <= frame <= trailer.n_frames:
+            raise ValueError(f"frame {frame} is not in 0 to {trailer.n_frames}")
+        offsets, entries = _parse_index(trailer.index)
         number = frame // self.header.block_frames
-        self._stream.seek(self._first + int(offsets[number]))
+        self._stream.seek(first + int(offsets[number]))
         self._ahead.clear()
-        self._start(number, self._trailer.index[: entries[number]])
+        self._start(number, trailer.index[: entries[number]])
 
     def _start(self, number: int, index: bytes) -> None:
         self._number = number  # of the next block
@@ -771,15 +804,16 @@ class TokenReader:
         due = self._frames_due(number)
         if n_frames > due or (n_frames < due and self.n_frames is not None):
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
-        if coding == ENTROPY and self.coder is None:
+        coder = self.coder
+        if coding == ENTROPY and coder is None:
             raise NoCoderError(
                 f"entropy coded: needs the entropy tables of the model {header.model!r}"
             )
         try:
-            if coding == RAW:
+            if coding == RAW or coder is None:
                 tokens = _unpack_raw(payload, n_frames, header)
             else:
-                tokens = self.coder.unpack(payload, n_frames, header.channels)
+                tokens = coder.unpack(payload, n_frames, header.channels)
         except ValueError as error:
             raise TokenFileError(f"{place}: {error}") from None
         start = number * header.block_frames
@@ -852,8 +886,12 @@ class TokenReader:
             start = number * self.header.block_frames
             yield TokenBlock(number, start, None, self._frames_due(number))
 
-    def _finish(self, trailer: _Trailer | None) -> None:
-        """Settle the totals: from the trailer, else from the header, else from the blocks."""
+    def _finish(self, trailer: _Trailer | None) -> int:
+        """Settle the totals: from the trailer, else from the header, else from the blocks.
+
+        Returns:
+            n_frames.
+        """
         self._done = True
         if trailer:
             self.n_frames, self.n_samples = trailer.n_frames, trailer.n_samples
@@ -861,8 +899,9 @@ class TokenReader:
                 self._report(TokenFileError("there is data after the end of the file"))
         if self.n_frames is None:
             self.n_frames = self._number * self.header.block_frames
-        if self.n_samples is None:
+        if self.n_samples is None and isinstance(self.header, AudioHeader):
             self.n_samples = self.header.samples_in(self.n_frames)
+        return self.n_frames
 
 
 # ------------------------------------------------------------------------------------ whole files
@@ -896,8 +935,8 @@ class Verification:
 
 
 def read_tokens(
-    source: str | os.PathLike | BinaryIO, *, recover: bool = False, coder: Coder | None = None
-) -> tuple[np.ndarray, TokenHeader]:
+    source: str | os.PathLike[str] | BinaryIO, *, recover: bool = False, coder: Coder | None = None
+) -> tuple[NDArray[np.int64], TokenHeader]:
     """Read all tokens of a file or stream; `vpcodec.read_tokens` also finds coders of bundled
     models.
 
@@ -918,8 +957,8 @@ def read_tokens(
 
 
 def write_tokens(
-    target: str | os.PathLike | BinaryIO,
-    tokens: np.ndarray,
+    target: str | os.PathLike[str] | BinaryIO,
+    tokens: NDArray[np.int64],
     header: TokenHeader,
     *,
     coder: Coder | None = None,
@@ -938,13 +977,15 @@ def write_tokens(
         TokenFileError: more or fewer tokens than the header says.
         OSError: the path cannot be written.
     """
-    with nullcontext(target) if hasattr(target, "write") else atomic_output(target) as stream:
-        writer = TokenWriter(stream, header, coder=coder)
+    with ExitStack() as stack:
+        if isinstance(target, (str, os.PathLike)):
+            target = stack.enter_context(atomic_output(target))
+        writer = TokenWriter(target, header, coder=coder)
         writer.write(tokens)
         writer.close()
 
 
-def verify(source: str | os.PathLike | BinaryIO) -> Verification:
+def verify(source: str | os.PathLike[str] | BinaryIO) -> Verification:
     """Check a whole file or stream for damage.
 
     Entropy-coded blocks are checked by their checksums, but not decoded.
@@ -960,7 +1001,7 @@ def verify(source: str | os.PathLike | BinaryIO) -> Verification:
         blocks = sum(1 for _ in reader)
     return Verification(
         reader.error is None, reader.error, reader.header, blocks, tuple(reader.damaged),
-        reader.n_frames, reader.n_samples, reader.payload_bytes, reader.total_bytes,
+        *reader.totals(), reader.payload_bytes, reader.total_bytes,
     )  # fmt: skip
 
 
@@ -969,10 +1010,13 @@ class _Undecoded:
 
     codebook_size = 0
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    def pack(self, tokens: NDArray[np.int64]) -> bytes:
+        raise NotImplementedError
+
+    def unpack(self, payload: bytes, n_frames: int, channels: int) -> NDArray[np.int64]:
         return np.broadcast_to(np.int64(0), (n_frames, channels))
 
 
-def opened(source: str | os.PathLike | BinaryIO) -> AbstractContextManager[BinaryIO]:
+def opened(source: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:
     """A context manager for a stream, which stays open, or for the file at a path."""
-    return nullcontext(source) if hasattr(source, "read") else open(source, "rb")
+    return open(source, "rb") if isinstance(source, (str, os.PathLike)) else nullcontext(source)

@@ -24,6 +24,8 @@ class OnnxBackend:
         device: "cpu", "cuda" (needs onnxruntime-gpu) or "auto" (cuda where it is available).
     """
 
+    name = "onnx"
+
     def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
         model.check()
         self.model = model
@@ -33,7 +35,9 @@ class OnnxBackend:
             raise ModelError("device cuda: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
         use_cuda = device != "cpu" and "CUDAExecutionProvider" in available
         exact = {"use_tf32": 0}  # full float32, so that tokens are those of other machines
-        self.providers = [("CUDAExecutionProvider", exact)] if use_cuda else []
+        self.providers: list[str | tuple[str, dict[str, int]]] = []
+        if use_cuda:
+            self.providers.append(("CUDAExecutionProvider", exact))
         self.providers.append("CPUExecutionProvider")
 
     def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Backend(Protocol):
@@ -12,9 +13,14 @@ class Backend(Protocol):
 
     `None` is the state at the beginning of a stream. Images have no history: their state is always
     `None`, and the returned state has no meaning.
+
+    Attributes:
+        name: "onnx" or "torch".
     """
 
-    def encode(self, signal: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    name: str
+
+    def encode(self, signal: NDArray[np.float32], state: Any) -> tuple[NDArray[np.int64], Any]:
         """A signal to tokens.
 
         Args:
@@ -27,8 +33,8 @@ class Backend(Protocol):
         """
 
     def decode(
-        self, tokens: np.ndarray, state: Any, first_frame: int = 0
-    ) -> tuple[np.ndarray, Any]:
+        self, tokens: NDArray[np.int64], state: Any, first_frame: int = 0
+    ) -> tuple[NDArray[np.float32], Any]:
         """Tokens to a signal.
 
         Args:
@@ -45,7 +51,7 @@ class Backend(Protocol):
 class EncoderStream(Protocol):
     """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole."""
 
-    def push(self, samples: np.ndarray) -> np.ndarray:
+    def push(self, samples: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
         """Encode the next samples.
 
         Args:
@@ -58,7 +64,7 @@ class EncoderStream(Protocol):
             ValueError: wrong shape, dtype or number of channels, or non-finite samples.
         """
 
-    def flush(self) -> np.ndarray:
+    def flush(self) -> NDArray[np.int64]:
         """End the audio.
 
         Returns:
@@ -69,7 +75,7 @@ class EncoderStream(Protocol):
 class DecoderStream(Protocol):
     """Tokens in pieces of any length to audio: the samples that `decode` gives for the whole."""
 
-    def push(self, tokens: np.ndarray) -> np.ndarray:
+    def push(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Decode the next tokens.
 
         Args:
@@ -82,7 +88,7 @@ class DecoderStream(Protocol):
             ValueError: wrong shape, dtype or number of channels, or a token out of range.
         """
 
-    def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
+    def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
         """End the tokens.
 
         Args:

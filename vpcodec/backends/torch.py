@@ -21,6 +21,8 @@ class ModuleBackend:
         device: where it runs.
     """
 
+    name = "torch"
+
     def __init__(self, model: Autoencoder, device: torch.device) -> None:
         self.model, self.device = model, device
 

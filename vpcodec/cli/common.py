@@ -167,8 +167,8 @@ def _derive(
         path = Path(name)
         if path.is_dir():
             base = Path(output) if output is not None else path
-            found = [(path / name, base / name) for name in find(path)]
-            found = [(file, place, suffix(file), wanted(file)) for file, place in found]
+            there = [(path / name, base / name) for name in find(path)]
+            found = [(file, place, suffix(file), wanted(file)) for file, place in there]
             if not any(take for *_, take in found):
                 raise UsageError(f"{path}: no files found in this folder")
             places += found
@@ -179,7 +179,7 @@ def _derive(
     for source, place, end, take in places:
         target = place.with_suffix(end)
         if counts[target] > 1:  # a.wav and a.png become a.wav.tok and a.png.tok
-            target = f"{place}{end}"
+            target = Path(f"{place}{end}")
         if take:
             yield Item(str(source), str(target))
 
@@ -328,7 +328,7 @@ def run(
         stack.callback(bar.close)
         stack.enter_context(_parents(item.target for item in items if item.target != "-"))
         stack.callback(join)
-        each = map
+        each: Callable[..., Iterable[Any]] = map
         if jobs > 1 and len(items) > 1:
             each = stack.enter_context(ThreadPoolExecutor(jobs)).map
         try:
@@ -430,7 +430,7 @@ class CodecCache:
             need_extra("train", "torch", "safetensors")
         if threads is None and jobs > 1:
             threads = 1
-        self._settings = {"backend": backend, "device": device, "threads": threads}
+        self._settings: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
         self._codecs: dict[str, Any] = {}
         self._lock = threading.Lock()
 

@@ -68,7 +68,8 @@ def encode(
         )  # so a missing model is reported once, not for every file
 
     def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
-        name, source = item.source, item.source
+        name = item.source
+        source: Any = item.source
         with ExitStack() as stack:
             if source == "-":
                 name, source = "stdin", common.pipe_in()
@@ -84,8 +85,9 @@ def encode(
                 modalities.check_model(name, modality, codec)
             chosen = codec or codecs.get(DEFAULT_MODELS[modality.name])
             target = common.pipe_out() if item.target == "-" else item.target
-            options = {"truncated": truncated} if modality is modalities.AUDIO else {}
-            options |= {"raw": layout} if layout else {}
+            options: dict[str, Any] = {"raw": layout} if layout else {}
+            if modality is modalities.AUDIO:
+                options["truncated"] = truncated
             return modality, chosen.encode_file(
                 source, target, name=name, progress=progress, **options
             )

@@ -18,7 +18,7 @@ class MissingExtra(ImportError):
     """A command whose optional packages are not installed."""
 
 
-HINTS: dict[type[Exception], str] = {  # what on the command line helps
+HINTS: dict[type[BaseException], str] = {  # what on the command line helps
     FolderExistsError: " (use --force to replace it)",
     PartialAudioError: "; --truncated keep takes what is there",
     OtherWeightsError: "; --force decodes it all the same",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -54,7 +55,9 @@ def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
     if header is None:
         raise TokenFileError(f"{target}: {found.error}")
     tokens = found.frames * header.channels
-    facts = _image_token_facts if isinstance(header, ImageHeader) else _audio_token_facts
+    facts: Callable[..., dict[str, Any]] = _audio_token_facts
+    if isinstance(header, ImageHeader):
+        facts = _image_token_facts
     return {
         "file": target,
         "model": header.model,
@@ -140,10 +143,10 @@ def _facts_of(config: ModelConfig) -> dict[str, Any]:
         return _image_model_facts(config)
     architecture = architecture_of(config)
     if architecture is None:
-        return _audio_model_facts(config)
+        return _audio_model_facts(cast(AudioConfig, config))
     facts = architecture.describe(config)
     stages = {name: _stages(*zip(*x)) for name, x in facts.items() if not isinstance(x, str)}
-    return {**_rates(config), **facts, **stages}
+    return {**_rates(cast(AudioModelConfig, config)), **facts, **stages}
 
 
 def _rates(config: AudioModelConfig) -> dict[str, Any]:

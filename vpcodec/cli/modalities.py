@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..media.audio import AUDIO_SUFFIXES, OUTPUT_SUFFIXES
 from ..media.files import find_files
@@ -167,7 +167,7 @@ def of_stream(stream: BinaryIO) -> tuple[Modality | None, BinaryIO]:
         stream.seek(position)
     else:
         head = stream.read(HEAD)
-        stream = _Rejoined(head, stream)
+        stream = cast(BinaryIO, _Rejoined(head, stream))
     return _of_head(head), stream
 
 

@@ -83,7 +83,11 @@ def _rates(config: ModelConfig) -> dict[str, Any]:
             "frame_rate": round(config.frame_rate, 3),
             "sample_rate": config.sample_rate,
         }
-    return {"bits_per_pixel": round(config.bits_per_pixel, 4), "hop_length": config.hop_length}
+    pixels = config.hop_length**2
+    return {
+        "bits_per_pixel": round(config.bits_per_token / pixels, 4),
+        "hop_length": config.hop_length,
+    }
 
 
 def _line(row: dict[str, Any], width: int) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends import DecoderStream, EncoderStream, architecture_of
 from ..checks import check_samples, check_tokens
+from ..config import AudioConfig, AudioModelConfig
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..progress import Progress
 from ..tokenfile import (
@@ -27,7 +30,17 @@ FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
 
 
 class AudioCodec(Codec, modality="audio"):
-    """An audio model that is ready to encode and decode; see `Codec`."""
+    """An audio model that is ready to encode and decode; see `Codec`.
+
+    `encode` and `decode` take arrays, `encode_file` and `decode_file` files and pipes,
+    `encoder_stream` and `decoder_stream` audio and tokens piece by piece.
+    """
+
+    config: AudioModelConfig
+
+    @property
+    def _rate(self) -> str:
+        return f"{self.sample_rate} Hz, {self.frame_rate:.2f} tokens/s, {self.bitrate:.0f} bit/s"
 
     @property
     def sample_rate(self) -> int:
@@ -49,7 +62,9 @@ class AudioCodec(Codec, modality="audio"):
         """Algorithmic latency of streaming, seconds; None: not for live streams."""
         return self.config.latency
 
-    def encode(self, samples: np.ndarray, sample_rate: int | None = None) -> np.ndarray:
+    def encode(
+        self, samples: NDArray[np.floating[Any]], sample_rate: int | None = None
+    ) -> NDArray[np.int64]:
         """Audio to tokens.
 
         Args:
@@ -69,8 +84,12 @@ class AudioCodec(Codec, modality="audio"):
         return np.concatenate([stream.push(samples), stream.flush()], 1)
 
     def decode(
-        self, tokens: np.ndarray, n_samples: int | None = None, *, first_frame: int = 0
-    ) -> np.ndarray:
+        self,
+        tokens: NDArray[np.integer[Any]],
+        n_samples: int | None = None,
+        *,
+        first_frame: int = 0,
+    ) -> NDArray[np.float32]:
         """Tokens to audio.
 
         Args:
@@ -186,7 +205,7 @@ class AudioCodec(Codec, modality="audio"):
         """
         with ExitStack() as stack:
             tokens = self._read(source, stack, recover=recover, force=force)
-            header = tokens.header
+            header = cast(AudioHeader, tokens.header)  # as `_fits` found
             rate = rate or header.original_rate
             resampler = Resampler(self.sample_rate, rate, header.channels)
             writer = stack.enter_context(
@@ -197,7 +216,7 @@ class AudioCodec(Codec, modality="audio"):
             stream = self.decoder_stream(header.channels)
             done = silent = 0  # samples at the model's rate: written, and lost but not yet written
 
-            def put(samples: np.ndarray) -> None:
+            def put(samples: NDArray[np.float32]) -> None:
                 nonlocal done
                 done += samples.shape[1]
                 writer.write(resampler.process(samples))
@@ -209,8 +228,8 @@ class AudioCodec(Codec, modality="audio"):
                 for start in range(0, n_samples, step):
                     put(np.zeros((header.channels, min(step, n_samples - start)), np.float32))
 
-            def length() -> int:
-                return resampled_length(tokens.n_samples, header.original_rate, self.sample_rate)
+            def length(n_samples: int) -> int:
+                return resampled_length(n_samples, header.original_rate, self.sample_rate)
 
             for block in tokens:
                 if block.tokens is None:
@@ -223,13 +242,13 @@ class AudioCodec(Codec, modality="audio"):
                     put_silence(silent)
                     silent = 0
                     stream = self.decoder_stream(header.channels, first_frame=block.start_frame)
-                known = tokens.n_samples is not None
-                if known and block.start_frame + block.n_frames == tokens.n_frames:
-                    put(stream.flush(block.tokens)[:, : length() - done])
+                last = block.start_frame + block.n_frames == tokens.n_frames
+                if last and tokens.n_samples is not None:
+                    put(stream.flush(block.tokens)[:, : length(tokens.n_samples) - done])
                 else:
                     put(stream.push(block.tokens))
-            n_samples = tokens.n_samples
-            end = length()
+            n_frames, n_samples = tokens.totals()
+            end = length(n_samples)
             put_silence(min(silent, end - done))
             put(stream.flush()[:, : end - done])
             writer.write(resampler.flush(resampled_length(n_samples, header.original_rate, rate)))
@@ -237,7 +256,7 @@ class AudioCodec(Codec, modality="audio"):
                 n_samples,
                 header.original_rate,
                 header.channels,
-                tokens.n_frames,
+                n_frames,
                 tokens.total_bytes,
                 len(tokens.damaged),
             )
@@ -257,7 +276,8 @@ class AudioCodec(Codec, modality="audio"):
         """
         if architecture := architecture_of(self.config):
             return architecture.encoder_stream(self.config, self.backend, channels)
-        return CausalEncoderStream(self.config, self.backend, channels)
+        config = cast(AudioConfig, self.config)  # of what is not registered
+        return CausalEncoderStream(config, self.backend, channels)
 
     def decoder_stream(self, channels: int = 1, *, first_frame: int = 0) -> DecoderStream:
         """A stream that takes tokens, piece by piece.
@@ -268,7 +288,8 @@ class AudioCodec(Codec, modality="audio"):
         """
         if architecture := architecture_of(self.config):
             return architecture.decoder_stream(self.config, self.backend, channels)
-        return CausalDecoderStream(self.config, self.backend, channels, first_frame)
+        config = cast(AudioConfig, self.config)
+        return CausalDecoderStream(config, self.backend, channels, first_frame)
 
 
 def _is_file(reader: AudioReader) -> bool:

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Self, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends import Backend, load_backend
 from ..entropy import CoderSet
@@ -19,14 +20,23 @@ from ..model_folder import ModelError, ModelFolder
 from ..progress import Progress
 from ..tokenfile import OtherWeightsError, TokenFileError, TokenHeader, TokenReader
 
+if TYPE_CHECKING:  # what `from_pretrained` returns; here they are not imported
+    from .audio import AudioCodec
+    from .image import ImageCodec
+
 Source = str | os.PathLike[str] | BinaryIO
+
+
+SpeechModel = Literal["speech-3k", "speech-vp-16384", "speech-1k"]  # the bundled models
+ImageModel = Literal["image-fsp"]
 
 
 class Codec(ABC):
     """A model that is ready to encode and decode.
 
     `Codec.from_pretrained` and `Codec(...)` return the subclass for the model's modality:
-    `AudioCodec` or `ImageCodec`.
+    `AudioCodec`, which has `sample_rate`, `frame_rate`, `bitrate`, `latency` and streams
+    (`encoder_stream`, `decoder_stream`), or `ImageCodec`, which has `bits_per_pixel`.
 
     Args:
         model: the folder, from `vpcodec.hub.open_model`.
@@ -51,12 +61,52 @@ class Codec(ABC):
             raise ModelError(
                 f"{model.config.name} is a model for {modality}, not for {cls.modality}"
             )
-        return super().__new__(cls if cls.modality else cls._classes[modality])
+        chosen: Any = cls if cls.modality else cls._classes[modality]
+        return super().__new__(chosen)  # type: ignore[no-any-return]
 
     def __init__(self, model: ModelFolder, backend: Backend) -> None:
         self.model = model
-        self.config = model.config
+        self.config: Any = model.config
         self.backend = backend
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}, {self._rate}, backend {self.backend.name}>"
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: SpeechModel,
+        *,
+        backend: str = ...,
+        threads: int | None = ...,
+        device: str = ...,
+        note: Callable[[str], None] | None = ...,
+    ) -> AudioCodec: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: ImageModel,
+        *,
+        backend: str = ...,
+        threads: int | None = ...,
+        device: str = ...,
+        note: Callable[[str], None] | None = ...,
+    ) -> ImageCodec: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path | None = ...,
+        *,
+        backend: str = ...,
+        threads: int | None = ...,
+        device: str = ...,
+        note: Callable[[str], None] | None = ...,
+    ) -> Self: ...
 
     @classmethod
     def from_pretrained(
@@ -67,7 +117,7 @@ class Codec(ABC):
         threads: int | None = None,
         device: str = "auto",
         note: Callable[[str], None] | None = None,
-    ) -> Self:
+    ) -> Codec:
         """Load a model by one of the names that `vpcodec.hub.open_model` takes.
 
         Args:
@@ -92,7 +142,7 @@ class Codec(ABC):
     @property
     def name(self) -> str:
         """The model's name, as in token files."""
-        return self.config.name
+        return self.model.config.name
 
     @property
     def fingerprint(self) -> bytes:
@@ -112,19 +162,24 @@ class Codec(ABC):
     @property
     def hop_length(self) -> int:
         """Samples per token, or the side in pixels of the square that a token stands for."""
-        return self.config.hop_length
+        return self.model.config.hop_length
 
     @property
     def codebook_size(self) -> int:
         """K; tokens are integers from 0 to K - 1."""
-        return self.config.codebook_size
+        return self.model.config.codebook_size
+
+    @property
+    @abstractmethod
+    def _rate(self) -> str:
+        """The model's rate in words."""
 
     @abstractmethod
-    def encode(self, signal: np.ndarray, /) -> np.ndarray:
+    def encode(self, signal: NDArray[Any], /) -> NDArray[np.int64]:
         """Samples or pixels to int64 tokens, channels first."""
 
     @abstractmethod
-    def decode(self, tokens: np.ndarray, /) -> np.ndarray:
+    def decode(self, tokens: NDArray[np.integer[Any]], /) -> NDArray[Any]:
         """Tokens to samples or pixels."""
 
     @abstractmethod
@@ -158,11 +213,12 @@ class Codec(ABC):
         self, source: Source | TokenReader, stack: ExitStack, *, recover: bool, force: bool
     ) -> TokenReader:
         """A reader at its first block, with tokens that this model may decode."""
-        reader = source
-        if not isinstance(source, TokenReader):
-            named = not hasattr(source, "read")
-            file = stack.enter_context(open(source, "rb")) if named else source
-            reader = TokenReader(file, recover=recover)
+        if isinstance(source, TokenReader):
+            reader = source
+        elif isinstance(source, (str, os.PathLike)):
+            reader = TokenReader(stack.enter_context(open(source, "rb")), recover=recover)
+        else:
+            reader = TokenReader(source, recover=recover)
         header = reader.header
         same = header.fingerprint in self.model.identities
         if (other := self.model.revision_of(header.fingerprint)) and not (same or force):
@@ -207,6 +263,6 @@ class CountedOutput:
 
 def open_target(target: Source, stack: ExitStack) -> CountedOutput:
     """A stream, or a file that appears complete when `stack` ends, or not at all."""
-    if hasattr(target, "write"):
-        return CountedOutput(target, "stdout")
-    return CountedOutput(stack.enter_context(atomic_output(target)), os.fspath(target))
+    if isinstance(target, (str, os.PathLike)):
+        return CountedOutput(stack.enter_context(atomic_output(target)), os.fspath(target))
+    return CountedOutput(target, "stdout")

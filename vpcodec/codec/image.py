@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..checks import check_tokens
+from ..config import ImageConfig
 from ..media.image import MAX_PIXELS, image_writer, load_image
 from ..progress import Progress
 from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
@@ -28,12 +30,21 @@ class ImageCodec(Codec, modality="image"):
     Grey is coded as RGB with equal channels, an alpha plane as a grey image of its own.
     """
 
+    config: ImageConfig
+
+    @property
+    def _rate(self) -> str:
+        side = self.hop_length
+        return f"{side} x {side} pixels per token, {self.bits_per_pixel:.3f} bits per pixel"
+
     @property
     def bits_per_pixel(self) -> float:
         """Nominal bits per pixel of one channel of tokens."""
         return self.config.bits_per_pixel
 
-    def encode(self, pixels: np.ndarray, *, progress: Progress | None = None) -> np.ndarray:
+    def encode(
+        self, pixels: NDArray[Any], *, progress: Progress | None = None
+    ) -> NDArray[np.int64]:
         """Pixels to tokens.
 
         Args:
@@ -67,12 +78,12 @@ class ImageCodec(Codec, modality="image"):
 
     def decode(
         self,
-        tokens: np.ndarray,
+        tokens: NDArray[np.integer[Any]],
         size: tuple[int, int] | None = None,
         components: int | None = None,
         *,
         progress: Progress | None = None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.uint8]:
         """Tokens to pixels.
 
         Args:
@@ -107,11 +118,11 @@ class ImageCodec(Codec, modality="image"):
 
     def _decode(
         self,
-        tokens: np.ndarray,
-        known: np.ndarray,
+        tokens: NDArray[np.int64],
+        known: NDArray[np.bool_],
         shape: tuple[int, int, int],
         progress: Progress | None,
-    ) -> np.ndarray:
+    ) -> NDArray[np.uint8]:
         """Pixels uint8 of `shape`, (H, W, components), from int64 tokens (channels, rows, columns).
 
         Tiles without a `known` token, bool (rows, columns), are skipped: their pixels are
@@ -207,22 +218,22 @@ class ImageCodec(Codec, modality="image"):
         """
         with ExitStack() as stack:
             reader = self._read(source, stack, recover=recover, force=force)
-            header = reader.header
+            header = cast(ImageHeader, reader.header)  # as `_fits` found
             if header.n_pixels > MAX_PIXELS:
                 raise TokenFileError(
                     f"{header.width} x {header.height} pixels are more than {MAX_PIXELS}"
                 )
-            tokens = np.full((header.channels, header.n_frames), -1)
+            tokens = np.full((header.channels, header.n_frames), -1, np.int64)
             for block in reader:
                 if block.tokens is not None:
                     end = block.start_frame + block.n_frames
                     tokens[:, block.start_frame : end] = block.tokens
         lost = tokens[0] < 0
-        tokens = _without_gaps(tokens, lost).reshape(-1, header.rows, header.columns)
+        grid = _without_gaps(tokens, lost).reshape(-1, header.rows, header.columns)
         lost = lost.reshape(header.rows, header.columns)
         shape = header.height, header.width, header.components
         with image_writer(target, header.components, format=format) as write:
-            pixels = self._decode(tokens, ~lost, shape, progress)
+            pixels = self._decode(grid, ~lost, shape, progress)
             if lost.any():
                 for axis in (0, 1):
                     lost = lost.repeat(self.hop_length, axis)
@@ -326,7 +337,7 @@ def _spans(n_tokens: int, hop: int, window: int, halo: int) -> list[_Span]:
     ]
 
 
-def _cut(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+def _cut(array: NDArray[Any], top: int, bottom: int, left: int, right: int) -> NDArray[Any]:
     """Part of an array (H, W, ...), extended beyond its edges with their last values."""
     part = array[top:bottom, left:right]
     missing = [(0, bottom - top - part.shape[0]), (0, right - left - part.shape[1])]
@@ -337,7 +348,7 @@ def _channels(components: int) -> int:
     return 2 - components % 2
 
 
-def _check_pixels(pixels: np.ndarray) -> np.ndarray:
+def _check_pixels(pixels: NDArray[Any]) -> NDArray[Any]:
     pixels = np.asarray(pixels)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -354,21 +365,22 @@ def _check_pixels(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _to_network(plane: np.ndarray) -> np.ndarray:
+def _to_network(plane: NDArray[Any]) -> NDArray[np.float32]:
     """Pixels (h, w, 1 or 3) -> (1, 3, h, w) float32 in [-1, 1]."""
     scale = np.float32(2 / 255 if plane.dtype == np.uint8 else 2)
     x = plane.transpose(2, 0, 1).astype(np.float32) * scale - np.float32(1)
     return np.ascontiguousarray(np.broadcast_to(x, (3, *x.shape[1:])))[None]
 
 
-def _from_network(y: np.ndarray, components: int) -> np.ndarray:
+def _from_network(y: NDArray[np.float32], components: int) -> NDArray[np.uint8]:
     """(3, h, w) float32 in [-1, 1] -> (h, w, components) uint8, the mean as the only one."""
     if components == 1:
         y = y.mean(0, keepdims=True)
-    return np.rint((y + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    pixels: NDArray[np.uint8] = np.rint((y + 1) * 127.5).astype(np.uint8)
+    return pixels.transpose(1, 2, 0)
 
 
-def _without_gaps(tokens: np.ndarray, lost: np.ndarray) -> np.ndarray:
+def _without_gaps(tokens: NDArray[np.int64], lost: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Tokens (C, N) with each lost one replaced by the nearest known before it, or else after."""
     known = np.flatnonzero(~lost)
     if not known.size:

@@ -9,14 +9,18 @@ RuntimeError and is not affected.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends import Backend
 from ..checks import check_channels, check_samples, check_tokens
 from ..config import AudioConfig, AudioModelConfig
 from ..threads import Exclusive, alone
+
+X = TypeVar("X", bound=np.generic)
+Y = TypeVar("Y", bound=np.generic)
 
 CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
 
@@ -51,7 +55,7 @@ class CausalEncoderStream(Exclusive):
         self._rest = np.zeros((self._channels, 0), np.float32)
 
     @alone
-    def push(self, samples: np.ndarray) -> np.ndarray:
+    def push(self, samples: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
         """Encode the next samples.
 
         Args:
@@ -75,7 +79,7 @@ class CausalEncoderStream(Exclusive):
         return tokens
 
     @alone
-    def flush(self) -> np.ndarray:
+    def flush(self) -> NDArray[np.int64]:
         """End the audio.
 
         Returns:
@@ -125,7 +129,7 @@ class CausalDecoderStream(Exclusive):
         self._last = np.zeros((self._channels, 0), np.int64)
 
     @alone
-    def push(self, tokens: np.ndarray) -> np.ndarray:
+    def push(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Decode the next tokens.
 
         Args:
@@ -147,11 +151,11 @@ class CausalDecoderStream(Exclusive):
         self._late -= late
         return samples[:, late:]
 
-    def _decode(self, tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+    def _decode(self, tokens: NDArray[np.int64], state: Any) -> tuple[NDArray[np.float32], Any]:
         return self._backend.decode(tokens, state, self._first_frame)
 
     @alone
-    def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
+    def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
         """End the tokens.
 
         Args:
@@ -173,13 +177,13 @@ class CausalDecoderStream(Exclusive):
 
 
 def _run(
-    graph: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]],
+    graph: Callable[[NDArray[X], Any], tuple[NDArray[Y], Any]],
     chunk: int,
-    x: np.ndarray,
+    x: NDArray[X],
     column: int,
     state: Any,
-    empty: np.ndarray,
-) -> tuple[np.ndarray, Any]:
+    empty: NDArray[Y],
+) -> tuple[NDArray[Y], Any]:
     """Run x (C, N * column) through a stateful graph in equal parts of few frames.
 
     Equal, because a part of one frame takes as long as twenty frames in a longer part.

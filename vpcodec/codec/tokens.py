@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..hub import bundled_coder
 from ..tokenfile import Coder, TokenHeader, TokenReader, opened
@@ -11,7 +12,7 @@ from .base import Source
 
 def read_tokens(
     source: Source, *, recover: bool = False, coder: Coder | None = None
-) -> tuple[np.ndarray, TokenHeader]:
+) -> tuple[NDArray[np.int64], TokenHeader]:
     """All tokens of a token file or binary stream.
 
     Args:

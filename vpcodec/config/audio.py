@@ -22,11 +22,6 @@ class AudioModelConfig(ModelConfig):
     sample_rate: Positive = Field(16_000, le=10_000_000, description="Audio rate of the model, Hz.")
 
     @property
-    def hop_length(self) -> int:
-        """Samples per token."""
-        raise NotImplementedError
-
-    @property
     def latency(self) -> float | None:
         """Algorithmic latency in seconds; None if the model is not for live streams."""
         raise NotImplementedError

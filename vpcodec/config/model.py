@@ -48,6 +48,11 @@ class ModelConfig(Strict):
         return self.kind
 
     @property
+    def hop_length(self) -> int:
+        """Samples per token, or the side in pixels of the square that a token stands for."""
+        raise NotImplementedError
+
+    @property
     def codebook_size(self) -> int:
         return self.quantizer.codebook_size
 

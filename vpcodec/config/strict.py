@@ -35,7 +35,7 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = str(cls.model_fields[info.field_name].annotation)
+        kind = str(cls.model_fields[str(info.field_name)].annotation)
         truth, text = "bool" in kind, any(word in kind for word in TEXTUAL)
         for item in value if isinstance(value, list | tuple) else [value]:
             if truth and not isinstance(item, bool):

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -109,15 +109,16 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
     several frames or pages, of more than MAX_PIXELS, or of numbers without a known range (float,
     32-bit).
     """
-    is_path = isinstance(source, (str, os.PathLike))
-    with naming(os.fspath(source) if is_path else name, ImageError), ExitStack() as stack:
-        file = stack.enter_context(open(source, "rb")) if is_path else source
-        if not (is_path and file.seekable()):
+    path = source if isinstance(source, (str, os.PathLike)) else None
+    with naming(name if path is None else os.fspath(path), ImageError), ExitStack() as stack:
+        if isinstance(source, (str, os.PathLike)):
+            source = stack.enter_context(open(source, "rb"))
+        if path is None or not source.seekable():
             spool = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, spool)
+            shutil.copyfileobj(source, spool)
             spool.seek(0)
-            file = spool
-        return _to_array(_decode(file))
+            source = spool
+        return _to_array(_decode(source))
 
 
 def save_image(
@@ -150,12 +151,14 @@ def image_writer(
 
     Gives the function that takes them, once. Raises as `save_image`, at once what can be known.
     """
-    is_path = isinstance(target, (str, os.PathLike))
-    with naming(os.fspath(target) if is_path else "stdout", ImageError), ExitStack() as stack:
-        suffix = Path(target).suffix if is_path else ".png"
+    path = target if isinstance(target, (str, os.PathLike)) else None
+    with naming("stdout" if path is None else os.fspath(path), ImageError), ExitStack() as stack:
+        suffix = ".png" if path is None else Path(path).suffix
         suffix = suffix if format is None else f".{format.lstrip('.')}"
         chosen = _choose_format(suffix, components)
-        file = stack.enter_context(atomic_output(target)) if is_path else target
+        if isinstance(target, (str, os.PathLike)):
+            target = stack.enter_context(atomic_output(target))
+        file: BinaryIO = target
 
         def write(pixels: np.ndarray) -> None:
             left = _encode(pixels, chosen)
@@ -180,9 +183,9 @@ def _decode(file: BinaryIO) -> Image:
         file = _checked(file, head)
         trouble = "damaged" if is_image(head) else "not an image that can be read"
         with _pillow(trouble):
-            image = Image.open(file, formats=_formats())
+            image: Any = Image.open(file, formats=_formats())
     except Image.DecompressionBombError as error:
-        n_pixels = re.search(r"\d+", str(error))
+        n_pixels = re.findall(r"\d+", str(error))
         raise ImageError(f"{n_pixels[0]} pixels are more than {MAX_PIXELS}") from error
     if not 1 <= image.width * image.height <= MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels are not 1 to {MAX_PIXELS} in all")
@@ -268,7 +271,7 @@ def _checked_png(file: BinaryIO) -> BinaryIO:
     return copy
 
 
-def _check_layout(image: Image, layout: str) -> None:
+def _check_layout(image: Any, layout: str) -> None:
     """Refuse, before it is decoded, what Pillow would fill in or not bring to 8 or 16 bits."""
     if image.format == "TIFF":
         width, height = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
@@ -290,7 +293,8 @@ def _to_8_bits(image: Image, mode: str) -> Image:
     """The image in `mode`, "L" or "RGB", and with "A" behind it where alpha is not all opaque."""
     if image.has_transparency_data:
         image = image.convert(f"{mode}A") if image.mode != f"{mode}A" else image
-        if image.getextrema()[-1][0] < 255:
+        alpha: Any = image.getextrema()[-1]
+        if alpha[0] < 255:
             return image
     return image.convert(mode) if image.mode != mode else image
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -306,7 +307,7 @@ def _powers(
     hop: int,
     window: int | None = None,
     *,
-    ends: str = "reflect",
+    ends: Literal["reflect", "constant"] = "reflect",
 ) -> Iterator[list[np.ndarray]]:
     """|X|^2 and |Y|^2 of centred frames in parts, each (frames, size / 2 + 1) float64.
 

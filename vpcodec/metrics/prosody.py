@@ -111,7 +111,7 @@ def voicing_error(reference: np.ndarray, degraded: np.ndarray, rate: int) -> flo
 def measure_pitch(reference: Clip, degraded: Clip) -> tuple[float, float]:
     rate = PITCH_RATE
     tracks = (
-        clip.get("pitch", lambda clip=clip: pitch(clip.at(rate), rate))
+        clip.get("pitch", lambda clip=clip: pitch(clip.at(rate), rate))  # type: ignore[misc]
         for clip in (reference, degraded)
     )
     return compare_pitch(*tracks)
@@ -158,7 +158,7 @@ def loudness_difference(reference: np.ndarray, degraded: np.ndarray, rate: int) 
 )
 def measure_loudness_difference(reference: Clip, degraded: Clip) -> tuple[float]:
     before, after = (
-        clip.get("loudness", lambda clip=clip: loudness(clip.samples, clip.rate))
+        clip.get("loudness", lambda clip=clip: loudness(clip.samples, clip.rate))  # type: ignore[misc]
         for clip in (reference, degraded)
     )
     return (after - before,)

@@ -360,8 +360,9 @@ class Transformer(nn.Module):
 
     def states(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         for i, layer in enumerate(self.layers):
-            layer.state_name = f"{prefix}{i}"
-            yield layer.state_name, (self.window, 2 * layer.out.in_features + 1)
+            name = f"{prefix}{i}"
+            layer.state_name = name  # type: ignore[assignment]
+            yield name, (self.window, 2 * layer.out.in_features + 1)
 
     def forward(self, x: torch.Tensor, state: State | None) -> torch.Tensor:
         steps, w = x.shape[1], self.window

@@ -29,7 +29,7 @@ class QueueQuantizer(CodebookQuantizer):
         seed: of the random numbers; None draws one from torch's.
     """
 
-    training_state = ("queue", "_extra_state")
+    training_state: tuple[str, ...] = ("queue", "_extra_state")
     how_to_fit = ""
 
     def __init__(

@@ -176,7 +176,7 @@ class LossConfig(Losses):
 class DiscriminatorConfig(Discriminator):
     """Multi-period and multi-resolution STFT discriminators, trained against the codec."""
 
-    size: Literal["none", "frame", "small", "full"] = Field(
+    size: Literal["none", "frame", "small", "full"] = Field(  # type: ignore[assignment]
         "none",
         description="frame: few activations, most of them at frame rate: the cheapest on CPUs; "
         "small: about the size of the codec; full: as GAN vocoders have; none: no adversarial "
@@ -231,7 +231,7 @@ class AudioRecipe(Recipe):
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
     @model_validator(mode="after")
-    def _crops_fill_the_windows(self) -> Recipe:
+    def _crops_fill_the_windows(self) -> AudioRecipe:
         crop = int(self.data.crop_seconds * self.model.sample_rate)
         crop -= self.model.decoder_delay * self.model.hop_length
         if crop <= max(self.loss.fft_sizes) // 2:

@@ -137,10 +137,12 @@ def with_training_options(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     model, section = data.get("model"), data.get("quantizer", {})
+    old: dict[str, Any] = {}
+    name: Any
     if isinstance(model, ModelConfig):
-        name, old = model.quantizer.type, {}
+        name = model.quantizer.type
     else:
-        quantizer = model.get("quantizer", {}) if isinstance(model, dict) else None
+        quantizer: Any = model.get("quantizer", {}) if isinstance(model, dict) else None
         name = quantizer.get("type", "fsp") if isinstance(quantizer, dict) else None
         if not isinstance(name, str) or name not in QUANTIZERS:
             return data  # validation refuses it

@@ -45,7 +45,8 @@ class DelayFinder:
         Raises:
             ValueError: other shapes, NaN or infinite samples.
         """
-        x, y = _part(*_check(reference, degraded), self.rate)
+        x, y = _check(reference, degraded)
+        x, y = _part(x, y, self.rate)
         if not (x.any() and y.any()):
             return
         self._n_pairs += 1
@@ -81,7 +82,8 @@ def find_delay(reference: np.ndarray, degraded: np.ndarray, rate: int) -> int:
         ValueError: other shapes, NaN or infinite samples.
     """
     reach = _reach(rate)
-    x, y = _part(*_check(reference, degraded), rate)
+    x, y = _check(reference, degraded)
+    x, y = _part(x, y, rate)
     if not (x.any() and y.any()):
         return 0
     return int(np.argmax(_correlation(x, y, reach))) - reach

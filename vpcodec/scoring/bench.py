@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -89,9 +89,10 @@ class Bench:
 
         Empty if the file cannot be used; `work` reports why.
         """
-        found = {}
+        found: dict[tuple[int, int], DelayFinder] = {}
         try:
-            reference, rate = self._reference(file)
+            reference, stored = self._reference(file)
+            rate = cast(int, stored)  # of audio
         except _USER_ERRORS:
             return {}
         for number, system in enumerate(self.systems):

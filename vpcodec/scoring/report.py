@@ -15,7 +15,7 @@ import os
 import wave
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -248,7 +248,7 @@ def _usage(counts: np.ndarray) -> dict[str, list[float]] | None:
 
 def _sounds(example: Example, n_bytes: int) -> dict[str, Any]:
     """Sounds of at most `n_bytes` each, their spectrograms, and the differences of these."""
-    rate, whole = example.rate, example.reference.shape[-1]
+    rate, whole = cast(int, example.rate), example.reference.shape[-1]  # audio has one
     frame = 2 * min(2, len(example.reference))  # bytes
     n_samples = min(whole, MAX_SECONDS * rate, max(rate, n_bytes // frame))
 

@@ -81,8 +81,8 @@ class Scoring:
                 raise ScoreError(
                     f"{system.name} is for {system.modality}, {reference} is {modality}"
                 )
-        names = [system.name for system in self.bench.systems]
-        if twice := {name for name in names if names.count(name) > 1}:
+        called = [system.name for system in self.bench.systems]
+        if twice := {name for name in called if called.count(name) > 1}:
             raise ScoreError(f"{min(twice)} occurs twice; NAME=PATH gives one another name")
         for measure in self.bench.measures:
             if not all(metric.default for metric in measure.metrics):
@@ -109,8 +109,8 @@ class Scoring:
         with _Each(self.job, self.bench, self._jobs) as each:
             if self.job.align == "codec":
                 self._delays = self._find_delays(each, report)
-            known = {(row.system, row.file): row for row in known}
-            requests, rows = self._requests(known.values())
+            earlier = {(row.system, row.file): row for row in known}
+            requests, rows = self._requests(earlier.values())
             usages = {
                 number: CodebookUsage(system.codebook_size)
                 for number, system in enumerate(self.bench.systems)
@@ -124,7 +124,7 @@ class Scoring:
                     if outcome.codes is not None:
                         usages[number].add(outcome.codes, outcome.counts)
                     if row := outcome.row:
-                        before = known.get((row.system, row.file))
+                        before = earlier.get((row.system, row.file))
                         if before and before.cache_key == row.cache_key:
                             row = replace(row, values=before.values | row.values)
                         rows[number, row.file] = row
@@ -292,7 +292,7 @@ def build_systems(
         ModelError: a model that cannot be used.
     """
     systems: list[System] = []
-    for path in map(os.fspath, decoded):
+    for path in [os.fspath(path) for path in decoded]:
         name, equals, rest = path.partition("=")
         if equals and not os.path.exists(path):
             systems.append(Decoded(Path(rest), Path(reference), name))

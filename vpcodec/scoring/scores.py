@@ -195,8 +195,8 @@ class Scores:
                 writer.writerow([system.name, name, unit, *(cells[column] for column in columns)])
             for name in ("entropy", "perplexity", "cvu"):
                 if name in system.codebook:
-                    cells = [system.codebook["tokens"], 0, system.codebook[name]]
-                    writer.writerow([system.name, name, describe(name).unit, *cells, *[None] * 5])
+                    counts = [system.codebook["tokens"], 0, system.codebook[name]]
+                    writer.writerow([system.name, name, describe(name).unit, *counts, *[None] * 5])
         return out.getvalue()
 
     def to_text(self) -> str:

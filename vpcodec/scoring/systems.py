@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 
@@ -300,12 +300,12 @@ class Model(System):
         self.backend, self.threads = backend, threads
         folder = open_model(name)
         self.path = folder.path.resolve()
-        self.modality = folder.config.modality
+        self.modality = cast(Literal["audio", "image"], folder.config.modality)
         self.identity = f"{folder.fingerprint.hex()} {backend}"
         self.codebook_size = folder.config.codebook_size
 
     def _code(self, source: Path) -> Coded:
-        codec = _load_codec(self.path, self.backend, self.threads)
+        codec: Any = _load_codec(self.path, self.backend, self.threads)
         coded, decoded = io.BytesIO(), io.BytesIO()
         stats = codec.encode_file(source, coded)
         tokens = read_tokens(io.BytesIO(coded.getvalue()), coder=codec.coder)[0]

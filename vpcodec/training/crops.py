@@ -149,7 +149,7 @@ class Crops(ABC):
     def _from_workers(self, first: int, last: int) -> Iterator[np.ndarray]:
         from torch.utils.data import DataLoader
 
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _WorkerCrops(self),
             batch_size=None,
             sampler=range(first, last),

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from ..backends.torch import load_model
-from ..codec import Codec
+from ..codec import AudioCodec
 from ..config import AudioModelConfig, GridConfig, ModelConfig
 from ..entropy import (
     AVERAGE_BITS,
@@ -289,7 +289,7 @@ def add_tables(
     model = read_folder(folder)
     if not isinstance(model.config, AudioModelConfig):
         raise TableError(f"{folder}: not an audio model")
-    codec = Codec.from_pretrained(folder)
+    codec = AudioCodec.from_pretrained(folder)
     sequences, seconds = [], 0.0
     paths = find_audio(data)
     if not paths:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,7 @@ class TrainStep:
                     raise self._not_finite(state.step) from None
             rows.append(row)
             pairs.append((target, output[: len(target)].detach()))
-        terms = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        terms = {name: _mean([row[name] for row in rows]) for name in rows[0]}
         if not warm_up:
             terms["grad_norm"] = self.update_codec()
         if turn:
@@ -185,7 +187,7 @@ class TrainStep:
             state.scalers[1],
         )
         terms = {"discriminator": losses, "winning_chance": chances, "penalty": penalties}
-        means = {name: sum(values) / len(values) for name, values in terms.items() if values}
+        means = {name: _mean(values) for name, values in terms.items() if values}
         return means | {"discriminator_grad_norm": norm}
 
     def check_finite(self) -> None:
@@ -298,3 +300,7 @@ class TrainStep:
     def _last(self, index: int, number: int, module: nn.Module) -> Any:
         """Processes share the gradients of the last of several batches alone."""
         return nullcontext() if index == number - 1 else self.accelerator.no_sync(module)
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return reduce(operator.add, values) / len(values)

@@ -74,7 +74,7 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.notes: list[str] = []
         found = self._find_checkpoint()
-        precision = recipe.train.precision
+        precision: str = recipe.train.precision
         if precision == "auto" and found is not None:
             precision = str(found[1].get("precision"))
         precision = choose_precision(precision, self.accelerator)

@@ -101,13 +101,14 @@ class AudioReader:
         if truncated not in TRUNCATED:
             raise ValueError(f"truncated is {truncated!r}, not one of {', '.join(TRUNCATED)}")
         is_path = isinstance(source, (str, os.PathLike))
-        self.name = os.fspath(source) if is_path else name
+        self.name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else name
         self._keep = truncated == "keep"
         with naming(self.name), ExitStack() as stack:
             # Unbuffered, because libsndfile shares the descriptor and its position.
-            file = stack.enter_context(open(source, "rb", 0)) if is_path else source
-            on_disk = is_path and is_regular(file)
-            self._source = open_source(file, on_disk, raw, stack, keep=self._keep)
+            if isinstance(source, (str, os.PathLike)):
+                source = stack.enter_context(open(source, "rb", 0))
+            on_disk = is_path and is_regular(source)
+            self._source = open_source(source, on_disk, raw, stack, keep=self._keep)
             check_limits(self._source.sample_rate, self._source.channels)
             self._refuse_cut()
             self._stack = stack.pop_all()

@@ -30,13 +30,13 @@ class Resampler:
             )
         self.from_rate, self.to_rate, self.channels = from_rate, to_rate, channels
         self._n_in = self._n_out = 0  # samples per channel
-        self._stream = None
+        self._stream: soxr.ResampleStream | None = None
         if from_rate != to_rate:
             self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32")
 
     def process(self, samples: np.ndarray) -> np.ndarray:
         """Take float32 samples (C, n) at `from_rate`; give what is ready at `to_rate`, (C, m)."""
-        out = self._resample(samples) if self._stream else samples
+        out = samples if self._stream is None else self._resample(self._stream, samples)
         self._n_in += samples.shape[1]
         self._n_out += out.shape[1]
         return out
@@ -52,18 +52,21 @@ class Resampler:
         if n_out < self._n_out:
             raise ValueError(f"{n_out} samples asked for, but {self._n_out} are out already")
         rest = np.zeros((self.channels, n_out - self._n_out), dtype=np.float32)
-        if self._stream:
+        if self._stream is not None:
             # soxr rounds its length down or up; silence after the input makes it long enough.
             n_needed = resampled_length(n_out, self.to_rate, self.from_rate) + 1
             silence = np.zeros((self.channels, max(1, n_needed - self._n_in)), dtype=np.float32)
-            out = self._resample(silence, last=True)[:, : rest.shape[1]]
+            out = self._resample(self._stream, silence, last=True)[:, : rest.shape[1]]
             rest[:, : out.shape[1]] = out
         return rest
 
-    def _resample(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+    @staticmethod
+    def _resample(
+        stream: soxr.ResampleStream, samples: np.ndarray, last: bool = False
+    ) -> np.ndarray:
         frames = np.ascontiguousarray(samples.T, dtype=np.float32)
         with compiled_code():
-            return self._stream.resample_chunk(frames, last).T
+            return stream.resample_chunk(frames, last).T
 
 
 def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:

@@ -57,18 +57,20 @@ class AudioWriter:
         raw: str | None = None,
         name: str = "stdout",
     ) -> None:
-        is_path = isinstance(target, (str, os.PathLike))
-        self.name = os.fspath(target) if is_path else name
+        path = target if isinstance(target, (str, os.PathLike)) else None
+        self.name = name if path is None else os.fspath(path)
         self.sample_rate, self.channels = sample_rate, channels
         self.n_samples = self.clipped = 0
         with naming(self.name), ExitStack() as stack:
             check_limits(sample_rate, channels)
-            suffix = Path(target).suffix.lower() if is_path else ".wav"
+            suffix = ".wav" if path is None else Path(path).suffix.lower()
             format, self.subtype = choose_format(suffix, subtype, raw)
-            self._file = stack.enter_context(atomic_output(target)) if is_path else target
-            self._sound = None
+            if isinstance(target, (str, os.PathLike)):
+                target = stack.enter_context(atomic_output(target))
+            self._file: BinaryIO = target
+            self._sound: sf.SoundFile | None = None
             if format == "WAV" and self.subtype in WIDTHS:
-                stack.enter_context(self._wav(in_place=is_path and is_regular(self._file)))
+                stack.enter_context(self._wav(in_place=path is not None and is_regular(self._file)))
             elif format != "RAW":
                 self._sound = stack.enter_context(self._sound_file(format))
             self._stack = stack.pop_all()

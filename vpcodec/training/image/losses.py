@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,8 @@ class ImageLoss(nn.Module):
 
     def _ms_ssim(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         scales = scales_that_fit(*x.shape[2:])
-        weights, product = SCALE_WEIGHTS[:scales], 1.0
+        weights = SCALE_WEIGHTS[:scales]
+        product: Any = 1.0
         x, y = (x + 1) / 2, (y + 1) / 2  # SSIM is of light, of which black is none
         for scale, weight in enumerate(weights):
             if scale:
