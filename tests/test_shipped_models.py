@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_the_image_model_keeps_real_pictures(shared_data):
 
 
 SPEECH = {  # model -> PESQ-WB, STOI, and share of its nominal bits on disk
-    "speech-3k": (2.0, 0.88, 0.85),
+    "speech-3k": (2.0, 0.87, 0.85),
     "speech-vp-16384": (1.6, 0.84, 0.97),
     "speech-1k": (1.25, 0.8, 0.92),
 }
@@ -113,3 +114,14 @@ def test_the_speech_models_keep_real_speech(name, shared_data, tmp_path):
     assert np.mean(rows, 0)[0] >= least_pesq
     assert np.mean(rows, 0)[1] >= least_stoi
     assert 8 * n_bytes / seconds <= most_bits * codec.bitrate
+
+
+def test_white_noise_comes_out_as_noise_and_not_as_lines():
+    """Without noise in its decoder the model had lines 16 dB above what is between them, one at
+    each multiple of the frame rate."""
+    spec = importlib.util.spec_from_file_location("sound", ROOT.parent / "benchmarks" / "sound.py")
+    sound = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sound)
+    codec = Codec.from_pretrained("speech-3k", threads=1)
+    for tilt in (0.0, 0.9):
+        assert sound.line_to_floor(codec, tilt=tilt) < 9

@@ -283,8 +283,8 @@ def write_folder_config(
     data["fingerprint"] = fingerprint.hex()
     if space is not None:
         data["space"] = space.hex()
-    if earlier := [item.hex() for item in earlier]:
-        data["earlier"] = earlier
+    if known := [item.hex() for item in earlier]:
+        data["earlier"] = known
     if revisions:
         data["revisions"] = {
             str(number): {
