@@ -400,7 +400,7 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {  # name -> made from a sound tok
     "more.tok": lambda tok: tok + b"more",
     "weights.tok": lambda tok: changed_tok(tok, fingerprint=bytes(range(16))),
     "codebook.tok": lambda tok: changed_tok(tok, codebook_size=1_000),
-    "nobody.tok": lambda tok: changed_tok(tok, model="nobody"),
+    "nobody.tok": lambda tok: changed_tok(tok, model="nobody", fingerprint=bytes(16)),
     "long.tok": lambda tok: header_only(tok, n_samples=5 * 10**10),
     "fast.tok": lambda tok: header_only(tok, original_rate=2**24, n_samples=None),
     "block.tok": lambda tok: tok[: HEADER + 1] + b"\xff\xff\xff" + tok[HEADER + 4 :],

@@ -330,7 +330,7 @@ SPOILT: dict[str, Callable[[bytes, bytes], bytes]] = {  # from a token file and 
     "more.tok": lambda tok, png: tok + b"more",
     "weights.tok": lambda tok, png: changed_tok(tok, fingerprint=bytes(range(16))),
     "codebook.tok": lambda tok, png: changed_tok(tok, codebook_size=100),
-    "nobody.tok": lambda tok, png: changed_tok(tok, model="nobody"),
+    "nobody.tok": lambda tok, png: changed_tok(tok, model="nobody", fingerprint=bytes(16)),
     "huge.tok": lambda tok, png: header_only(tok, width=2**16, height=2**16, block_frames=2**15),
     "large.tok": lambda tok, png: header_only(tok, width=2**13, height=2**13),
 }
