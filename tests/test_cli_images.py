@@ -636,7 +636,7 @@ def test_export_names_an_example_of_the_kind(
 ) -> None:
     made = hub.bundled_folders()[hub.DEFAULT_MODEL] if kind == "audio" else debug_image_model
     monkeypatch.setattr(
-        "vpcodec.export.export_run", lambda run, output, force: shutil.copytree(made, output)
+        "vpcodec.export.export_run", lambda run, output, **options: shutil.copytree(made, output)
     )
     example = re.search(
         "try: vpcodec (encode) (.*) (-m) (.*)", run("export", "run", "-o", "model").out.decode()

@@ -76,7 +76,7 @@ def quick_either(monkeypatch: pytest.MonkeyPatch, exported: Path) -> list[AudioA
 def write_files_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[AudioAutoencoder]:
     written = []
 
-    def write(model: AudioAutoencoder, folder: Path) -> None:
+    def write(model: AudioAutoencoder, folder: Path, like: Path | None) -> None:
         written.append(model)
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -343,7 +343,7 @@ def test_a_model_that_fails_its_check_is_not_written(tmp_path, monkeypatch, quic
 def test_a_signal_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quick_either):
     decode = OnnxBackend.decode
 
-    def off(self, tokens, state):
+    def off(self, tokens, state, first_frame=0):
         samples, state = decode(self, tokens, state)
         return samples + np.float32(1e-3), state
 
@@ -356,7 +356,7 @@ def test_a_signal_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quic
 def test_a_signal_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick_either):
     decode = OnnxBackend.decode
 
-    def off(self, tokens, state):
+    def off(self, tokens, state, first_frame=0):
         samples, state = decode(self, tokens, state)
         return samples * np.float32("nan"), state
 

@@ -85,7 +85,7 @@ def test_what_has_no_value_is_null_in_a_line():
     "line", ["", "{", "[1]", "null", "{}", ROW.to_json()[:-20], '{"key": 1, "system": 2}']
 )
 def test_other_lines_are_refused(line):
-    with pytest.raises(ValueError, match="not a line"):
+    with pytest.raises(ValueError, match="not a row of scores"):
         Row.from_json(line)
 
 

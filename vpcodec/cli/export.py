@@ -38,7 +38,7 @@ def export(
             like=like,
             note=lambda text: typer.echo(f"vpcodec: {text}", err=True),
         )
-    except (CheckpointError, ExportError, FileExistsError) as error:
+    except (CheckpointError, ExportError) as error:
         raise common.UsageError(str(error)) from None
     size = sum(path.stat().st_size for path in output.iterdir())
     example = f"in{modalities.MODALITIES[read_folder(output).config.modality].suffix}"
