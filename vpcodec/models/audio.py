@@ -124,12 +124,7 @@ class Decoder(nn.Module):
             places = [*zip(dims[1:], rates), (config.last_dim, rates[-1] if rates else 1)]
             for i, (dim, rate) in enumerate(places):
                 self.noise.append(
-                    NoiseInjection(
-                        dim,
-                        channels=config.noise_channels,
-                        rate=rate,
-                        seed=i,
-                    )
+                    NoiseInjection(dim, channels=config.noise_channels, rate=rate, seed=i)
                 )
 
     def forward(self, latents: torch.Tensor, state: State | None = None) -> torch.Tensor:

@@ -307,7 +307,7 @@ class NoiseInjection(nn.Module):
 
     table: torch.Tensor
 
-    SCALE = 32.0  # of the int8 table: 1 is a standard deviation of 1 / 32; 4 are its largest
+    SCALE = 32.0  # of the int8 table: one standard deviation; it holds nearly 4 of them
 
     def __init__(self, dim: int, *, channels: int, rate: int, seed: int) -> None:
         super().__init__()

@@ -65,8 +65,9 @@ class Discriminators(nn.Module):
 
     def draw(self) -> None:
         """Choose at random which members answer the coming calls, where not all of them do."""
-        order = torch.randperm(len(self.members))[: self.per_step]
-        self.chosen = sorted(order.tolist())
+        if self.per_step is not None:
+            order = torch.randperm(len(self.members))[: self.per_step]
+            self.chosen = sorted(order.tolist())
 
     def forward(self, samples: torch.Tensor, noise: float = 0.0) -> list[list[torch.Tensor]]:
         """(B, T) -> per discriminator its hidden activations (B, C, ...), then logits (B, 1, ...).

@@ -62,15 +62,8 @@ class ReconstructionLoss(nn.Module):
         al. 2020, eq. 5): d(x, y) / 2 + d(x, y') / 2 - d(y, y') / 2, whose smallest expectation is
         that of the distribution of x given the tokens, not of its median.
         """
-        draws = len(output) // len(target)
-        targets = target.repeat(draws, 1)
-        terms = self._spectral(targets, output, target)
-        if draws == 2:
-            # Each draw is pushed away from the other, which is held still: the gradient of
-            # d(y, y') / 2 where d is symmetric, and it reaches both sides once.
-            other = output.detach().roll(len(target), 0)
-            for name, value in self._spectral(other, output, target).items():
-                terms[name] = terms[name] - value + 0.5 * value.detach()
+        terms = self._spectral(target, output)
+        targets = target.repeat(len(output) // len(target), 1)
         with torch.autocast(target.device.type, enabled=False):
             for name, loss in self.hearing.items():
                 terms[name] = loss(targets.float(), output.float())
@@ -78,35 +71,40 @@ class ReconstructionLoss(nn.Module):
             terms["perceptual"] = self.perceptual(targets, output)
         return terms
 
-    def _spectral(
-        self, target: torch.Tensor, output: torch.Tensor, reference: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Distances of target and output relative to the level of the reference."""
+    def _spectral(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The distances, of two draws the energy distances, relative to the target's level."""
         with torch.autocast(target.device.type, enabled=False):
-            target, output, reference = target.float(), output.float(), reference.float()
+            target, output = target.float(), output.float()
             with torch.no_grad():
-                spectra = [self._magnitude(target, size) for size in self.sizes]
-                of_reference = (
-                    spectra
-                    if reference is target
-                    else [self._magnitude(reference, size) for size in self.sizes]
-                )
-            level, *levels = joint_means([reference, *of_reference])
-            wave = F.l1_loss(output, target) / level.clamp(min=FLOOR)
-            stft, mel = [], []
-            for size, bands, x, level in zip(self.sizes, self.bands, spectra, levels):
-                y = self._magnitude(output, size)
-                relative = F.l1_loss(y, x) / level.clamp(min=FLOOR / 10)
-                stft.append(relative + self._log_distance(y, x))
-                if bands:
-                    bank = getattr(self, f"mel_{size}")
-                    mel.append(self._log_distance(y @ bank, x @ bank))
-            zero = wave.new_zeros(())
-            return {
-                "wave": wave,
-                "stft": torch.stack(stft).mean(),
-                "mel": torch.stack(mel).mean() if mel else zero,
-            }
+                reference = [target, *(self._magnitude(target, size) for size in self.sizes)]
+            found = [output, *(self._magnitude(output, size) for size in self.sizes)]
+            levels = joint_means(reference)
+            if len(output) == len(target):
+                return self._distances(reference, found, levels)
+            terms = self._distances([torch.cat([x, x]) for x in reference], found, levels)
+            # Each draw is pushed away from the other, which is held still: the gradient of
+            # d(y, y') / 2 where d is symmetric, and it reaches both sides once.
+            other = [y.detach().roll(len(target), 0) for y in found]
+            apart = self._distances(other, found, levels)
+            return {name: terms[name] - x + 0.5 * x.detach() for name, x in apart.items()}
+
+    def _distances(
+        self, target: list[torch.Tensor], output: list[torch.Tensor], levels: list[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Of waves and their magnitudes at each FFT size, given the levels of both."""
+        (wave, *spectra), (out, *found), (level, *others) = target, output, levels
+        stft, mel = [], []
+        for size, bands, x, y, mean in zip(self.sizes, self.bands, spectra, found, others):
+            relative = F.l1_loss(y, x) / mean.clamp(min=FLOOR / 10)
+            stft.append(relative + self._log_distance(y, x))
+            if bands:
+                bank = getattr(self, f"mel_{size}")
+                mel.append(self._log_distance(y @ bank, x @ bank))
+        return {
+            "wave": F.l1_loss(out, wave) / level.clamp(min=FLOOR),
+            "stft": torch.stack(stft).mean(),
+            "mel": torch.stack(mel).mean() if mel else out.new_zeros(()),
+        }
 
     def _log_distance(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Of (B, frames, bins) magnitudes on a log10 scale."""
