@@ -1,9 +1,8 @@
 """Published models beside the authors' packages: the same tokens and audio? How fast, how large?
 
-Both have the same random weights (tests/published.py); nothing is downloaded. Ours are converted
-as published files are, and run through `Codec`. Every measurement runs in a child process of its
-own, one after another.
-"""
+Both have the same random weights (tests/published/official.py); nothing is downloaded. Ours are
+converted as published files are, and run through `Codec`. Every measurement runs in a child process
+of its own, one after another."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from speed import RATE, SPEECH, machine, make_clip, peak_rss, timed
 
 from vpcodec.published import MODULES, PUBLISHED
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/published"))
 
 from published import Official, official_missing, random_weights, save_modules  # noqa: E402
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT, SHARED, SPEECH
 
 import vpcodec  # noqa: F401  (before any test loads ONNX Runtime: it turns telemetry off)
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
+DATA = SHARED / "data"
 
 
 @pytest.fixture
 def speech_wav() -> Path:
     """About 5 s of generated speech, 22,050 Hz mono."""
-    return ROOT / "tests" / "resources" / "speech.wav"
+    return SPEECH
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def speech() -> np.ndarray:
     """The same at 16 kHz, float32 (1, T)."""
     from vpcodec.media.audio import load, resample
 
-    samples, rate = load(ROOT / "tests" / "resources" / "speech.wav")
+    samples, rate = load(SPEECH)
     return resample(samples, rate, 16_000)
 
 

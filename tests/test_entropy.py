@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import RESOURCES
 
 from vpcodec.codec import Codec
 from vpcodec.entropy import EntropyError, TokenCoder, parse_tables
 from vpcodec.tokenfile import raw_bytes
 
-ROOT = Path(__file__).parent
-GOLDEN = ROOT / "resources/entropy"
+GOLDEN = RESOURCES / "entropy"
 
 
 def make_tables(
@@ -253,7 +252,7 @@ def test_speech_becomes_shorter():
     import soundfile
 
     codec = Codec.from_pretrained("speech-3k", threads=1)
-    samples, rate = soundfile.read(ROOT / "resources/speech.wav", dtype="float32", always_2d=True)
+    samples, rate = soundfile.read(RESOURCES / "speech.wav", dtype="float32", always_2d=True)
     tokens = codec.encode(samples.T, rate)
     payload = codec.coder.pack(tokens.T)
     assert len(payload) < 0.85 * raw_bytes(codec.codebook_size, tokens.size)

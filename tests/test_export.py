@@ -13,28 +13,28 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
 pytest.importorskip("yaml", reason="needs the train extra")
 
-from helpers import run  # noqa: E402
+from helpers import run
+from paths import RECIPES
 
-from vpcodec import Codec, __version__, export, graphs  # noqa: E402
-from vpcodec.backends.onnx import OnnxBackend  # noqa: E402
-from vpcodec.export import export_model, export_run  # noqa: E402
-from vpcodec.graphs import ExportError  # noqa: E402
-from vpcodec.model_folder import (  # noqa: E402
+from vpcodec import Codec, __version__, export, graphs
+from vpcodec.backends.onnx import OnnxBackend
+from vpcodec.export import export_model, export_run
+from vpcodec.graphs import ExportError
+from vpcodec.model_folder import (
     ModelError,
     fingerprint,
     read_folder,
     write_folder_config,
 )
-from vpcodec.models import AudioAutoencoder  # noqa: E402
-from vpcodec.recipe import load_recipe  # noqa: E402
-from vpcodec.training.checkpoints import (  # noqa: E402
+from vpcodec.models import AudioAutoencoder
+from vpcodec.recipe import load_recipe
+from vpcodec.training.checkpoints import (
     CheckpointError,
     checkpoint_path,
     save_checkpoint,
 )
-from vpcodec.training.trainer import Trainer  # noqa: E402
+from vpcodec.training.trainer import Trainer
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 DEBUG = RECIPES / "debug.yaml"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 FILES = ("model.safetensors", *GRAPHS)

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-PACKAGE = Path(__file__).resolve().parents[1] / "vpcodec"
+PACKAGE = ROOT / "vpcodec"
 FLOORS = [
     {"threads"},
     {"media", "entropy", "usage", "checks", "progress"},

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 from helpers import ENOUGH, MODULE, tree
+from paths import ROOT, SPEECH
 
-ROOT = Path(__file__).resolve().parents[1]
-SPEECH = ROOT / "tests" / "resources" / "speech.wav"
 OFF = {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -85,6 +84,7 @@ class Watch:
 
 sys.meta_path.insert(0, Watch)
 import {module}
+from paths import ROOT, SPEECH
 print(*(os.environ[name] for name in {list(OFF)}))
 """
     done = subprocess.run(

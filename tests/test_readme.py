@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from vpcodec import Codec, read_tokens
 from vpcodec.media.audio import load, resample, save
 from vpcodec.media.image import save_image
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 PAGES = ("README.md", "docs/images.md")
 

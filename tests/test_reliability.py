@@ -19,13 +19,13 @@ import numpy as np
 import onnxruntime
 import pytest
 from helpers import ENOUGH, MODULE, refuse, run, tree
+from paths import SPEECH
 
 from vpcodec import Codec
 from vpcodec.media.audio import OUTPUT_SUFFIXES, AudioWriter, save
 from vpcodec.media.files import atomic_folder, atomic_output, find_files
 from vpcodec.media.image import save_image
 
-SPEECH = Path(__file__).resolve().parent / "resources" / "speech.wav"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and pipes of Linux")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import RESOURCES, ROOT
 
 from vpcodec import Codec
 from vpcodec.hub import DEFAULT_MODELS, bundled_folders
@@ -17,10 +17,9 @@ from vpcodec.media.image import find_images, load_image
 from vpcodec.metrics.image import psnr, ssim
 from vpcodec.model_folder import read_folder
 
-ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "resources"))
+sys.path.insert(0, str(RESOURCES))
 
-import make_shipped_golden as golden  # noqa: E402
+import make_shipped_golden as golden
 
 MAX_BYTES = 12 * 2**20
 NAMES = sorted(bundled_folders())
@@ -44,7 +43,7 @@ def test_tokens_and_files_stay_what_they_were(name, backend):
     """Files that users have depend on it; see resources/make_shipped_golden.py."""
     if backend == "torch":
         pytest.importorskip("torch", reason="needs the train extra")
-    expected = json.loads((ROOT / "resources" / "shipped_golden.json").read_text())[name]
+    expected = json.loads((RESOURCES / "shipped_golden.json").read_text())[name]
     codec = Codec.from_pretrained(name, backend=backend)
     found = golden.found(codec)
     assert found["tokens"] == expected["tokens"]
@@ -119,7 +118,7 @@ def test_the_speech_models_keep_real_speech(name, shared_data, tmp_path):
 def test_white_noise_comes_out_as_noise_and_not_as_lines():
     """Without noise in its decoder the model had lines 16 dB above what is between them, one at
     each multiple of the frame rate."""
-    spec = importlib.util.spec_from_file_location("sound", ROOT.parent / "benchmarks" / "sound.py")
+    spec = importlib.util.spec_from_file_location("sound", ROOT / "benchmarks" / "sound.py")
     sound = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sound)
     codec = Codec.from_pretrained("speech-3k", threads=1)

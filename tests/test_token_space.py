@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import changed_tok, refuse, run
 from hub_server import Hub
+from paths import RECIPES, RESOURCES
 
 from vpcodec import Codec, read_tokens, write_tokens
 from vpcodec.config import AudioConfig, ImageConfig, ModelConfig
@@ -24,10 +25,9 @@ from vpcodec.model_folder import CONFIG, WEIGHTS, ModelError, ModelFolder, read_
 from vpcodec.published.config import SQCodecConfig
 from vpcodec.tokenfile import NoCoderError, TokenFileError, TokenReader
 
-RESOURCES = Path(__file__).parent / "resources"
 sys.path.insert(0, str(RESOURCES))
 
-import make_golden as golden  # noqa: E402
+import make_golden as golden
 
 INDEX = json.loads(golden.INDEX.read_text())
 
@@ -376,7 +376,7 @@ def test_training_the_decoder_alone_keeps_the_space(
     """Through the commands that a user types, with noise given to the decoder."""
     pytest.importorskip("accelerate", reason="needs the train extra")
     run("encode", speech_wav, tmp_path / "a.tok", "-m", quiet)
-    recipe = Path(__file__).resolve().parents[1] / "recipes" / "debug.yaml"
+    recipe = RECIPES / "debug.yaml"
     settings = [
         *("train.decoder_only=true", "train.steps=2", "discriminator.size=none"),
         *("train.precision=fp32", "model.decoder_depths=[2, 1, 1]", "model.noise_channels=4"),

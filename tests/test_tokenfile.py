@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import RESOURCES, ROOT
 
 from vpcodec import tokenfile
 from vpcodec.tokenfile import (
@@ -37,8 +38,7 @@ from vpcodec.tokenfile import (
     write_tokens,
 )
 
-ROOT = Path(__file__).parent
-VECTORS = json.loads((ROOT / "resources/tok/vectors.json").read_text(encoding="utf-8"))
+VECTORS = json.loads((RESOURCES / "tok/vectors.json").read_text(encoding="utf-8"))
 
 
 class Pipe(io.RawIOBase):
@@ -300,7 +300,7 @@ def test_golden_vectors(name):
     else:
         known, n_samples = fields.pop("known"), fields.pop("n_samples")
         header = AudioHeader(n_samples=n_samples if known else None, **fields)
-    path = ROOT / f"resources/tok/{name}.tok"
+    path = RESOURCES / f"tok/{name}.tok"
     assert dump(tokens, header, n_samples) == path.read_bytes()
     found, full = read_tokens(path)
     assert (found == tokens).all() and found.shape == tokens.shape
@@ -308,12 +308,12 @@ def test_golden_vectors(name):
 
 
 def test_the_documentation_shows_the_vectors():
-    text = (ROOT.parent / "docs/token-format.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/token-format.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^```tok (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     assert set(shown) == {"mono", "stereo-piped", "rgba"}
     for name, lines in shown.items():
         data = b"".join(bytes.fromhex(line[:27]) for line in lines.splitlines())
-        assert data == (ROOT / f"resources/tok/{name}.tok").read_bytes()
+        assert data == (RESOURCES / f"tok/{name}.tok").read_bytes()
 
 
 class ZlibCoder:

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import vpcodec
 from vpcodec import AudioCodec, Codec, ImageCodec
 
-ROOT = Path(__file__).resolve().parents[1]
 STATEMENTS = """
 import numpy as np
 from vpcodec import AudioCodec, Codec, ImageCodec, read_tokens

@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
-import torch.distributed as dist  # noqa: E402
-from scipy import stats  # noqa: E402
+import torch.distributed as dist
+from scipy import stats
 
-from vpcodec.quantizers import all_reduce_usage  # noqa: E402
-from vpcodec.usage import CodebookUsage  # noqa: E402
+from vpcodec.quantizers import all_reduce_usage
+from vpcodec.usage import CodebookUsage
 
 
 def counted(tokens: np.ndarray | torch.Tensor, codebook_size: int) -> CodebookUsage:

@@ -1,4 +1,4 @@
-"""Makes metrics_golden.json from speech.wav and tests/metric_references.py, without vpcodec.
+"""Makes metrics_golden.json from speech.wav and metric_references.py, without vpcodec.
 
 Values of each metric, in the order of its measure, for each degradation of the made speech. Needs
 the score and dev extras.
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "metrics"))
 
-import metric_references as references  # noqa: E402
+import metric_references as references
 
 MEASURES = (
     "pesq_wb", "pesq_nb", "stoi", "estoi", "dnsmos", "mel_distance", "stft_distance",

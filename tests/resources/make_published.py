@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "published"))
 
-from published import Official, random_weights, save_modules  # noqa: E402
+from official import Official, random_weights, save_modules
 
-from vpcodec.media.audio import load, resample  # noqa: E402
-from vpcodec.published import look_up  # noqa: E402
+from vpcodec.media.audio import load, resample
+from vpcodec.published import look_up
 
 SPECS = ("zhai-lw/L3AC:1kbps", "zhai-lw/SQCodec:0k75bps")
 SECONDS = 2.3

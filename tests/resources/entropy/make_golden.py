@@ -15,9 +15,9 @@ from safetensors.numpy import save
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from test_entropy import make_tables  # noqa: E402
+from test_entropy import make_tables
 
-from vpcodec.entropy import parse_tables  # noqa: E402
+from vpcodec.entropy import parse_tables
 
 tables = make_tables((3, 4, 2), seed=7, order=True, lane=6)
 names = ("past", "current", "output", "bias", "exponentials", "order")
