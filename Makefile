@@ -1,4 +1,5 @@
 # make demo: install and hear the codec; make test: install everything and run the tests;
+# make test-fast: the tests that are not slow, on all cores;
 # make docs: the documentation with the API reference, in site/.
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 # Bytecode as pip makes it: without, each start of the program compiles all that it imports.
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/.core
 	@mkdir -p demo
@@ -18,6 +19,9 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from paths import ROOT, SHARED, SPEECH
 
 import vpcodec  # noqa: F401  (before any test loads ONNX Runtime: it turns telemetry off)
 
 DATA = SHARED / "data"
+
+
+settings.register_profile("project", print_blob=True)  # how to repeat a failure
+settings.load_profile("project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="seed of each test's random numbers")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random numbers: --seed {config.getoption('--seed')}"
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Global random numbers start each test with the same seed, whatever ran before it."""
+    seed = request.config.getoption("--seed")
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        report.sections.append(("random numbers", f"--seed {item.config.getoption('--seed')}"))
+    return report
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The floors of the package (docs of record: no import runs up, none in a circle), read by ast."""
+"""Where each room of the package stands, and what it may know of the others; read by ast."""
 
 from __future__ import annotations
 
@@ -10,22 +10,41 @@ import pytest
 from paths import ROOT
 
 PACKAGE = ROOT / "vpcodec"
-FLOORS = [
-    {"threads"},
-    {"media", "entropy", "usage", "checks", "progress"},
-    {"config", "recipe", "tokenfile", "metrics"},
-    {"model_folder"},
-    {"hub"},
-    {"quantizers", "models"},
-    {"backends", "graphs"},
-    {"published"},
-    {"codec"},
-    {"scoring"},
-    {"training", "export"},
-    {"cli"},
-    {"__main__"},
+FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on floors below
+    {"threads": "", "entropy": "", "usage": "", "checks": "", "progress": "", "config": ""},
+    {"media": "threads", "recipe": "config", "quantizers": "config progress usage"},
+    {
+        "metrics": "media",
+        "tokenfile": "media",
+        "model_folder": "config entropy media",
+        "models": "config quantizers",
+    },
+    {
+        "hub": "config entropy model_folder tokenfile",
+        "backends": "config model_folder models threads",
+        "graphs": "config model_folder models",
+    },
+    {"published": "backends checks config graphs hub media model_folder models quantizers threads"},
+    {
+        "codec": "backends checks config entropy hub media model_folder progress published threads "
+        "tokenfile"
+    },
+    {"scoring": "backends codec hub media metrics progress tokenfile usage"},
+    {
+        "training": "backends codec config entropy media metrics model_folder models quantizers "
+        "recipe scoring tokenfile usage"
+    },
+    {
+        "export": "backends codec config graphs hub media model_folder models quantizers recipe "
+        "training"
+    },
+    {
+        "cli": "backends codec config export graphs hub media metrics model_folder progress "
+        "published recipe scoring tokenfile training"
+    },
+    {"__main__": "cli"},
 ]
-FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+ROOMS = {room: set(others.split()) for floor in FLOORS for room, others in floor.items()}
 MAY_USE_TORCH = (
     "models",
     "quantizers",
@@ -94,15 +113,53 @@ def imports(name: str, modules: dict[str, Path], *, lazy: bool) -> tuple[set[str
     return own - {name}, others
 
 
-def upward(modules: dict[str, Path]) -> list[str]:
-    """Imports that run up; the package's own face is lazy and may name anyone."""
-    return [
-        f"{name} -> {target}"
-        for name in modules
-        if name
-        for target in imports(name, modules, lazy=True)[0]
-        if target and FLOOR[target.split(".")[0]] > FLOOR[name.split(".")[0]]
-    ]
+def neighbours(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Room -> the other rooms that its modules import; the package's own face may name anyone."""
+    found: dict[str, set[str]] = {}
+    for name in filter(None, modules):
+        room = name.split(".")[0]
+        targets = {target.split(".")[0] for target in imports(name, modules, lazy=True)[0]}
+        found.setdefault(room, set()).update(targets - {room, ""})
+    return found
+
+
+def trespasses(modules: dict[str, Path]) -> list[str]:
+    """Private names of one room that another uses: imported, or as an attribute of an object."""
+    trees = {name: ast.parse(path.read_text()) for name, path in modules.items()}
+    own: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        own.setdefault(name.split(".")[0], set()).update(_defined(tree))
+    found = []
+    for name, tree in trees.items():
+        here = own[name.split(".")[0]]
+        elsewhere = {x for names in own.values() for x in names if _is_private(x)} - here
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+                names = [node.attr]
+            else:
+                continue
+            found += [f"{name}: {x}" for x in names if x in elsewhere]
+    return found
+
+
+def _is_private(name: str) -> bool:
+    public = ("_replace", "_asdict")  # of named tuples
+    return name.startswith("_") and not name.endswith("__") and name not in public
+
+
+def _defined(tree: ast.AST) -> set[str]:
+    """Names of functions, classes, variables and attributes that a module makes."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return names
 
 
 def circles(modules: dict[str, Path]) -> list[str]:
@@ -129,12 +186,19 @@ def uses_torch(name: str) -> bool:
 MODULES = find_modules(PACKAGE)
 
 
-def test_every_part_has_a_floor():
-    assert {name.split(".")[0] for name in MODULES if name} <= set(FLOOR)
+def test_every_room_knows_those_that_are_written_down():
+    assert neighbours(MODULES) == ROOMS
 
 
-def test_no_import_runs_up():
-    assert upward(MODULES) == []
+def test_no_room_knows_one_of_its_own_floor_or_above():
+    below: set[str] = set()
+    for floor in FLOORS:
+        assert [room for room in floor if not ROOMS[room] <= below] == []
+        below |= set(floor)
+
+
+def test_no_room_uses_private_names_of_another():
+    assert trespasses(MODULES) == []
 
 
 def test_no_import_runs_in_a_circle():
@@ -171,7 +235,19 @@ def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def test_the_check_sees_upward_circular_and_lazy_imports(tmp_path):
+def test_the_check_sees_private_names(tmp_path):
+    files = {
+        "__init__.py": "",
+        "hub.py": "_cache = {}\nclass Hub:\n    def _open(self): self._open()",
+        "codec.py": "from .hub import Hub, _cache\n_own = Hub()._open()",
+        "cli.py": "from . import codec\ncodec._own = sys._getframe()",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert trespasses(find_modules(tmp_path)) == ["codec: _cache", "codec: _open"]
+
+
+def test_the_check_sees_rooms_circles_and_lazy_imports(tmp_path):
     files = {
         "__init__.py": "",
         "config.py": "def late():\n    from .codec import Codec\n",
@@ -186,7 +262,8 @@ def test_the_check_sees_upward_circular_and_lazy_imports(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     modules = find_modules(tmp_path)
-    assert upward(modules) == ["config -> codec"]
+    assert neighbours(modules)["config"] == {"codec"}
+    assert neighbours(modules)["backends"] == {"entropy", "config"}
     assert sorted(circles(modules)) == ["backends.onnx", "backends.torch"]
     assert imports("hub", modules, lazy=True)[1] == {"torch"}
     assert imports("config", modules, lazy=False) == (set(), set())
