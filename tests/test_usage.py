@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
-import torch.distributed as dist
+from groups import in_two_processes
 from scipy import stats
 
 from vpcodec.quantizers import all_reduce_usage
@@ -29,13 +28,10 @@ def skewed(n: int, codebook_size: int, seed: int = 0) -> np.ndarray:
     return rng.choice(codebook_size, n, p=share / share.sum())
 
 
-def join_in_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def joined_by(rank: int) -> torch.Tensor:
     usage = counted(skewed(1000 * (rank + 1), 50, seed=rank), 50)
     all_reduce_usage(usage)
-    torch.save(torch.from_numpy(usage.counts), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return torch.from_numpy(usage.counts)
 
 
 @pytest.mark.parametrize("codebook_size, n", [(2, 99), (240, 3000), (1000, 300), (117_649, 9999)])
@@ -176,8 +172,7 @@ def test_without_a_group_nothing_is_joined():
 
 @pytest.mark.slow
 def test_two_processes_join_their_counts(tmp_path):
-    torch.multiprocessing.spawn(join_in_process, args=(str(tmp_path),), nprocs=2)
-    joined = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    joined = in_two_processes(joined_by, tmp_path)
     tokens = np.concatenate([skewed(1000, 50, seed=0), skewed(2000, 50, seed=1)])
     for counts in joined:
         assert counts.dtype == torch.int64

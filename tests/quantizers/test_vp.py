@@ -4,7 +4,6 @@ import copy
 import io
 import math
 import multiprocessing
-from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 scipy = pytest.importorskip("scipy", reason="needs the dev extra")
 
 import torch.distributed as dist
+from groups import in_two_processes
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 from scipy.stats import chi2, norm
@@ -471,15 +471,7 @@ class Coder(torch.nn.Module):
         return out.latents, out.loss
 
 
-def in_a_group(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def found_by(rank: int) -> dict:
     found = {}
     quantizer = VP(3, 16, queue_size=500, push_size=32, seed=5)
     if rank == 0:
@@ -512,9 +504,7 @@ def in_a_group(rank: int, folder: str) -> None:
         optimizer.zero_grad()
     found["weight"] = model.module.project.weight.detach()
     found["wrapped queue"] = model.module.quantizer.recent()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def group_batch(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -525,9 +515,7 @@ def group_batch(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
     """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("group")
-    torch.multiprocessing.spawn(in_a_group, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return in_two_processes(found_by, tmp_path_factory.mktemp("group"))
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
-from safetensors.torch import load_file, save_file
-from torch import distributed
+
+from groups import in_two_processes
 
 from vpcodec.training.balancer import Balancer
 
@@ -210,23 +210,14 @@ def train(model: torch.nn.Module, rank: int, world: int) -> dict[str, torch.Tens
     return {k: v.detach().clone() for k, v in model.state_dict().items()}
 
 
-def train_process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    model = torch.nn.parallel.DistributedDataParallel(TwoParts())
-    weights = train(model, rank, 2)
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    save_file(weights, f"{folder}/{rank}.safetensors")
-    distributed.destroy_process_group()
+def trained_by(rank: int) -> dict[str, torch.Tensor]:
+    weights = train(torch.nn.parallel.DistributedDataParallel(TwoParts()), rank, 2)
+    return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
 def test_two_processes_with_half_the_batch_each_train_as_one_with_all(tmp_path: Path):
-    torch.multiprocessing.spawn(train_process, args=(str(tmp_path),), nprocs=2)
     expected = train(TwoParts(), 0, 1)
-    for rank in range(2):
-        weights = load_file(tmp_path / f"{rank}.safetensors")
+    for weights in in_two_processes(trained_by, tmp_path):
         torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
 
 
