@@ -46,7 +46,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model on disk.
+    """A model on disk. A pickle holds its path, and the folder is read again.
 
     Attributes:
         path: the folder.
@@ -68,6 +68,9 @@ class ModelFolder:
     stated_space: bytes | None = None
     earlier: tuple[bytes, ...] = ()
     revisions: Mapping[int, Revision] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _read_again, (self.path.absolute(), self.fingerprint)
 
     def check(self) -> None:
         """Check every file against its hash, and the configuration against its identities.
@@ -256,6 +259,20 @@ def read_folder(path: Path) -> ModelFolder:
     if stranger := next((name for name, fit in fits.items() if not fit), None):
         raise ModelError(f"{file}: {stranger!r} is not the name of a file in the model's folder")
     return ModelFolder(path, config, fingerprint, files, source, space, earlier, revisions)
+
+
+def _read_again(path: Path, fingerprint: bytes) -> ModelFolder:
+    """The folder of a pickle.
+
+    Raises:
+        ModelError: it is not there, or holds another model.
+    """
+    if not path.is_dir():
+        raise ModelError(f"{path}: the folder of a pickled or copied model is not there")
+    model = read_folder(path)
+    if model.fingerprint != fingerprint:
+        raise ModelError(f"{path}: holds another model than when it was pickled or copied")
+    return model
 
 
 def _revision(entry: dict[str, Any]) -> Revision:

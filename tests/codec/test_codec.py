@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile as sf
 from helpers import Pipe, blocks, flipped
 from paths import ROOT
 
@@ -398,7 +399,8 @@ def test_recovery_of_a_truncated_file(codec: Codec, long_tok: tuple[Path, np.nda
     [
         (np.array([0, np.nan, 0], np.float32), "NaN"),
         (np.array([0, -np.inf], np.float32), "NaN or infinite"),
-        (np.zeros(100, np.int16), "int16"),
+        (np.zeros(100, np.uint8), "got uint8"),
+        (np.zeros(100, np.int64), "got int64"),
         (np.zeros((1, 2, 3), np.float32), r"\(1, 2, 3\)"),
         (np.float32(0.5), r"shape \(\)"),
         (np.zeros((0, 100), np.float32), r"\(0, 100\)"),
@@ -436,6 +438,87 @@ def test_bad_tokens(codec: Codec, tokens: object, words: str) -> None:
 def test_bad_n_samples(codec: Codec, n_samples: int) -> None:
     with pytest.raises(ValueError, match=str(n_samples)):
         codec.decode(np.zeros((1, 2), int), n_samples)
+
+
+@pytest.mark.parametrize("samples", [[[0.0, 0.1], [0.2]], [np.zeros(3), np.zeros(4)]])
+def test_ragged_lists(codec: Codec, samples: list) -> None:
+    with pytest.raises(ValueError, match="^samples must be an array, but the rows differ"):
+        codec.encode(samples)
+    with pytest.raises(ValueError, match="^tokens must be an array, but the rows differ"):
+        codec.decode([[1, 2], [3]])
+
+
+def test_untransposed_arrays_are_refused_before_they_cost_memory(codec: Codec) -> None:
+    """Views of one sample: gigabytes if they were copied."""
+    samples = np.broadcast_to(np.float32(0.1), (10**10, 2))
+    for take in (codec.encode, codec.encoder_stream().push):
+        with pytest.raises(ValueError, match=r"10,000,000,000 channels.*transpose\?"):
+            take(samples)
+    tokens = np.broadcast_to(np.int64(1), (10**10, 1))
+    for take in (codec.decode, codec.decoder_stream().push):
+        with pytest.raises(ValueError, match=r"10,000,000,000 channels.*transpose\?"):
+            take(tokens)
+
+
+def test_255_channels_are_not_too_many(codec: Codec) -> None:
+    assert codec.encode(np.zeros((255, 96), np.float32)).shape == (255, 1)
+    with pytest.raises(ValueError, match="256 channels"):
+        codec.encode(np.zeros((256, 96), np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32"])
+def test_integers_are_scaled_as_soundfile_does(
+    codec: Codec, speech: np.ndarray, tmp_path: Path, dtype: str
+) -> None:
+    subtype = {"int16": "PCM_16", "int32": "PCM_32"}[dtype]
+    save(tmp_path / "a.wav", speech[:, :8_000], 16_000, subtype=subtype)
+    integers, _ = sf.read(tmp_path / "a.wav", dtype=dtype, always_2d=True)
+    floats, _ = sf.read(tmp_path / "a.wav", dtype="float32", always_2d=True)
+    expected = codec.encode(floats.T)
+    assert np.array_equal(codec.encode(integers.T), expected)
+    assert np.array_equal(codec.encode(integers[:, 0]), expected)
+    stream = codec.encoder_stream()
+    assert np.array_equal(np.hstack([stream.push(integers.T), stream.flush()]), expected)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int16"])
+def test_tensors_of_torch(codec: Codec, speech: np.ndarray, kind: str) -> None:
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    samples = torch.tensor(speech[:, :8_000])
+    samples = (samples * 2**15).short() if kind == "int16" else samples.to(getattr(torch, kind))
+    if kind != "int16":
+        samples.requires_grad_()
+    plain = samples.float() / (2**15 if kind == "int16" else 1)
+    tokens = codec.encode(samples)
+    assert np.array_equal(tokens, codec.encode(plain.detach().numpy()))
+    assert np.array_equal(codec.decode(torch.tensor(tokens)), codec.decode(tokens))
+
+
+WHOLE_RATES = [kind(44_100) for kind in (np.int64, np.int32, np.uint32, np.uint16)]
+WHOLE_RATES += [44_100.0, np.float64(44_100), np.float32(44_100)]
+
+
+@pytest.mark.parametrize("rate", WHOLE_RATES, ids=lambda rate: type(rate).__name__)
+def test_whole_numbers_of_any_type_are_rates(codec: Codec, speech: np.ndarray, rate) -> None:
+    samples = np.tile(speech, 2)  # so long that 16 and 32 bits would overflow
+    assert np.array_equal(codec.encode(samples, rate), codec.encode(samples, 44_100))
+    assert np.array_equal(resample(samples, rate, 16_000), resample(samples, 44_100, 16_000))
+    raw = RawFormat(rate)
+    target, data = io.BytesIO(), (speech[0] * 2**15).astype("<i2").tobytes()
+    codec.encode_file(io.BytesIO(data), target, raw=raw)
+    assert read_tokens(io.BytesIO(target.getvalue()))[1].original_rate == 44_100
+    decoded = [io.BytesIO(), io.BytesIO()]
+    for out, wanted in zip(decoded, (rate, 44_100)):
+        codec.decode_file(io.BytesIO(target.getvalue()), out, rate=wanted)
+    assert decoded[0].getvalue() == decoded[1].getvalue()
+
+
+@pytest.mark.parametrize("rate", [44_100.5, "44100", np.nan, np.inf, [44_100, 48_000]])
+def test_other_rates_are_refused(codec: Codec, rate: object) -> None:
+    with pytest.raises(ValueError, match="whole number of Hz"):
+        codec.encode(np.zeros(100, np.float32), rate)
+    with pytest.raises(ValueError, match="whole number of Hz"):
+        RawFormat(rate)
 
 
 def test_wrong_channels_into_streams(codec: Codec) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import ctypes
+import os
+from functools import cached_property, partial
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime as ort
@@ -18,6 +21,9 @@ State = dict[str, np.ndarray]
 class OnnxBackend:
     """Runs encoder.onnx and decoder.onnx; each is loaded on first use.
 
+    A pickle holds the folder and the options. Sessions are loaded afresh where it is read, and in a
+    process that was forked.
+
     Args:
         model: the folder.
         threads: intra-op threads; None lets ONNX Runtime choose.
@@ -30,6 +36,7 @@ class OnnxBackend:
         model.check()
         self.model = model
         self.threads = threads
+        self.device = device
         available = ort.get_available_providers()
         if device == "cuda" and "CUDAExecutionProvider" not in available:
             raise ModelError("device cuda: this ONNX Runtime has no CUDA (install onnxruntime-gpu)")
@@ -39,6 +46,11 @@ class OnnxBackend:
         if use_cuda:
             self.providers.append(("CUDAExecutionProvider", exact))
         self.providers.append("CPUExecutionProvider")
+        _backends.add(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        again = partial(OnnxBackend, self.model, threads=self.threads, device=self.device)
+        return again, ()
 
     def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
         return self._encoder.run(samples, state)
@@ -75,6 +87,22 @@ class OnnxBackend:
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from None
         return _Graph(session)
+
+
+_backends: WeakSet[OnnxBackend] = WeakSet()
+
+
+def _after_fork() -> None:
+    """Forget the sessions of the parent process. Their threads are not there, and to end them would
+    crash, so they are kept for ever."""
+    for backend in _backends:
+        for name in ("_encoder", "_decoder"):
+            if graph := vars(backend).pop(name, None):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(graph.session))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Graph:

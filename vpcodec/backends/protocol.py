@@ -51,11 +51,11 @@ class Backend(Protocol):
 class EncoderStream(Protocol):
     """Audio in pieces of any length to tokens: the tokens that `encode` gives for the whole."""
 
-    def push(self, samples: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    def push(self, samples: NDArray[Any]) -> NDArray[np.int64]:
         """Encode the next samples.
 
         Args:
-            samples: (T,) or (C, T) float at the model's rate; T may be 0.
+            samples: (T,) or (C, T) float (or int16 or int32) at the model's rate; T may be 0.
 
         Returns:
             (C, n) int64 tokens that are now final; n may be 0.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -25,6 +27,9 @@ class ModuleBackend:
 
     def __init__(self, model: Autoencoder, device: torch.device) -> None:
         self.model, self.device = model, device
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a model that is in memory only cannot be copied or pickled; export it")
 
     def encode(self, samples: np.ndarray, state: dict | None) -> tuple[np.ndarray, dict]:
         if state is None:
@@ -57,7 +62,7 @@ class ModuleBackend:
 
 
 class TorchBackend(ModuleBackend):
-    """Runs the torch model of a folder.
+    """Runs the torch model of a folder; a pickle holds the folder and the options.
 
     Args:
         model: the folder.
@@ -68,6 +73,7 @@ class TorchBackend(ModuleBackend):
     def __init__(self, model: ModelFolder, *, threads: int | None, device: str) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        self._again = partial(TorchBackend, model, threads=threads, device=device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -75,6 +81,9 @@ class TorchBackend(ModuleBackend):
             super().__init__(load_model(model).to(there), there)
         except (RuntimeError, AssertionError) as error:  # torch without this device
             raise ModelError(f"device {device}: {str(error).splitlines()[0]}") from None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._again, ()
 
 
 def load_model(folder: ModelFolder) -> Autoencoder:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import DecoderStream, EncoderStream, architecture_of
-from ..checks import check_samples, check_tokens
+from ..checks import check_rate, check_samples, check_tokens
 from ..config import AudioConfig, AudioModelConfig
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..progress import Progress
@@ -62,22 +62,23 @@ class AudioCodec(Codec, modality="audio"):
         """Algorithmic latency of streaming, seconds; None: not for live streams."""
         return self.config.latency
 
-    def encode(
-        self, samples: NDArray[np.floating[Any]], sample_rate: int | None = None
-    ) -> NDArray[np.int64]:
+    def encode(self, samples: NDArray[Any], sample_rate: float | None = None) -> NDArray[np.int64]:
         """Audio to tokens.
 
         Args:
-            samples: (T,) or (C, T) float, nominally in [-1, 1]; channels are coded separately.
-            sample_rate: in Hz; None: the model's. Other rates are resampled.
+            samples: (T,) or (C, T) float, nominally in [-1, 1], or int16 or int32, which are scaled
+                to that; channels are coded separately. Tensors of torch will do.
+            sample_rate: in Hz, a whole number; None: the model's. Other rates are resampled.
 
         Returns:
             (C, N) int64 tokens; N = ceil(T' / hop_length), T' being the length at the model's rate.
 
         Raises:
-            ValueError: wrong shape or dtype, or samples that are NaN or infinite.
+            ValueError: wrong shape or dtype, samples that are NaN or infinite, or more than 255
+                channels.
         """
         samples = check_samples(samples)
+        sample_rate = None if sample_rate is None else check_rate(sample_rate)
         if sample_rate is not None and sample_rate != self.sample_rate:
             samples = resample(samples, sample_rate, self.sample_rate)
         stream = self.encoder_stream(len(samples))
@@ -178,7 +179,7 @@ class AudioCodec(Codec, modality="audio"):
         source: Source | TokenReader,
         target: Source,
         *,
-        rate: int | None = None,
+        rate: float | None = None,
         subtype: str | None = None,
         raw: str | None = None,
         recover: bool = False,
@@ -206,7 +207,7 @@ class AudioCodec(Codec, modality="audio"):
         with ExitStack() as stack:
             tokens = self._read(source, stack, recover=recover, force=force)
             header = cast(AudioHeader, tokens.header)  # as `_fits` found
-            rate = rate or header.original_rate
+            rate = header.original_rate if rate is None else check_rate(rate)
             resampler = Resampler(self.sample_rate, rate, header.channels)
             writer = stack.enter_context(
                 AudioWriter(

@@ -38,6 +38,9 @@ class Codec(ABC):
     `AudioCodec`, which has `sample_rate`, `frame_rate`, `bitrate`, `latency` and streams
     (`encoder_stream`, `decoder_stream`), or `ImageCodec`, which has `bits_per_pixel`.
 
+    A codec can be copied, pickled and sent to other processes, which need the model's folder under
+    the same path: a pickle holds the path, the backend and its options.
+
     Args:
         model: the folder, from `vpcodec.hub.open_model`.
         backend: what runs it, from `vpcodec.backends.load_backend`.
@@ -68,6 +71,9 @@ class Codec(ABC):
         self.model = model
         self.config: Any = model.config
         self.backend = backend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.model, self.backend)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}, {self._rate}, backend {self.backend.name}>"

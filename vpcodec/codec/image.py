@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import check_tokens
+from ..checks import check_tokens, to_array
 from ..config import ImageConfig
 from ..media.image import MAX_PIXELS, image_writer, load_image
 from ..progress import Progress
@@ -349,7 +349,7 @@ def _channels(components: int) -> int:
 
 
 def _check_pixels(pixels: NDArray[Any]) -> NDArray[Any]:
-    pixels = np.asarray(pixels)
+    pixels = to_array(pixels, "pixels")
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     known = pixels.dtype == np.uint8 or pixels.dtype.kind == "f"

@@ -55,11 +55,11 @@ class CausalEncoderStream(Exclusive):
         self._rest = np.zeros((self._channels, 0), np.float32)
 
     @alone
-    def push(self, samples: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    def push(self, samples: NDArray[Any]) -> NDArray[np.int64]:
         """Encode the next samples.
 
         Args:
-            samples: (T,) or (C, T) float at the model's rate; T may be 0.
+            samples: (T,) or (C, T) float (or int16 or int32) at the model's rate; T may be 0.
 
         Returns:
             (C, n) int64 tokens of the frames that are now complete; n may be 0.

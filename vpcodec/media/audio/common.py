@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import soundfile as sf
 
+from ...checks import MAX_CHANNELS, check_rate
 from .. import files
 
 MAX_SAMPLE_RATE = 1_000_000  # Hz
-MAX_CHANNELS = 255
 FORMATS = {  # suffix: libsndfile's format, default subtype
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -61,6 +61,7 @@ class RawFormat:
 
     def __post_init__(self) -> None:
         raw_coding(self.encoding)
+        object.__setattr__(self, "sample_rate", check_rate(self.sample_rate))
         check_limits(self.sample_rate, self.channels)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import soxr
 
+from ...checks import check_rate
 from ...threads import compiled_code
 from .common import AudioError
 
@@ -21,6 +22,7 @@ class Resampler:
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
+        from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)
         low, high = sorted((from_rate, to_rate))
         if low < 1 or high > MAX_RESAMPLING * low:
             raise AudioError(f"cannot resample from {from_rate} Hz to {to_rate} Hz")
@@ -71,6 +73,7 @@ class Resampler:
 
 def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:
     """The samples that `n_samples` at `from_rate` become at `to_rate`, rounded up."""
+    from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)  # whose product may be large
     return -(-n_samples * to_rate // from_rate)
 
 

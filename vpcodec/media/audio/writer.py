@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile as sf
 
+from ...checks import check_rate
 from ..files import atomic_output
 from .common import (
     BLOCK,
@@ -59,10 +60,10 @@ class AudioWriter:
     ) -> None:
         path = target if isinstance(target, (str, os.PathLike)) else None
         self.name = name if path is None else os.fspath(path)
-        self.sample_rate, self.channels = sample_rate, channels
+        self.sample_rate, self.channels = check_rate(sample_rate), channels
         self.n_samples = self.clipped = 0
         with naming(self.name), ExitStack() as stack:
-            check_limits(sample_rate, channels)
+            check_limits(self.sample_rate, channels)
             suffix = ".wav" if path is None else Path(path).suffix.lower()
             format, self.subtype = choose_format(suffix, subtype, raw)
             if isinstance(target, (str, os.PathLike)):
