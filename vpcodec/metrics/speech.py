@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from ..media.audio import resample
-from .audio import check_signals, is_silent, missing_package
+from .audio import (
+    check_signals,
+    decibels,
+    is_silent,
+    missing_package,
+    powers,
+    slaney_mel_bank,
+)
 from .base import Clip, Metric, registered
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 PESQ_RATE = 16_000  # Hz, of wideband PESQ
 PESQ_NB_RATE = 8_000  # Hz, of narrowband PESQ
@@ -26,6 +38,14 @@ STOI_RATE = 10_000  # Hz at which pystoi works
 DNSMOS_RATE = 16_000  # Hz
 DNSMOS_SECONDS = 1.0  # shorter clips, repeated to nine seconds, would be a stutter
 
+DNSMOS_NETWORKS = ("sig_bak_ovr", "model_v8")  # of P.835 and of P.808
+
+_DNSMOS_WINDOW = 144_160  # samples: 9.01 s
+_DNSMOS_CURVES = (  # polynomials from outputs to MOS of signal, background and overall
+    (-0.08397278, 1.22083953, 0.0052439),
+    (-0.13166888, 1.60915514, -0.39604546),
+    (-0.06766283, 1.11546468, 0.04602535),
+)
 _PESQ_SECONDS = 20  # the package crashes on 50 utterances; each takes at least 0.4 s
 _STOI_SECONDS = 60  # bounds memory: the package takes 2 MB per second
 _STOI_FRAME = 256  # samples of a frame, at STOI_RATE
@@ -161,7 +181,7 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
     down to it. NaN for silence and below 1 s.
     """
     try:
-        scorer = _dnsmos_scorer()
+        p835, p808 = (speechmos_network(f"dnsmos_models/{name}.onnx") for name in DNSMOS_NETWORKS)
     except ImportError as error:
         raise missing_package("DNSMOS", "speechmos") from error
     (signal,) = check_signals(signal)
@@ -169,11 +189,15 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
         return DNSMOS(*[math.nan] * 4)
     if rate != DNSMOS_RATE:
         signal = resample(signal, rate, DNSMOS_RATE)
-    signal = signal / max(1, np.abs(signal).max())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about mel bands without a frequency, always the same
-        found = scorer(signal, DNSMOS_RATE, False)
-    return DNSMOS(*(float(found[f"{name}_mos"]) for name in ("ovrl", "sig", "bak", "p808")))
+    signal = (signal / max(1, np.abs(signal).max())).astype(np.float32)
+    scores = []
+    for window in _dnsmos_windows(signal):
+        [raw] = p835.run(None, {"input_1": window[None]})[0]
+        rated = [np.polyval(curve, x) for curve, x in zip(_DNSMOS_CURVES, raw)]
+        [[also]] = p808.run(None, {"input_1": dnsmos_features(window)[None]})[0]
+        scores.append([*rated, also])
+    sig, bak, ovrl, also = np.mean(scores, axis=0).tolist()
+    return DNSMOS(ovrl, sig, bak, also)
 
 
 @registered(
@@ -187,7 +211,7 @@ def dnsmos(signal: np.ndarray, rate: int) -> DNSMOS:
             source=f"Reddy et al. {year} (speechmos)",
             rate=16_000,
             needs_reference=False,
-            packages=("speechmos", "librosa", "requests"),
+            packages=("speechmos",),
         )
         for name, label, year in (
             ("ovrl", "OVRL", 2022),
@@ -202,23 +226,57 @@ def measure_dnsmos(_: Clip, degraded: Clip) -> tuple[float, ...]:
     return dnsmos(degraded.at(rate), rate)
 
 
-@lru_cache(maxsize=1)
-def _dnsmos_scorer() -> Any:
-    """The scorer of the package, with sessions of one thread."""
+@lru_cache(maxsize=8)
+def speechmos_network(name: str) -> onnxruntime.InferenceSession:
+    """A network of the installed package speechmos, on one thread; none of its code is loaded.
+
+    Args:
+        name: file below the package, such as dnsmos_models/model_v8.onnx.
+
+    Raises:
+        ImportError: without the package, or if it has no such file.
+    """
+    package = find_spec("speechmos")
+    folders = package.submodule_search_locations if package else None
+    path = Path(folders[0], name) if folders else None
+    if path is None or not path.is_file():
+        raise ImportError(f"there is no {name} of the package speechmos")
     import onnxruntime
-    from speechmos import dnsmos as package
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    folder = Path(package.__file__).parent / "dnsmos_models"
-    paths = [str(folder / name) for name in ("sig_bak_ovr.onnx", "model_v8.onnx")]
-    scorer = package.DNSMOS(*paths)
-    scorer.onnx_sess, scorer.p808_onnx_sess = (
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for path in paths
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def dnsmos_features(window: np.ndarray) -> np.ndarray:
+    """The mel spectrum that DNSMOS P.808 takes: 1 at its peak, -1 where it is 80 dB lower.
+
+    Args:
+        window: (144160,) at 16 kHz.
+
+    Returns:
+        (900, 120) float32.
+    """
+    bank = slaney_mel_bank(321, 120, DNSMOS_RATE)
+    level = decibels(
+        np.concatenate([x @ bank for [x] in powers([window[:-160]], 321, 160, ends="constant")])
     )
-    return scorer
+    return ((level - level.max() + 40) / 40).astype(np.float32)
+
+
+def _dnsmos_windows(signal: np.ndarray) -> Iterator[np.ndarray]:
+    """Windows of 9.01 s, 1 s apart, of a signal at 16 kHz; a shorter one is repeated.
+
+    As in the package speechmos, the last second is not used, nor are windows whose end is rounded
+    down to the sample before.
+    """
+    while len(signal) < _DNSMOS_WINDOW:
+        signal = np.tile(signal, 2)
+    for second in range(max(1, len(signal) // DNSMOS_RATE - 9)):
+        start, end = second * DNSMOS_RATE, int((second + 9.01) * DNSMOS_RATE)
+        if end - start == _DNSMOS_WINDOW:
+            yield signal[start:end]
 
 
 def _pesq(
