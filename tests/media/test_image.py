@@ -465,7 +465,7 @@ def test_animations_and_pages_are_refused(tmp_path, format):
     frames = [Image.fromarray(noise(20, 20, 3, seed)) for seed in range(3)]
     data = to_bytes(frames[0], format, save_all=True, append_images=frames[1:])
     (tmp_path / "x").write_bytes(data)
-    assert_refused(tmp_path / "x", "3 frames or pages")
+    assert_refused(tmp_path / "x", "several frames or pages")
 
 
 @pytest.mark.parametrize("side", [60_000, 12_000])
@@ -755,9 +755,64 @@ def test_avif_without_support_says_what_to_install(tmp_path, monkeypatch):
     assert_refused(tmp_path / "x.avif", "AVIF needs Pillow 11.3")
 
 
-def test_jpeg_of_many_scans(tmp_path):
-    data = to_bytes(smooth(64, 64), "JPEG", progressive=True)
-    assert read(data).shape == (64, 64, 3)
+def scans(width: int, height: int, n: int) -> bytes:
+    """A progressive JPEG whose last scan comes n times."""
+    data = to_bytes(smooth(height, width), "JPEG", progressive=True)
     start = data.rindex(b"\xff\xda")
-    (tmp_path / "x.jpg").write_bytes(data[:start] + data[start:-2] * 300 + data[-2:])
-    assert_refused(tmp_path / "x.jpg", "scans, which are more than 200")
+    return data[:start] + data[start:-2] * n + data[-2:]
+
+
+def test_jpeg_of_many_scans(tmp_path):
+    assert read(scans(64, 64, 1)).shape == read(scans(64, 64, 100)).shape == (64, 64, 3)
+    (tmp_path / "x.jpg").write_bytes(scans(64, 64, 1500))
+    assert_refused(tmp_path / "x.jpg", "scans, more than 200")
+
+
+def test_large_jpegs_have_fewer_scans(tmp_path, monkeypatch):
+    monkeypatch.setattr("vpcodec.media.image.MAX_SCANNED", 64 * 64 * 50)
+    assert read(scans(64, 64, 30)).shape == (64, 64, 3)
+    (tmp_path / "x.jpg").write_bytes(scans(64, 64, 60))
+    assert_refused(tmp_path / "x.jpg", "or than is usual for its size")
+
+
+def test_what_only_looks_like_scans_is_none():
+    data = to_bytes(RAMP, "JPEG")
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 60_002) + b"\xff\xda" * 30_000
+    film = b"\xff\xda" * 2**20
+    assert read(data[:2] + thumbnail + data[2:] + film).shape == read(data).shape
+
+
+def test_scans_after_junk_count(tmp_path):  # as a decoder finds them
+    data = scans(64, 64, 300).replace(b"\xff\xda", b"\0\0\xff\xff\xda")
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert_refused(tmp_path / "x.jpg", "scans, more than 200")
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_png_of_many_chunks(tmp_path, monkeypatch, spoilt):
+    monkeypatch.setattr("vpcodec.media.image.MAX_PNG_CHUNKS", 1000)
+    text = chunk(b"tEXt", b"a\0b")
+    text = spoil(text, b"tEXt") if spoilt else text
+    assert read(png(RAMP, 8, before=text * 900)).shape == read(png(RAMP, 8)).shape
+    (tmp_path / "x.png").write_bytes(png(RAMP, 8, before=text * 1000))
+    assert_refused(tmp_path / "x.png", "a PNG of more than 1,000 chunks")
+
+
+def test_tiff_of_endless_pages(tmp_path):
+    """A million pages, which are counted in quadratic time, are not counted."""
+    data = bytearray(to_bytes(RAMP, "TIFF"))
+    first = int.from_bytes(data[4:8], "little")
+    n_tags = int.from_bytes(data[first : first + 2], "little")
+    link = first + 2 + 12 * n_tags
+    data[link : link + 4] = len(data).to_bytes(4, "little")
+    start = len(data)
+    pages = b"".join(struct.pack("<HI", 0, start + 6 * (i + 1)) for i in range(1_000_000))
+    (tmp_path / "x.tif").write_bytes(data + pages)
+    assert_refused(tmp_path / "x.tif", "several frames or pages")
+
+
+def test_a_pipe_is_kept_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr("vpcodec.media.image.MAX_SPOOL", 2**20)
+    endless = io.BytesIO(to_bytes(RAMP, "PNG") + bytes(2**21))
+    with pytest.raises(ImageError, match="stdin: more than 1 MiB"):
+        load_image(endless)

@@ -27,6 +27,7 @@ from .streams import CausalDecoderStream, CausalEncoderStream, chunk_frames
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
+MAX_READ = 2**22  # samples of all channels, read at once
 
 
 class AudioCodec(Codec, modality="audio"):
@@ -157,7 +158,8 @@ class AudioCodec(Codec, modality="audio"):
             writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
             seconds = FILE_SECONDS if _is_file(reader) else PIPE_SECONDS
-            for block in reader.blocks(max(1, round(seconds * reader.sample_rate))):
+            at_once = min(round(seconds * reader.sample_rate), MAX_READ // reader.channels)
+            for block in reader.blocks(max(1, at_once)):
                 n_samples += block.shape[1]
                 writer.write(stream.push(resampler.process(block)))
                 if progress:

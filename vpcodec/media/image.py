@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import struct
 import tempfile
 import warnings
@@ -31,6 +30,9 @@ MAX_PIXELS = 2**27
 
 _READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")  # Pillow's names
 MAX_SCANS = 200  # of a JPEG
+MAX_SCANNED = 2**32  # pixels of a JPEG times its scans
+MAX_PNG_CHUNKS = 2**18  # more than the largest picture has in pieces of 8 KiB
+MAX_SPOOL = 2**30  # bytes of a pipe that are kept in a temporary file
 
 
 class _Format(NamedTuple):
@@ -70,6 +72,8 @@ _UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112  # the EXIF tag
+_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG, but those without a length
+_EOI, _SOS = 0xD9, 0xDA
 _PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that change what is seen
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
 _STRIP = 2**20  # pixels that are copied at a time
@@ -106,8 +110,8 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
     read.
 
     Raises ImageError where the source is missing, unreadable, no image, damaged, cut short, of
-    several frames or pages, of more than MAX_PIXELS, or of numbers without a known range (float,
-    32-bit).
+    several frames or pages, of more than MAX_PIXELS, MAX_SCANS, MAX_PNG_CHUNKS or (through a pipe)
+    MAX_SPOOL, or of numbers without a known range (float, 32-bit).
     """
     path = source if isinstance(source, (str, os.PathLike)) else None
     with naming(name if path is None else os.fspath(path), ImageError), ExitStack() as stack:
@@ -115,7 +119,10 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
             source = stack.enter_context(open(source, "rb"))
         if path is None or not source.seekable():
             spool = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(source, spool)
+            while data := source.read(_STRIP):
+                if spool.tell() + len(data) > MAX_SPOOL:
+                    raise ImageError(f"more than {MAX_SPOOL >> 20} MiB")
+                spool.write(data)
             spool.seek(0)
             source = spool
         return _to_array(_decode(source))
@@ -179,7 +186,10 @@ def _decode(file: BinaryIO) -> Image:
     if not head:
         raise ImageError("not an image (it is empty)")
     file.seek(0)
+    n_scans = 0
     try:
+        if head.startswith(b"\xff\xd8\xff"):
+            n_scans = _count_scans(file)
         file = _checked(file, head)
         trouble = "damaged" if is_image(head) else "not an image that can be read"
         with _pillow(trouble):
@@ -189,10 +199,13 @@ def _decode(file: BinaryIO) -> Image:
         raise ImageError(f"{n_pixels[0]} pixels are more than {MAX_PIXELS}") from error
     if not 1 <= image.width * image.height <= MAX_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels are not 1 to {MAX_PIXELS} in all")
+    if n_scans > MAX_SCANS or n_scans * image.width * image.height > MAX_SCANNED:
+        raise ImageError(
+            f"a JPEG of {n_scans:,} scans, more than {MAX_SCANS} or than is usual for its size"
+        )
     with _pillow("damaged"):
-        n_frames = getattr(image, "n_frames", 1)
-        if n_frames > 1 and image.format != "MPO":
-            raise ImageError(f"{n_frames} frames or pages, where one picture is wanted")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise ImageError("several frames or pages, where one picture is wanted")
         layout = str(image.tile)  # with the kind of samples, such as "LA;16B"
         _check_layout(image, layout)
         image.load()
@@ -218,28 +231,44 @@ def _formats() -> list[str]:
 def _checked(file: BinaryIO, head: bytes) -> BinaryIO:
     """A file, or what is left of it when comments that are damaged are taken out.
 
-    Raises ImageError for what Pillow does not notice, or would be busy with for minutes.
+    Raises ImageError for what Pillow does not notice.
     """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return _checked_png(file)
-    if head.startswith(b"\xff\xd8\xff"):
-        n_scans, last = 0, b""
-        while data := file.read(_STRIP):
-            n_scans += (last + data).count(b"\xff\xda")
-            last = data[-1:]
-        if n_scans > MAX_SCANS:
-            raise ImageError(f"a JPEG of {n_scans:,} scans, which are more than {MAX_SCANS}")
-        file.seek(0)
     if head[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in _formats():
         raise ImageError("AVIF needs Pillow 11.3 or newer; install it with: pip install -U pillow")
     return file
+
+
+def _count_scans(file: BinaryIO) -> int:
+    """The scans of a JPEG, of which each is as much work as the whole picture; from its first byte,
+    to which the file returns. Thumbnails, and films behind the picture, do not count."""
+    n_scans, buffer, at = 0, b"", 0
+    while True:
+        found = _MARKER.search(buffer, at)
+        if found is None or found.end() + 2 > len(buffer):
+            tail = buffer[found.start() if found else max(at, len(buffer) - 1) :]
+            if not (more := file.read(_STRIP)):
+                break
+            buffer, at = tail + more, 0
+            continue
+        at = found.end()
+        if found[0][-1] == _EOI:
+            break
+        n_scans += found[0][-1] == _SOS
+        at += int.from_bytes(buffer[at : at + 2], "big")
+        if at > len(buffer):
+            file.seek(at - len(buffer), os.SEEK_CUR)
+            buffer, at = b"", 0
+    file.seek(0)
+    return n_scans
 
 
 def _checked_png(file: BinaryIO) -> BinaryIO:
     """A PNG without the chunks that have wrong checksums and do not matter for its pixels."""
     file.seek(8)
     kept, dropped = [], False  # (start, size) of chunks
-    start = 8
+    start, n_chunks = 8, 0
     while len(head := file.read(8)) == 8:
         size, name = struct.unpack(">I4s", head)
         check, left = zlib.crc32(name), size
@@ -248,6 +277,9 @@ def _checked_png(file: BinaryIO) -> BinaryIO:
         end = file.read(4)
         if left or len(end) < 4:
             raise ImageError(f"damaged (it ends within its chunk {name.decode('latin-1')!a})")
+        n_chunks += 1
+        if n_chunks > MAX_PNG_CHUNKS:
+            raise ImageError(f"a PNG of more than {MAX_PNG_CHUNKS:,} chunks")
         if int.from_bytes(end, "big") == check:
             kept.append((start, size + 12))
         elif not name[0] & 0x20 or name in _PNG_NEEDED:
