@@ -12,7 +12,12 @@ from paths import ROOT
 PACKAGE = ROOT / "vpcodec"
 FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on floors below
     {"threads": "", "entropy": "", "usage": "", "checks": "", "progress": "", "config": ""},
-    {"media": "threads", "recipe": "config", "quantizers": "config progress usage"},
+    {
+        "media": "checks threads",
+        "recipe": "config",
+        "quantizers": "config progress usage",
+        "packets": "checks",
+    },
     {
         "metrics": "media",
         "tokenfile": "media",
@@ -26,8 +31,8 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {"published": "backends checks config graphs hub media model_folder models quantizers threads"},
     {
-        "codec": "backends checks config entropy hub media model_folder progress published threads "
-        "tokenfile"
+        "codec": "backends checks config entropy hub media model_folder packets progress published "
+        "threads tokenfile"
     },
     {"scoring": "backends codec hub media metrics progress tokenfile usage"},
     {

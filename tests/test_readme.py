@@ -17,7 +17,7 @@ from vpcodec.media.audio import load, resample, save
 from vpcodec.media.image import save_image
 
 EXAMPLES = ROOT / "examples"
-PAGES = ("README.md", "docs/images.md")
+PAGES = ("README.md", "docs/images.md", "docs/packets.md", "docs/streaming.md")
 
 
 def python_blocks(page: str) -> list[str]:

@@ -56,7 +56,7 @@ def test_types_are_those_that_a_user_gets(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/packets.md", "docs/streaming.md"])
 def test_the_python_of_a_page_has_no_wrong_type(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks

@@ -88,6 +88,19 @@ class DecoderStream(Protocol):
             ValueError: wrong shape, dtype or number of channels, or a token out of range.
         """
 
+    def push_lost(self, n_frames: int) -> NDArray[np.float32]:
+        """Conceal tokens that did not arrive.
+
+        Args:
+            n_frames: how many per channel.
+
+        Returns:
+            (C, n) float32, as many samples as `push` gives for as many tokens.
+
+        Raises:
+            ValueError: a negative number, or a model that is not for live streams.
+        """
+
     def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
         """End the tokens.
 

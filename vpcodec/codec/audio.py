@@ -13,6 +13,7 @@ from ..backends import DecoderStream, EncoderStream, architecture_of
 from ..checks import check_rate, check_samples, check_tokens
 from ..config import AudioConfig, AudioModelConfig
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
+from ..packets import PacketFormat
 from ..progress import Progress
 from ..tokenfile import (
     MAX_LOST_TOKENS,
@@ -23,7 +24,13 @@ from ..tokenfile import (
     TokenWriter,
 )
 from .base import Codec, Source, open_target
-from .streams import CausalDecoderStream, CausalEncoderStream, chunk_frames
+from .streams import (
+    CausalDecoderStream,
+    CausalEncoderStream,
+    ResampledDecoderStream,
+    ResampledEncoderStream,
+    chunk_frames,
+)
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
@@ -271,28 +278,62 @@ class AudioCodec(Codec, modality="audio"):
             and header.hop_length == self.hop_length
         )
 
-    def encoder_stream(self, channels: int = 1) -> EncoderStream:
-        """A stream that takes audio at the model's rate, piece by piece.
+    def encoder_stream(
+        self, channels: int = 1, *, sample_rate: float | None = None
+    ) -> EncoderStream:
+        """A stream that takes audio piece by piece.
 
         Args:
             channels: of the audio.
+            sample_rate: of the audio, Hz, a whole number; None: the model's. Other rates are
+                resampled, with the result of `encode`, which adds to the latency
+                (docs/streaming.md).
+
+        Raises:
+            AudioError: a rate that cannot be resampled.
         """
         if architecture := architecture_of(self.config):
-            return architecture.encoder_stream(self.config, self.backend, channels)
-        config = cast(AudioConfig, self.config)  # of what is not registered
-        return CausalEncoderStream(config, self.backend, channels)
+            stream = architecture.encoder_stream(self.config, self.backend, channels)
+        else:
+            config = cast(AudioConfig, self.config)  # of what is not registered
+            stream = CausalEncoderStream(config, self.backend, channels)
+        if sample_rate is None or sample_rate == self.sample_rate:
+            return stream
+        return ResampledEncoderStream(stream, check_rate(sample_rate), self.sample_rate, channels)
 
-    def decoder_stream(self, channels: int = 1, *, first_frame: int = 0) -> DecoderStream:
-        """A stream that takes tokens, piece by piece.
+    def decoder_stream(
+        self, channels: int = 1, *, first_frame: int = 0, sample_rate: float | None = None
+    ) -> DecoderStream:
+        """A stream that takes tokens piece by piece, and conceals those that are lost.
 
         Args:
             channels: of the tokens.
             first_frame: as for `decode`.
+            sample_rate: of the audio that comes out, Hz, a whole number; None: the model's.
+
+        Raises:
+            AudioError: a rate that cannot be resampled.
         """
         if architecture := architecture_of(self.config):
-            return architecture.decoder_stream(self.config, self.backend, channels)
-        config = cast(AudioConfig, self.config)
-        return CausalDecoderStream(config, self.backend, channels, first_frame)
+            stream = architecture.decoder_stream(self.config, self.backend, channels)
+        else:
+            config = cast(AudioConfig, self.config)
+            stream = CausalDecoderStream(config, self.backend, channels, first_frame)
+        if sample_rate is None or sample_rate == self.sample_rate:
+            return stream
+        return ResampledDecoderStream(stream, self.sample_rate, check_rate(sample_rate), channels)
+
+    def packet_format(
+        self, frames: int = 3, *, channels: int = 1, redundancy: int = 0
+    ) -> PacketFormat:
+        """The packets that carry this model's tokens over a live link.
+
+        Args:
+            frames: tokens per channel and packet.
+            channels: of the audio.
+            redundancy: packets before that each packet repeats.
+        """
+        return PacketFormat(self.space, self.codebook_size, channels, frames, redundancy)
 
 
 def _is_file(reader: AudioReader) -> bool:

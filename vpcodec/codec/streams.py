@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import Backend
+from ..backends import Backend, DecoderStream, EncoderStream
 from ..checks import check_channels, check_samples, check_tokens
 from ..config import AudioConfig, AudioModelConfig
+from ..media.audio import Resampler
 from ..threads import Exclusive, alone
 
 X = TypeVar("X", bound=np.generic)
 Y = TypeVar("Y", bound=np.generic)
 
+HOLD_SECONDS, FADE_SECONDS = 0.06, 0.04  # of the last sound, where tokens are lost
 CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
 
 
@@ -98,6 +100,10 @@ class CausalDecoderStream(Exclusive):
     The decoder is late: the samples of its delay are dropped, and at the end the last token is
     repeated until all samples are out.
 
+    Lost tokens are concealed by repeating the last one, which keeps the state close to what it
+    would have been; the sound fades out after `HOLD_SECONDS`. A loss that has faded out costs no
+    computing, and after it the decoder begins anew, with the noise of its place.
+
     Args:
         config: of a native model.
         backend: runs the model.
@@ -123,10 +129,13 @@ class CausalDecoderStream(Exclusive):
         self._reset(first_frame)
 
     def _reset(self, first_frame: int = 0) -> None:
-        self._first_frame = first_frame
         self._state: Any = None
+        self._frame = first_frame  # of the next token
         self._late = self._config.decoder_delay * self._config.hop_length
         self._last = np.zeros((self._channels, 0), np.int64)
+        self._lost = 0  # frames in a row
+        self._gain = 1.0  # at the last sample that is out
+        self._goals = np.ones(self._config.decoder_delay)  # gains at the ends of frames not yet out
 
     @alone
     def push(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
@@ -143,16 +152,37 @@ class CausalDecoderStream(Exclusive):
         """
         tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
-        empty = np.zeros((self._channels, 0), np.float32)
-        samples, self._state = _run(self._decode, self._chunk, tokens, 1, self._state, empty)
         if tokens.shape[1]:
             self._last = tokens[:, -1:]
-        late = min(self._late, samples.shape[1])
-        self._late -= late
-        return samples[:, late:]
+            self._lost = 0
+        return self._advance(tokens, np.ones(tokens.shape[1]))
 
-    def _decode(self, tokens: NDArray[np.int64], state: Any) -> tuple[NDArray[np.float32], Any]:
-        return self._backend.decode(tokens, state, self._first_frame)
+    @alone
+    def push_lost(self, n_frames: int) -> NDArray[np.float32]:
+        """Conceal tokens that did not arrive.
+
+        Args:
+            n_frames: how many per channel.
+
+        Returns:
+            (C, n) float32, as many samples as `push` gives for as many tokens: the last sound goes
+            on, and fades out from 60 to 100 ms after the beginning of the loss.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        if n_frames < 0:
+            raise ValueError(f"n_frames must not be negative, got {n_frames}")
+        seconds = (self._lost + 1 + np.arange(n_frames)) / self._config.frame_rate
+        goals = np.clip(1 - (seconds - HOLD_SECONDS) / FADE_SECONDS, 0, 1)
+        audible = round((HOLD_SECONDS + FADE_SECONDS) * self._config.frame_rate)
+        audible += self._config.decoder_delay
+        heard = max(0, min(n_frames, audible - self._lost))
+        self._lost += n_frames
+        if not self._last.shape[1]:  # nothing has arrived yet
+            return self._advance(None, np.zeros(n_frames))
+        repeated = self._advance(np.repeat(self._last, heard, 1), goals[:heard])
+        return np.concatenate([repeated, self._advance(None, goals[heard:])], 1)
 
     @alone
     def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
@@ -169,10 +199,115 @@ class CausalDecoderStream(Exclusive):
             tokens = self._last[:, :0]
         tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
-        last = tokens[:, -1:] if tokens.shape[1] else self._last
-        held = np.repeat(last, self._config.decoder_delay, 1)
-        samples = self.push(np.concatenate([tokens, held], 1))
+        delay = self._config.decoder_delay
+        if self._lost and not tokens.shape[1]:
+            samples = self.push_lost(delay)
+        else:
+            last = tokens[:, -1:] if tokens.shape[1] else self._last
+            samples = self.push(np.concatenate([tokens, np.repeat(last, delay, 1)], 1))
         self._reset()
+        return samples
+
+    def _advance(
+        self, tokens: NDArray[np.int64] | None, goals: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """The samples that come out while these tokens go in.
+
+        Args:
+            tokens: (C, n) int64; None: silence, and the state is forgotten.
+            goals: (n,) gains at the ends of the frames.
+        """
+        n, hop = len(goals), self._config.hop_length
+        samples = np.zeros((self._channels, 0 if tokens is not None else n * hop), np.float32)
+        if tokens is not None:
+            samples, self._state = _run(self._decode, self._chunk, tokens, 1, self._state, samples)
+        elif n:
+            self._state = None
+        self._frame += n
+        goals = np.concatenate([self._goals, goals])
+        goals, self._goals = goals[:n], goals[n:]
+        if n and not (self._gain == 1 and (goals == 1).all()):
+            ends = np.arange(n + 1) * hop
+            gain = np.interp(np.arange(1, n * hop + 1), ends, [self._gain, *goals])
+            samples = samples * gain.astype(np.float32)
+            self._gain = float(goals[-1])
+        late = min(self._late, samples.shape[1])
+        self._late -= late
+        return samples[:, late:]
+
+    def _decode(self, tokens: NDArray[np.int64], state: Any) -> tuple[NDArray[np.float32], Any]:
+        return self._backend.decode(tokens, state, self._frame)
+
+
+class ResampledEncoderStream(Exclusive):
+    """An encoder stream for audio at another sample rate than the model's.
+
+    Args:
+        stream: takes the model's rate; fresh.
+        sample_rate: of the audio, Hz.
+        model_rate: of the model, Hz.
+        channels: of the audio.
+    """
+
+    def __init__(
+        self, stream: EncoderStream, sample_rate: int, model_rate: int, channels: int
+    ) -> None:
+        super().__init__()
+        self._stream = stream
+        self._rates = sample_rate, model_rate
+        self._channels = channels
+        self._resampler = Resampler(*self._rates, channels)
+
+    @alone
+    def push(self, samples: NDArray[Any]) -> NDArray[np.int64]:
+        """Encode the next samples, at the stream's rate; see `CausalEncoderStream.push`."""
+        samples = check_samples(samples)
+        check_channels(samples, self._channels)
+        return self._stream.push(self._resampler.process(samples))
+
+    @alone
+    def flush(self) -> NDArray[np.int64]:
+        """End the audio: the remaining tokens. The stream can be used for other audio then."""
+        last = self._stream.push(self._resampler.flush())
+        self._resampler = Resampler(*self._rates, self._channels)
+        return np.concatenate([last, self._stream.flush()], 1)
+
+
+class ResampledDecoderStream(Exclusive):
+    """A decoder stream whose audio comes out at another sample rate than the model's.
+
+    Args:
+        stream: gives the model's rate; fresh.
+        model_rate: of the model, Hz.
+        sample_rate: of the audio, Hz.
+        channels: of the audio.
+    """
+
+    def __init__(
+        self, stream: DecoderStream, model_rate: int, sample_rate: int, channels: int
+    ) -> None:
+        super().__init__()
+        self._stream = stream
+        self._rates = model_rate, sample_rate
+        self._channels = channels
+        self._resampler = Resampler(*self._rates, channels)
+
+    @alone
+    def push(self, tokens: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Decode the next tokens; see `CausalDecoderStream.push`."""
+        return self._resampler.process(self._stream.push(tokens))
+
+    @alone
+    def push_lost(self, n_frames: int) -> NDArray[np.float32]:
+        """Conceal tokens that did not arrive; see `CausalDecoderStream.push_lost`."""
+        return self._resampler.process(self._stream.push_lost(n_frames))
+
+    @alone
+    def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
+        """End the tokens: the remaining samples. The stream can be used for other tokens then."""
+        last = self._resampler.process(self._stream.flush(tokens))
+        samples = np.concatenate([last, self._resampler.flush()], 1)
+        self._resampler = Resampler(*self._rates, self._channels)
         return samples
 
 

@@ -133,6 +133,10 @@ class WindowedDecoderStream(Exclusive):
         self._rest = self._rest[:, start:]
         return np.concatenate(parts, 1)
 
+    def push_lost(self, n_frames: int) -> np.ndarray:
+        """Raises ValueError: windows of seconds are not for live links, where tokens are lost."""
+        raise ValueError(f"{self._config.name} is not for live streams; it cannot conceal losses")
+
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
         """The samples of the last tokens, if any, and the remaining ones, (C, n) float32.
