@@ -12,7 +12,7 @@ from paths import ROOT
 PACKAGE = ROOT / "vpcodec"
 FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on floors below
     {"threads": "", "entropy": "", "usage": "", "checks": "", "progress": "", "config": ""},
-    {"media": "threads", "recipe": "config", "quantizers": "config progress usage"},
+    {"media": "checks threads", "recipe": "config", "quantizers": "config progress usage"},
     {
         "metrics": "media",
         "tokenfile": "media",
