@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -134,7 +136,7 @@ sys.exit(vpcodec_("encode", "in", "out"))
     assert line.startswith("vpcodec: in/b.png: out of memory")
 
 
-# Ctrl-C
+# Ctrl-C, SIGTERM and SIGHUP
 
 IMPORT = """
 import sys, os, signal
@@ -176,6 +178,27 @@ def test_ctrl_c_in_an_import_is_silent(module, way):
     assert tree() == {"a.wav"}
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("way", ACTIONS)
+def test_other_signals_in_an_import_are_silent(name, way):
+    sounds("a.wav")
+    action = ACTIONS[way].replace("SIGINT", name)
+    code = IMPORT.format(action=action).replace("sys.argv[-1]", "'onnxruntime'")
+    done = python("signal.signal(signal.SIGHUP, signal.SIG_DFL)\n" + code)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, name), "", "")
+    assert tree() == {"a.wav"}
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As nohup does."""
+    sounds("a.wav")
+    code = IMPORT.format(action=ACTIONS["plainly"].replace("SIGINT", "SIGHUP"))
+    code = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + code
+    done = python(code.replace("sys.argv[-1]", "'onnxruntime'"))
+    assert done.returncode == 0
+    assert tree() == {"a.wav", "b.tok"}
+
+
 def test_nothing_that_takes_time_is_imported_before_ctrl_c_is_ours():
     """All but a few small modules of the standard library would be time without a handler."""
     code = """
@@ -188,9 +211,13 @@ print(*(set(sys.modules) - before))
 
 
 def test_the_handler_is_the_caller_s_again_afterwards():
-    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    def handlers() -> list[object]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        return [*map(signal.getsignal, numbers), sys.unraisablehook]
+
+    before = handlers()
     run("--version")
-    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+    assert handlers() == before
 
 
 # Disks
@@ -298,6 +325,46 @@ def test_a_folder_that_cannot_be_made_is_named():
         with atomic_folder(Path("file/model")):
             raise AssertionError
     assert ".model" not in str(caught.value) and "file" in str(caught.value)
+
+
+def test_a_full_temporary_folder_is_named():
+    """Not what came through the pipe, nor the output."""
+    with full_disk():
+        result = run(
+            "encode", "-", "out.tok", stdin=b"Creative Voice File" + bytes(20_000), check=2
+        )
+    line = f"stdin: File too large in the temporary folder {tempfile.gettempdir()}"
+    assert result.err == f"vpcodec: {line}\n"
+    assert tree() == set()
+
+
+def test_the_file_of_score_lines_is_named():
+    sounds("a.wav")
+    with full_disk(1):
+        command = ["score", "a.wav", "a.wav", "--metrics", "si_sdr", "--jsonl", "./x.jsonl"]
+        result = run(*command, check=2)
+    assert result.err == "vpcodec: x.jsonl: File too large\n"
+
+
+# Modes
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755])
+def test_a_file_that_is_replaced_keeps_its_mode(mode):
+    sounds("a.wav")
+    before = os.umask(0o022)
+    try:
+        run("encode", "a.wav", "out.tok")
+        assert stat.S_IMODE(os.stat("out.tok").st_mode) == 0o644
+        os.chmod("out.tok", mode)
+        Path("link.tok").symlink_to("out.tok")
+        run("encode", "a.wav", "link.tok")
+        assert stat.S_IMODE(os.stat("out.tok").st_mode) == mode
+        os.umask(0o077)
+        run("decode", "out.tok", "b.wav")
+        assert stat.S_IMODE(os.stat("b.wav").st_mode) == 0o600
+    finally:
+        os.umask(before)
 
 
 # What a killed run leaves

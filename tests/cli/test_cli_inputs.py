@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sounds import M4A, sound
 
+from vpcodec.media.audio.mp3 import parse_header
 from vpcodec.media.image import save_image
 from vpcodec.tokenfile import verify
 
@@ -172,3 +173,94 @@ def test_dev_stdout_as_last_argument(folder: Path) -> None:
     result = subprocess.run(command, capture_output=True, timeout=ENOUGH, check=True)
     Path("x.tok").write_bytes(result.stdout)
     assert verify("x.tok").ok and tree() == {"a.wav", "x.tok"}
+
+
+def through(*command: object, **options: object) -> bytes:
+    """What a command of its own gives on stdout."""
+    arguments = [*MODULE, *map(str, command)]
+    return subprocess.run(
+        arguments, stdout=subprocess.PIPE, timeout=ENOUGH, check=True, **options
+    ).stdout
+
+
+def test_decode_to_devices_and_pipes(folder: Path) -> None:
+    """Which get what a pipe gets, unless their suffix names another format."""
+    Path("a.wav").write_bytes(TONE)
+    save_image("b.png", PICTURE)
+    run("encode", "a.wav", "b.png")
+    run("decode", "a.tok", os.devnull)
+    run("decode", "b.tok", os.devnull)
+    wav, png = through("decode", "a.tok", "-"), through("decode", "b.tok", "-")
+    assert wav.startswith(b"RIFF") and png.startswith(b"\x89PNG")
+    assert through("decode", "a.tok", "/dev/stdout") == wav
+    assert through("decode", "b.tok", "-o", "/dev/stdout") == png
+    assert through("decode", "a.tok", "--raw", "s16", "/dev/stdout") == wav[44:]
+    os.mkfifo("pipe.flac")
+    received: list[bytes] = []
+    reader = threading.Thread(target=lambda: received.append(Path("pipe.flac").read_bytes()))
+    reader.start()
+    run("decode", "a.tok", "pipe.flac")
+    reader.join(ENOUGH)
+    assert received[0].startswith(b"fLaC")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system has no /dev/fd")
+def test_names_of_stdin_and_stdout(folder: Path) -> None:
+    """What is redirected into a file that has something in it keeps that."""
+    Path("a.wav").write_bytes(TONE)
+    whole = through("encode", "a.wav", "-")
+    for name in ("/dev/stdin", "/dev/fd/0"):
+        with open("a.wav", "rb") as file:
+            assert through("encode", name, stdin=file) == through("encode", "-", input=TONE)
+    for name in ("/dev/stdout", "/dev/fd/1"):
+        Path("log").write_bytes(b"before\n")
+        with open("log", "ab") as log:
+            subprocess.run([*MODULE, "encode", "a.wav", name], stdout=log, check=True)
+            log.write(b"after\n")
+        assert Path("log").read_bytes() == b"before\n" + whole + b"after\n"
+    assert tree() == {"a.wav", "log"}
+
+
+def test_lines_of_scores_and_the_table_on_one_stdout(folder: Path) -> None:
+    Path("a.wav").write_bytes(TONE)
+    with open("all", "wb") as file:
+        command = ["score", "a.wav", "a.wav", "--metrics", "si_sdr", "--csv", "/dev/stdout"]
+        command += ["--jsonl", "/dev/stdout"]
+        subprocess.run([*MODULE, *command], stdout=file, check=True, timeout=ENOUGH)
+    row, *table = Path("all").read_text().splitlines()
+    assert json.loads(row)["key"] == "a.wav"
+    assert any(line.startswith("SI-SDR") for line in table)
+    assert "system,metric,unit,n,missing,mean,low,high,median,p5,p95" in table
+
+
+def damaged_mp3() -> bytes:
+    """An MP3 whose frames are all there, but some claim more bits than they have."""
+    data = bytearray(sound("MP3", 48_000, rate=16_000))
+    at = n = 0
+    while header := parse_header(bytes(data), at):
+        if 10 <= n < 13:
+            data[at + 5 : at + 8] = b"\xff\xff\xff"
+        at, n = at + header.length, n + 1
+    assert n > 13
+    return bytes(data)
+
+
+def test_what_the_decoder_of_mp3_says_has_the_name_of_the_file(folder: Path) -> None:
+    Path("a.mp3").write_bytes(damaged_mp3())
+    command = [*MODULE, "encode", "a.mp3", "--truncated", "keep"]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=ENOUGH)
+    said = [line for line in result.stderr.splitlines() if "mpg123" in line]
+    assert said and all(line.startswith("vpcodec: a.mp3: ") for line in said)
+
+
+def test_what_libtiff_says_has_the_name_of_the_file(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    save_image("a.tif", rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = bytearray(Path("a.tif").read_bytes())
+    data[2_000:2_040] = rng.bytes(40)
+    Path("a.tif").write_bytes(data)
+    command = [*MODULE, "encode", "a.tif"]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=ENOUGH)
+    assert result.stderr
+    assert all("a.tif" in line for line in result.stderr.splitlines())
+    assert "tempfile" not in result.stderr

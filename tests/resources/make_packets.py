@@ -1,4 +1,4 @@
-"""Makes packets.json, the packets that docs/packets.md shows: python tests/resources/make_packets.py"""
+"""Makes packets.json, which docs/packets.md shows: python tests/resources/make_packets.py"""
 
 from __future__ import annotations
 

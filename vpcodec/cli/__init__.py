@@ -6,7 +6,6 @@ Imports here take no time, so that Ctrl-C is handled from the beginning.
 from __future__ import annotations
 
 import _thread
-import errno
 import os
 import signal
 import sys
@@ -15,22 +14,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2, never a traceback.
 
-    Ctrl-C ends with code 130 and no message, even while modules are imported.
+    Ctrl-C, SIGTERM and SIGHUP end with code 130, 143 and 129, without a message and with everything
+    cleaned up, even while modules are imported.
     """
     if sys.stderr is None:  # closed; print would take stdout instead
         sys.stderr = open(os.devnull, "w")
     with _interruptible():
+        from ..media.files import FULL
         from .app import app
         from .errors import USER_ERRORS, explain
 
         try:
-            with _flushed():
+            with _flushed(), _logged():
                 app()
         except BrokenPipeError:  # the reader of our output has gone: there is nobody to tell
             _drop_stdout()
@@ -45,47 +48,65 @@ def main() -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """A context in which Ctrl-C ends the program with code 130, whatever happens to the exception.
+    """A context in which Ctrl-C, SIGTERM and SIGHUP end the program with code 128 and their number,
+    whatever happens to the exception.
 
     An import of compiled code may turn KeyboardInterrupt into another exception. Where an exception
     cannot propagate, as in callbacks during imports, it would be printed and dropped; it is raised
-    again.
+    again. Signals that are ignored, as under nohup, stay so.
     """
-    interrupted, hook = False, sys.unraisablehook
+    received, hook = 0, sys.unraisablehook  # the first signal
+    before: dict[int, Any] = {}
 
     def interrupt(number: int, frame: Any) -> None:
-        nonlocal interrupted
-        interrupted = True
+        nonlocal received
+        received = received or number
         raise KeyboardInterrupt
 
     def unraisable(problem: Any) -> None:
-        if interrupted and issubclass(problem.exc_type, KeyboardInterrupt):
+        if received and issubclass(problem.exc_type, KeyboardInterrupt):
             _thread.start_new_thread(interrupt_again, ())
         else:
             hook(problem)
 
     def interrupt_again() -> None:
         time.sleep(0.01)  # until the main thread is out of there
-        _thread.interrupt_main()
+        _thread.interrupt_main(received)
 
-    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored
     try:
-        if ours:
-            signal.signal(signal.SIGINT, interrupt)
+        for number in _SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, interrupt)
     except ValueError:  # not the main thread: signals are somebody else's
-        ours = False
+        pass
     try:
-        if ours:
+        if before:
             sys.unraisablehook = unraisable
         yield
     except BaseException:
-        if interrupted:
-            sys.exit(130)
+        if received:
+            sys.exit(128 + received)
         raise
     finally:
-        if ours:
+        if before:
             sys.unraisablehook = hook
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Warnings of the package are lines on stderr."""
+    import logging
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("vpcodec: %(message)s"))
+    logger = logging.getLogger("vpcodec")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from typing import Any
 
 import typer
 
-from ..media.files import find_others
+from ..media.files import find_others, is_device
 from ..progress import Progress
 from .errors import USER_ERRORS, MissingExtra, UsageError, explain
 from .modalities import Modality, Result, summary
 
+_STDIN = ("/dev/stdin", "/dev/fd/0")
 MAX_NAMED = 20  # skipped files that are named; a JSON document names all
 SHOW_AFTER = 2.0  # seconds before a progress bar appears
 
@@ -64,7 +65,7 @@ def plan(
     output that the user named is replaced; one whose name is derived is kept unless `force`.
 
     Args:
-        inputs: files, folders or "-".
+        inputs: files, folders or "-", which other names of stdin stand for.
         output: a file, a folder, "-", or None.
         find: lists the files of a folder.
         wanted: which of them to take. The others still count where outputs would have the same
@@ -80,6 +81,7 @@ def plan(
     Raises:
         UsageError: empty folder, two inputs for one output, output equal to input.
     """
+    inputs = ["-" if name in _STDIN else name for name in inputs]
     repeated = [name for name in inputs[:-1] if _same(name, inputs[-1])]
     if output is None and repeated:
         raise UsageError(f"{inputs[-1]}: input and output are the same file")
@@ -90,11 +92,11 @@ def plan(
     ):
         *inputs, output = inputs
     single = len(inputs) == 1 and not os.path.isdir(inputs[0])
-    if single and inputs[0] == "-" and output is None:
+    if single and output is None and (inputs[0] == "-" or inputs[0].startswith("/dev/fd/")):
         output = "-"
     if single and output is not None and not _is_folder(output):
         known_suffix = Path(output).suffix.lower() in output_suffixes
-        if output != "-" and not known_suffix and not _is_device(output):
+        if output != "-" and not known_suffix and not is_device(output):
             known = " ".join(sorted(output_suffixes))
             raise UsageError(f"{output}: the suffix of the output must be one of {known}")
         items = [Item(inputs[0], output)]
@@ -137,18 +139,11 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) or path.endswith(os.sep)
 
 
-def _is_device(path: str) -> bool:
-    """Whether it is a device, a pipe, or one of the names under which a shell passes those on."""
-    if path == "/dev/stdout" or path.startswith("/dev/fd/"):
-        return True
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-
-
 def _is_output(
     last: str, input_suffixes: Collection[str], output_suffixes: Collection[str]
 ) -> bool:
     suffix = Path(last).suffix.lower()
-    if last == "-" or _is_folder(last) or suffix in output_suffixes or _is_device(last):
+    if last == "-" or _is_folder(last) or suffix in output_suffixes or is_device(last):
         return True
     return not os.path.exists(last) and suffix not in input_suffixes
 

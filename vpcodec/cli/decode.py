@@ -55,9 +55,10 @@ def decode(
 ) -> None:
     """Decode token files to audio or images, with the original rate, channels and size.
 
-    A pipe gets WAV or PNG. From a folder, all token files are decoded, or with --model those that
-    fit the model.
+    A pipe or a device gets WAV or PNG. From a folder, all token files are decoded, or with --model
+    those that fit the model.
     """
+    from ..media.files import is_device
     from ..tokenfile import TokenReader
     from . import common, modalities
 
@@ -101,7 +102,8 @@ def decode(
             outputs = modality.outputs | (
                 raw_suffixes if modality is modalities.AUDIO else frozenset()
             )
-            if item.target != "-" and Path(item.target).suffix.lower() not in outputs:
+            fits = item.target == "-" or Path(item.target).suffix.lower() in outputs
+            if not fits and not is_device(item.target):
                 known = " ".join(sorted(outputs))
                 raise common.UsageError(
                     f"{item.target}: this is {modality.one}; the suffix must be one of {known}"

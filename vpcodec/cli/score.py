@@ -164,23 +164,30 @@ class Lines:
     """
 
     def __init__(self, path: Path | None, resume: bool) -> None:
+        from ..media.files import is_device
+
         self.known: list[Any] = []
         self._file = path
         if path is None:
             return
+        if is_device(path):
+            return
         if resume and path.is_file():
             self.known = _read_rows(path)
-        if path.is_file() or not path.exists():
-            self._replace(self.known)
+        self._replace(self.known)
 
     def write(self, row: Any) -> None:
         if self._file is not None:
-            with open(self._file, "ab") as file:
+            from ..media.files import appended
+
+            with appended(self._file) as file:
                 file.write(row.to_json().encode() + b"\n")
 
     def finish(self, scores: Any, files: list[str]) -> None:
         """Sort the rows, after those of other systems and files, and drop outdated ones."""
-        if self._file is None or not self._file.is_file():
+        from ..media.files import is_device
+
+        if self._file is None or is_device(self._file):
             return
         systems = {row.system for row in scores.rows}
         tried = set(files)

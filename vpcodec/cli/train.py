@@ -47,8 +47,8 @@ def train(
     from ..training.trainer import Trainer
 
     rank = int(os.environ.get("RANK", 0))
+    folder = run or Path("runs") / recipe.stem
     try:
-        folder = run or Path("runs") / recipe.stem
         if init_from is not None and init_from.is_dir():
             init_from = init_from / WEIGHTS
         trainer = Trainer(loaded, folder, init_from=init_from)
@@ -64,6 +64,9 @@ def train(
         prefix = f"process {rank}: " if rank else ""
         hint = ": --init-from" if isinstance(error, NoWeightsError) else ""
         raise common.UsageError(f"{prefix}{error}{hint}") from None
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     except RuntimeError as error:
         if not lost_process(error):
             raise

@@ -11,12 +11,15 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing that a killed run left is removed there
     fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a disk says that has no more room
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 def find_files(
@@ -72,6 +75,37 @@ def find_others(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found)
 
 
+def is_device(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is no file or folder, but a device, a pipe, or one of the names under which a
+    shell passes on its own streams, whatever these are."""
+    if _descriptor(path) is not None:
+        return True
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+@contextmanager
+def appended(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file or a device to write at the end of. An OSError names `path`."""
+    with _opened(path, "ab") as file:
+        yield file
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], mode: str) -> Iterator[BinaryIO]:
+    stream = _descriptor(path)
+    with _naming(path, path), open(path if stream is None else os.dup(stream), mode) as file:
+        yield cast(BinaryIO, file)
+
+
+def _descriptor(path: str | os.PathLike[str]) -> int | None:
+    """The number of a stream that has a name."""
+    name = os.fspath(path)
+    if name in _STREAMS:
+        return _STREAMS[name]
+    number = name.removeprefix("/dev/fd/")
+    return int(number) if number != name and number.isdecimal() else None
+
+
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open `path` for writing so that nobody ever sees it half written.
@@ -79,16 +113,16 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The data go to a hidden file beside `path`, which takes its place at the end; on any exception,
     KeyboardInterrupt included, the hidden file is removed and `path` stays as it was. What a
     process that was killed left for `path` is removed first. A symbolic link keeps pointing to its
-    target, which is the file replaced. Devices and named pipes cannot be replaced and are written
-    directly.
+    target, which is the file replaced; its mode stays what it was. What `is_device` cannot be
+    replaced and is written directly, wherever it stands.
 
     Raises OSError (FileNotFoundError, IsADirectoryError, PermissionError, ...) where that fails;
     it names `path`.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
-    if os.path.exists(path) and not os.path.isfile(path):
-        with _naming(path, path), open(path, "wb") as device:
+    if is_device(path):
+        with _opened(path, "wb") as device:
             yield device
         return
     target = os.path.realpath(path)
@@ -100,6 +134,8 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if os.path.exists(target) and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
     with _hidden_file(path, target) as file, _naming(path, file.name):
+        with suppress(OSError):  # a new file, or one on a disk without modes
+            os.chmod(file.name, stat.S_IMODE(os.stat(target).st_mode))
         try:
             yield file
         except BaseException:
@@ -204,6 +240,17 @@ def naming(name: str, kind: type[Exception]) -> Iterator[None]:
         raise type(error)(f"{name}: {error}") from error.__cause__
     except OSError as error:
         raise kind(f"{name}: {error.strerror or error}") from error
+
+
+@contextmanager
+def spooling() -> Iterator[None]:
+    """Say of a disk that is full that it is the one with temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            error.strerror = f"{error.strerror} in the temporary folder {tempfile.gettempdir()}"
+        raise
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .files import atomic_output, find_files, naming
+from .files import atomic_output, find_files, is_device, naming, spooling
+from .noise import overheard, tell
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,6 +76,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG, but those without a length
 _EOI, _SOS = 0xD9, 0xDA
 _PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that change what is seen
+_TIFF_HEADS = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
 _STRIP = 2**20  # pixels that are copied at a time
 
@@ -114,7 +116,8 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
     MAX_SPOOL, or of numbers without a known range (float, 32-bit).
     """
     path = source if isinstance(source, (str, os.PathLike)) else None
-    with naming(name if path is None else os.fspath(path), ImageError), ExitStack() as stack:
+    called = name if path is None else os.fspath(path)
+    with naming(called, ImageError), ExitStack() as stack:
         if isinstance(source, (str, os.PathLike)):
             source = stack.enter_context(open(source, "rb"))
         if path is None or not source.seekable():
@@ -122,10 +125,19 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
             while data := source.read(_STRIP):
                 if spool.tell() + len(data) > MAX_SPOOL:
                     raise ImageError(f"more than {MAX_SPOOL >> 20} MiB")
-                spool.write(data)
+                with spooling():
+                    spool.write(data)
+                    spool.flush()
             spool.seek(0)
             source = spool
-        return _to_array(_decode(source))
+        if source.read(4) not in _TIFF_HEADS:
+            source.seek(0)
+            return _to_array(_decode(source))
+        source.seek(0)
+        with overheard() as lines:
+            pixels = _to_array(_decode(source))
+        tell(called, lines)
+        return pixels
 
 
 def save_image(
@@ -134,8 +146,9 @@ def save_image(
     """Write uint8 pixels (H, W) or (H, W, C), all or nothing.
 
     `target` is a path or a binary stream, which is left open. `format` is a suffix such as "png",
-    by default that of the path, PNG for streams. All formats but JPEG (quality 95, colour in full
-    resolution) keep the pixels as they are. Grey stays grey but in WebP, which has colour only.
+    by default that of the path, PNG for streams and devices. All formats but JPEG (quality 95,
+    colour in full resolution) keep the pixels as they are. Grey stays grey but in WebP, which has
+    colour only.
 
     Raises ImageError where the target cannot be written or its format has no place for alpha or
     colour; BrokenPipeError passes through.
@@ -161,6 +174,8 @@ def image_writer(
     path = target if isinstance(target, (str, os.PathLike)) else None
     with naming("stdout" if path is None else os.fspath(path), ImageError), ExitStack() as stack:
         suffix = ".png" if path is None else Path(path).suffix
+        if path is not None and is_device(path) and suffix.lower() not in _FORMATS:
+            suffix = ".png"
         suffix = suffix if format is None else f".{format.lstrip('.')}"
         chosen = _choose_format(suffix, components)
         if isinstance(target, (str, os.PathLike)):

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..noise import overheard
 from .common import AudioError, PartialAudioError, cut_short
 from .stream import Feed, id3_length, open_feed
 
@@ -280,7 +281,10 @@ class Mp3Source:
         if self._info:
             self._n_bytes = len(first.data)
         self._feed = Feed(self._pieces())
-        self._sound = open_feed(self._feed)
+        self.complaints: list[str] = []  # of the decoder
+        with overheard() as lines:
+            self._sound = open_feed(self._feed)
+        self.complaints += lines
         stack.callback(self._sound.close)
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.format, self.subtype = "MP3", self._sound.subtype
@@ -343,7 +347,9 @@ class Mp3Source:
     def read(self, n: int) -> np.ndarray:
         """The next samples, float32 (up to n, C); none at the end."""
         while True:
-            frames = self._sound.read(n, dtype="float32", always_2d=True)
+            with overheard() as lines:
+                frames = self._sound.read(n, dtype="float32", always_2d=True)
+            self.complaints += lines
             if self._feed.error is not None:
                 raise self._feed.error
             start, end = self._n_decoded, self._n_decoded + len(frames)

@@ -13,7 +13,8 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import soundfile as sf
 
-from ..files import find_files
+from ..files import find_files, spooling
+from ..noise import tell
 from .chunks import RIFF, W64, Layout, aiff_layout, au_layout, caf_layout, w64_layout
 from .common import (
     AUDIO_SUFFIXES,
@@ -158,11 +159,16 @@ class AudioReader:
 
     def close(self) -> None:
         self._stack.close()
+        if isinstance(self._source, Mp3Source):
+            tell(self.name, self._source.complaints)
+            self._source.complaints.clear()
 
     def __enter__(self) -> AudioReader:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is not None and isinstance(self._source, Mp3Source):
+            self._source.complaints.clear()  # the error says enough
         self.close()
 
 
@@ -298,6 +304,7 @@ def _spool(stream: ByteStream, stack: ExitStack) -> BinaryIO:
                 f"more than {MAX_SPOOL >> 20} MiB through a pipe, in a format that cannot be read "
                 "as it comes; save it to a file first"
             )
-        spool.write(data)
-    spool.flush()
+        with spooling():
+            spool.write(data)
+            spool.flush()
     return spool.raw

@@ -14,9 +14,10 @@ import numpy as np
 import soundfile as sf
 
 from ...checks import check_rate
-from ..files import atomic_output
+from ..files import atomic_output, is_device
 from .common import (
     BLOCK,
+    FORMATS,
     WIDTHS,
     AudioError,
     check_limits,
@@ -36,10 +37,11 @@ ROOM = 2**22  # bytes that a disk which is full has no room for
 class AudioWriter:
     """Writes audio in blocks. A context manager: leaving it by an exception leaves no file.
 
-    `target` is a path, whose suffix chooses the format, or a binary stream, which gets WAV of
-    unknown size, flushed block by block, and is left open. `subtype` is one of libsndfile's names
-    ("PCM_24"), 16 bits or the format's own by default. `raw` (s16, s24, s32 or f32) writes
-    headerless PCM instead. A file takes its name only when complete; WAV past 4 GiB becomes RF64.
+    `target` is a path, whose suffix chooses the format, or a binary stream, which is left open.
+    Streams, and devices without a suffix, get WAV of unknown size, flushed block by block.
+    `subtype` is one of libsndfile's names ("PCM_24"), 16 bits or the format's own by default. `raw`
+    (s16, s24, s32 or f32) writes headerless PCM instead. A file takes its name only when complete;
+    WAV past 4 GiB becomes RF64.
 
     Attributes:
         n_samples: written so far, per channel.
@@ -64,14 +66,17 @@ class AudioWriter:
         self.n_samples = self.clipped = 0
         with naming(self.name), ExitStack() as stack:
             check_limits(self.sample_rate, channels)
+            is_stream = path is None or is_device(path)
             suffix = ".wav" if path is None else Path(path).suffix.lower()
+            if is_stream and suffix not in FORMATS:
+                suffix = ".wav"
             format, self.subtype = choose_format(suffix, subtype, raw)
             if isinstance(target, (str, os.PathLike)):
                 target = stack.enter_context(atomic_output(target))
             self._file: BinaryIO = target
             self._sound: sf.SoundFile | None = None
             if format == "WAV" and self.subtype in WIDTHS:
-                stack.enter_context(self._wav(in_place=path is not None and is_regular(self._file)))
+                stack.enter_context(self._wav(in_place=not is_stream))
             elif format != "RAW":
                 self._sound = stack.enter_context(self._sound_file(format))
             self._stack = stack.pop_all()
