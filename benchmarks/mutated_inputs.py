@@ -2,9 +2,10 @@
 
 Seeds are WAV of several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here.
 Each input is one with some bytes changed, most of them in its header, or a part cut out, repeated
-or put in, and is read as a file or as a pipe. Workers are processes: one that dies, is silent for
-5 s or may not have its memory is told with the input, which `--keep` saves. What is wrong ends with
-exit code 1.
+or put in, and is read as a file or as a pipe. Workers are processes: one that dies, computes for
+5 s, is silent for a minute or may not have its memory is told with the input, which `--keep` saves.
+What is wrong ends with exit code 1. Times are those of the processor, so that other work on the
+machine does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -24,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-HANG = 5.0  # seconds
+HANG = 5.0  # seconds of the processor
+SILENCE = 60.0  # seconds
 MEMORY = 512 * 2**20  # bytes above what a worker has before
 HEADER = 256  # bytes in which most changes are
 
@@ -120,7 +124,9 @@ def serve(pipe: Connection, folder: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))
     path = Path(folder) / f"{multiprocessing.current_process().pid}"
     while (request := pipe.recv()) is not None:
-        pipe.send(read(request[0], path, request[1]))
+        start = time.process_time()
+        result = read(request[0], path, request[1])
+        pipe.send((result, time.process_time() - start))
 
 
 class Worker:
@@ -135,26 +141,39 @@ class Worker:
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other, self._folder), daemon=True)
         self._process.start()
+        self._warm = False  # until it has read something
         other.close()
 
-    def read(self, data: bytes, piped: bool) -> str:
+    def read(self, data: bytes, piped: bool) -> tuple[str, float]:
+        """How reading ended, and the seconds that it took."""
+        taken = math.nan
         try:
             self._pipe.send((data, piped))
-            if self._pipe.poll(HANG if self._warm else 60.0):
-                result = self._pipe.recv()
+            if self._warm:
+                start, began = self._cpu_seconds(), time.monotonic()
+                answered = self._pipe.poll(HANG)
+                while not answered and (taken := self._cpu_seconds() - start) < HANG:
+                    if time.monotonic() - began > SILENCE:
+                        break
+                    answered = self._pipe.poll(0.1)
+            else:
+                answered = self._pipe.poll(SILENCE)
+            if answered:
                 self._warm = True
-                return result
-            result = f"silent for {HANG} s"
+                return self._pipe.recv()
+            result = f"no answer after {taken:.1f} s of the processor"
         except (EOFError, OSError):
             self._process.join()
             result = f"ended with {self._process.exitcode}"
         self._process.kill()
         self._process.join()
-        self._warm = False
         self._start()
-        return result
+        return result, taken
 
-    _warm = False
+    def _cpu_seconds(self) -> float:
+        with open(f"/proc/{self._process.pid}/stat") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def close(self) -> None:
         self._pipe.send(None)
@@ -179,10 +198,8 @@ def main() -> int:
             rng = np.random.default_rng([args.seed, i])
             name = names[i % len(names)]
             data, piped = mutate(seeds[name], rng), bool(rng.integers(2))
-            start = time.monotonic()
-            result = worker.read(data, piped)
-            if i:  # the first waits for the worker
-                slowest = max(slowest, time.monotonic() - start)
+            result, taken = worker.read(data, piped)
+            slowest = max(slowest, taken)
             good = result in ("read", "refused")
             results[result if good else "wrong"] += 1
             if not good:

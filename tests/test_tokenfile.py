@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import struct
 import threading
@@ -32,6 +33,7 @@ from vpcodec.tokenfile import (
     TokenHeader,
     TokenReader,
     TokenWriter,
+    _divmod,
     raw_bytes,
     read_tokens,
     verify,
@@ -704,7 +706,70 @@ def test_a_file_that_lost_more_than_memory_is_not_filled_in(header):
     with pytest.raises(TokenFileError, match="tokens are lost"):
         load(data, recover=True)
     result = verify(io.BytesIO(data))
-    assert result.frames == 2**32 and len(result.damaged) == result.blocks == 65538
+    assert result.damaged == tuple(range(1000))
+    assert result.frames == 2**32 and result.n_damaged == result.blocks == 65538
+
+
+def test_a_claim_of_a_million_blocks_costs_what_the_file_holds():
+    header = make_header(n_samples=96 * 2**20, block_frames=1)
+    index = bytes([11]) * 2**20
+    trailer = struct.pack("<IQQ", 255 | len(index) << 8, 2**20, header.n_samples) + index
+    trailer += trailer[:4]
+    data = dump_header(header) + trailer + struct.pack("<I", zlib.crc32(trailer))
+    with allocating_less_than(16 * len(data)):
+        result = verify(io.BytesIO(data))
+    assert (result.blocks, result.n_damaged, len(result.damaged)) == (2**20, 2**20, 1000)
+    with allocating_less_than(16 * len(data)), pytest.raises(TokenFileError, match="are lost"):
+        load(data, recover=True)
+
+
+def test_lost_tokens_are_filled_in_where_as_many_are_left():
+    """Wherever in the file they are: more than MAX_LOST_TOKENS, in the first half."""
+    header = make_header(n_samples=96 * 300_000, block_frames=50_000)
+    tokens = make_tokens(header)
+    data = bytearray(dump(tokens, header))
+    spans = block_spans(data, header)
+    for start, _ in spans[:3]:
+        data[start + 20] ^= 1
+    found, _ = load(bytes(data), recover=True)
+    assert (found[:, :150_000] == -1).all() and (found[:, 150_000:] == tokens[:, 150_000:]).all()
+    data[spans[3][0] + 20] ^= 1
+    with pytest.raises(TokenFileError, match="200000 tokens are lost, of 300000"):
+        load(bytes(data), recover=True)
+
+
+@pytest.mark.parametrize("codebook_size", [2, 3, 117649, 2**20, 2**32 - 1, 2**32])
+def test_the_largest_blocks_are_read_as_written(codebook_size):
+    """Their integers have up to four million bits."""
+    header = make_header(
+        channels=2, n_samples=96 * 65_535, codebook_size=codebook_size, block_frames=65_535
+    )
+    for tokens in (
+        make_tokens(header),
+        np.zeros((2, 65_535), np.int64),
+        np.full((2, 65_535), codebook_size - 1),
+    ):
+        data = dump(tokens, header)
+        assert verify(io.BytesIO(data)).ok
+        assert (load(data)[0] == tokens).all()
+    first, end = block_spans(data, header)[0]
+    if codebook_size & (codebook_size - 1):  # one more than the last number
+        value = int.from_bytes(data[first + 10 : end], "little") + 1
+        payload = value.to_bytes(end - first - 10, "little")
+        head = data[first : first + 6]
+        block = head + struct.pack("<I", zlib.crc32(head + payload)) + payload
+        result = verify(io.BytesIO(data[:first] + block + data[end:]))
+        assert "does not encode that many" in result.error
+
+
+@pytest.mark.parametrize("bits", [1, 100, 2**14 - 1, 2**14, 2**14 + 1, 40_001, 100_000])
+def test_quotients_are_exact(bits):
+    rng = random.Random(bits)
+    lowest, highest = 1 << bits - 1, (1 << bits) - 1
+    for divisor in (lowest, lowest + 1, highest, lowest | rng.getrandbits(bits)):
+        values = [rng.randrange(divisor * divisor) for _ in range(10)]
+        for value in (0, divisor - 1, divisor, divisor * divisor - 1, *values):
+            assert _divmod(value, divisor) == divmod(value, divisor)
 
 
 # ------------------------------------------------------------------------------------- recovering

@@ -40,7 +40,8 @@ MAX_PIXELS = 2**32
 MAX_BLOCKS = 2**20
 MAX_BLOCK_TOKENS = 2**17  # of all channels together
 MAX_INDEX_BYTES = 3 * MAX_BLOCKS  # three LEB128 bytes hold the largest block
-MAX_LOST_TOKENS = 2**26  # most that read_tokens fills in for damaged blocks
+MAX_LOST_TOKENS = 2**16  # most that read_all fills in for damaged blocks, or as many as are left
+MAX_NAMED = 1000  # damaged blocks that are named
 
 _UNKNOWN = 2**64 - 1  # n_samples in the header of a piped file
 _FIXED = struct.Struct("<8s4B2IQ2IH16sB")  # the header up to the model name
@@ -52,6 +53,7 @@ _STRIDE = 0x9E3779B1  # times the block number in its check: no flipped bit look
 _UNSTRIDE = pow(_STRIDE, -1, 2**32)
 _WINDOW = 2**16  # bytes searched at a time after damage
 _PATIENCE = 16  # checksummed bytes per byte of the file before a search gives up
+_LONG = 2**14  # bits of a divisor from which on a product by its reciprocal is faster
 
 
 class TokenFileError(ValueError):
@@ -60,6 +62,10 @@ class TokenFileError(ValueError):
 
 class OtherWeightsError(TokenFileError):
     """Tokens of another model, which this one could decode if that was asked for."""
+
+
+class GapError(TokenFileError):
+    """More audio in a row is lost than is to be filled with silence."""
 
 
 class NoCoderError(TokenFileError):
@@ -103,18 +109,53 @@ def _pack_raw(tokens: NDArray[np.int64], header: TokenHeader) -> bytes:
     return values[0].to_bytes(raw_bytes(header.codebook_size, tokens.size), "little")
 
 
-def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> NDArray[np.int64]:
+def _raw_value(payload: bytes, n_frames: int, header: TokenHeader) -> int:
+    """The mixed-radix integer in a payload; TokenFileError if it is not one of so many tokens."""
     size, base = n_frames * header.channels, header.codebook_size
-    weights = _limbs(base)
     value = int.from_bytes(payload, "little")
     if len(payload) != raw_bytes(base, size) or value >= _power(base, size):
         raise TokenFileError("the payload does not encode that many tokens")
-    values, limbs = [value], _ceil_div(size, weights.size)
+    return value
+
+
+def _unpack_raw(payload: bytes, n_frames: int, header: TokenHeader) -> NDArray[np.int64]:
+    size, base = n_frames * header.channels, header.codebook_size
+    weights = _limbs(base)
+    values, limbs = [_raw_value(payload, n_frames, header)], _ceil_div(size, weights.size)
     for level in reversed(range((limbs - 1).bit_length())):
         divisor = _power(base, weights.size << level)
-        values = [part for value in values for part in reversed(divmod(value, divisor))]
+        values = [part for value in values for part in reversed(_divmod(value, divisor))]
     tokens = np.array(values[:limbs], np.int64)[:, None] // weights % base
     return tokens.ravel()[:size].reshape(n_frames, header.channels)
+
+
+def _divmod(value: int, divisor: int) -> tuple[int, int]:
+    """divmod(value, divisor) of a value below divisor**2, whose time grows as that of products.
+
+    Python's own grows as the square, which would be seconds for the largest block.
+    """
+    bits = divisor.bit_length()
+    if bits < _LONG:
+        return divmod(value, divisor)
+    quotient = (value >> bits) * _reciprocal(divisor) >> bits
+    rest = value - quotient * divisor
+    while rest < 0:
+        quotient, rest = quotient - 1, rest + divisor
+    while rest >= divisor:
+        quotient, rest = quotient + 1, rest - divisor
+    return quotient, rest
+
+
+@lru_cache(maxsize=64)
+def _reciprocal(divisor: int) -> int:
+    """2**(2 * n) / divisor, to a few units, where n is the bits of the divisor; Newton's method."""
+    bits = divisor.bit_length()
+    if bits < _LONG:
+        return (1 << 2 * bits) // divisor
+    half = bits // 2 + 8
+    rough = _reciprocal(divisor >> bits - half)
+    error = (1 << bits + half) - divisor * rough
+    return (rough << bits - half) + (rough * error >> 2 * half)
 
 
 class Coder(Protocol):
@@ -592,7 +633,8 @@ class TokenReader:
             header nor trailer states it, at the end `AudioHeader.samples_in` of the frames up to
             the last whole block.
         n_frames: total frames; None while unknown.
-        damaged: numbers of the damaged blocks since the last seek.
+        damaged: numbers of the first MAX_NAMED damaged blocks since the last seek.
+        n_damaged: how many they all are.
         error: the first damage since the last seek; None without.
         payload_bytes: bytes of payload read so far.
         total_bytes: bytes read so far.
@@ -620,6 +662,16 @@ class TokenReader:
         self._start(0, b"")
 
     def __iter__(self) -> Iterator[TokenBlock]:
+        for part in self._parts():
+            if isinstance(part, TokenBlock):
+                yield part
+                continue
+            for number in part:
+                start = number * self.header.block_frames
+                yield TokenBlock(number, start, None, self._frames_due(number))
+
+    def _parts(self) -> Iterator[TokenBlock | range]:
+        """The whole blocks, and the numbers of the damaged ones between them."""
         while not self._done:
             record: TokenBlock | _Trailer | None
             try:
@@ -630,12 +682,11 @@ class TokenReader:
                 self._report(error)
                 record = self._search()
             if isinstance(record, TokenBlock):
-                yield from self._lost(record.index)
+                yield self._lost(record.index)
                 self._number += 1
                 yield record
             else:
-                n_frames = self._finish(record)
-                yield from self._lost(_n_blocks(n_frames, self.header))
+                yield self._lost(_n_blocks(self._finish(record), self.header))
 
     def read_all(self) -> tuple[NDArray[np.int64], TokenHeader]:
         """Read the remaining blocks.
@@ -645,20 +696,22 @@ class TokenReader:
             the header with n_samples, an estimate if the end is damaged or missing.
 
         Raises:
-            TokenFileError: damage without `recover`, or more than MAX_LOST_TOKENS tokens to fill
-                in.
+            TokenFileError: damage without `recover`, or more tokens to fill in than are left and
+                than MAX_LOST_TOKENS.
         """
-        channels, lost = self.header.channels, 0
-        parts = [np.empty((channels, 0), np.int64)]
-        for block in self:
-            tokens = block.tokens
-            if tokens is None:
-                lost += channels * block.n_frames
-                if lost > MAX_LOST_TOKENS:
-                    raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
-                tokens = np.full((channels, block.n_frames), -1)
-            parts.append(tokens)
-        return np.concatenate(parts, axis=1), self.header.with_total(self.totals()[1])
+        first = self._number
+        blocks = [part for part in self._parts() if isinstance(part, TokenBlock)]
+        channels, start = self.header.channels, first * self.header.block_frames
+        n_frames, n_samples = self.totals()
+        left = channels * sum(block.n_frames for block in blocks)
+        lost = channels * (n_frames - start) - left
+        if lost > max(left, MAX_LOST_TOKENS):
+            raise TokenFileError(f"{lost} tokens are lost, of {lost + left}")
+        tokens = np.full((channels, n_frames - start), -1)
+        for block in blocks:
+            place = block.start_frame - start
+            tokens[:, place : place + block.n_frames] = block.tokens
+        return tokens, self.header.with_total(n_samples)
 
     def totals(self) -> tuple[int, int]:
         """n_frames and n_samples of a file that was read to its end.
@@ -726,6 +779,7 @@ class TokenReader:
         self._index = bytearray(index)  # what the trailer must say of the blocks before it
         self._done = False
         self.damaged: list[int] = []
+        self.n_damaged = 0
         self.error: str | None = None
 
     def _report(self, error: TokenFileError) -> None:
@@ -804,16 +858,10 @@ class TokenReader:
         due = self._frames_due(number)
         if n_frames > due or (n_frames < due and self.n_frames is not None):
             raise TokenFileError(f"{place}: {n_frames} frames where {due} are due")
-        coder = self.coder
-        if coding == ENTROPY and coder is None:
-            raise NoCoderError(
-                f"entropy coded: needs the entropy tables of the model {header.model!r}"
-            )
         try:
-            if coding == RAW or coder is None:
-                tokens = _unpack_raw(payload, n_frames, header)
-            else:
-                tokens = coder.unpack(payload, n_frames, header.channels)
+            tokens = self._unpack(coding, payload, n_frames)
+        except NoCoderError:
+            raise
         except ValueError as error:
             raise TokenFileError(f"{place}: {error}") from None
         start = number * header.block_frames
@@ -823,6 +871,16 @@ class TokenReader:
         self._skip(_BLOCK.size + length)
         self.payload_bytes += length
         return TokenBlock(number, start, tokens.T, n_frames)
+
+    def _unpack(self, coding: int, payload: bytes, n_frames: int) -> NDArray[np.int64]:
+        """Payload -> int64 (n_frames, channels)."""
+        if coding == RAW:
+            return _unpack_raw(payload, n_frames, self.header)
+        if self.coder is None:
+            raise NoCoderError(
+                f"entropy coded: needs the entropy tables of the model {self.header.model!r}"
+            )
+        return self.coder.unpack(payload, n_frames, self.header.channels)
 
     def _read_trailer(self) -> _Trailer:
         word = _CRC.unpack_from(self._ahead)[0]
@@ -878,13 +936,13 @@ class TokenReader:
             left = min(left, self.n_frames - number * left)
         return left
 
-    def _lost(self, end: int) -> Iterator[TokenBlock]:
-        """Damaged blocks, from the next one to the one before `end`."""
-        for number in range(self._number, end):
-            self._number += 1
-            self.damaged.append(number)
-            start = number * self.header.block_frames
-            yield TokenBlock(number, start, None, self._frames_due(number))
+    def _lost(self, end: int) -> range:
+        """The numbers of damaged blocks, from the next one to the one before `end`."""
+        lost = range(self._number, end)
+        self._number = max(self._number, end)
+        self.n_damaged += len(lost)
+        self.damaged += lost[: MAX_NAMED - len(self.damaged)]
+        return lost
 
     def _finish(self, trailer: _Trailer | None) -> int:
         """Settle the totals: from the trailer, else from the header, else from the blocks.
@@ -916,7 +974,8 @@ class Verification:
         error: the first damage; None without.
         header: of the file; None if it is damaged.
         blocks: number of blocks, damaged ones included.
-        damaged: numbers of the damaged blocks.
+        damaged: numbers of the first MAX_NAMED damaged blocks.
+        n_damaged: how many they all are.
         frames: total frames, damaged ones included.
         n_samples: total samples per channel, or pixels.
         payload_bytes: bytes of all payloads.
@@ -928,6 +987,7 @@ class Verification:
     header: TokenHeader | None = None
     blocks: int = 0
     damaged: tuple[int, ...] = ()
+    n_damaged: int = 0
     frames: int = 0
     n_samples: int = 0
     payload_bytes: int = 0
@@ -995,26 +1055,23 @@ def verify(source: str | os.PathLike[str] | BinaryIO) -> Verification:
     """
     with opened(source) as stream:
         try:
-            reader = TokenReader(stream, recover=True, coder=_Undecoded())
+            reader = _Checker(stream, recover=True)
         except TokenFileError as error:
             return Verification(False, str(error))
-        blocks = sum(1 for _ in reader)
+        blocks = sum(1 if isinstance(part, TokenBlock) else len(part) for part in reader._parts())
     return Verification(
         reader.error is None, reader.error, reader.header, blocks, tuple(reader.damaged),
-        *reader.totals(), reader.payload_bytes, reader.total_bytes,
+        reader.n_damaged, *reader.totals(), reader.payload_bytes, reader.total_bytes,
     )  # fmt: skip
 
 
-class _Undecoded:
-    """Stands in for a coder where tokens are not needed."""
+class _Checker(TokenReader):
+    """Reads blocks without decoding them."""
 
-    codebook_size = 0
-
-    def pack(self, tokens: NDArray[np.int64]) -> bytes:
-        raise NotImplementedError
-
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> NDArray[np.int64]:
-        return np.broadcast_to(np.int64(0), (n_frames, channels))
+    def _unpack(self, coding: int, payload: bytes, n_frames: int) -> NDArray[np.int64]:
+        if coding == RAW:
+            _raw_value(payload, n_frames, self.header)
+        return np.broadcast_to(np.int64(0), (n_frames, self.header.channels))
 
 
 def opened(source: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:

@@ -657,6 +657,26 @@ def test_recover(name: str, tokens_of_speech: bytes) -> None:
     assert "damaged" in run("decode", name, "b.wav", "--recover").err
 
 
+def test_gaps_have_a_limit(tokens_of_speech: bytes) -> None:
+    Path("a.tok").write_bytes(header_only(tokens_of_speech, n_samples=10**10))
+    line = refuse("decode", "a.tok", "b.wav", "--recover")
+    assert "a.tok: more than 60 s in a row are lost, from 0.00 s on; --max-gap allows more" in line
+    Path("half.tok").write_bytes(SPOILT["half.tok"](tokens_of_speech))
+    assert "--max-gap allows more" in refuse(
+        "decode", "half.tok", "b.wav", "--recover", "--max-gap", "0.1"
+    )
+    run("decode", "half.tok", "b.wav", "--recover", "--max-gap", "3600")
+
+
+def test_info_is_short_whatever_a_file_claims(tokens_of_speech: bytes) -> None:
+    Path("a.tok").write_bytes(header_only(tokens_of_speech, n_samples=10**12, block_frames=65_535))
+    result = run("info", "a.tok", check=2)
+    assert b"damaged blocks     0, 1, 2" in result.out and b"115,337" in result.out
+    assert len(result.out) < 2_000
+    document = run("info", "a.tok", "--json", check=2)
+    assert document.json["damaged_count"] == 115_337 and len(document.out) < 20_000
+
+
 def test_force_decodes_tokens_of_other_weights(tokens_of_speech: bytes) -> None:
     Path("b.tok").write_bytes(SPOILT["weights.tok"](tokens_of_speech))
     run("decode", "b.tok", "b.wav", "--force")

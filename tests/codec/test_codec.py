@@ -19,7 +19,14 @@ from vpcodec.codec import FileStats
 from vpcodec.codec.audio import FILE_BLOCK
 from vpcodec.codec.streams import chunk_frames
 from vpcodec.media.audio import RawFormat, load, resample, save
-from vpcodec.tokenfile import TokenFileError, TokenReader, verify
+from vpcodec.tokenfile import (
+    AudioHeader,
+    GapError,
+    TokenFileError,
+    TokenReader,
+    TokenWriter,
+    verify,
+)
 
 LENGTHS = [0, 1, 95, 96, 97, *np.random.default_rng(0).integers(98, 9_000, 3).tolist()]
 RATES = [8_000, 22_050, 44_100, 48_000, 96_000]
@@ -389,6 +396,36 @@ def test_recovery_of_a_truncated_file(codec: Codec, long_tok: tuple[Path, np.nda
     end = (3 * FILE_BLOCK - codec.config.decoder_delay) * codec.hop_length
     assert np.allclose(part[:, :end], whole[:, :end], rtol=0, atol=1e-4)
     assert not part[:, 3 * FILE_BLOCK * codec.hop_length :].any()
+
+
+def test_gaps_have_a_limit(codec: Codec, long_tok: tuple[Path, np.ndarray]) -> None:
+    """A gap counts by itself: what lies between two of them does not."""
+    path, whole = long_tok
+    target, data = path.parent / "part.wav", bytearray(path.read_bytes())
+    seconds = FILE_BLOCK / codec.frame_rate
+    for number in (1, 2, 4):
+        data[blocks(path)[number][0] + 40] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(GapError, match=rf"in a row are lost, from {seconds:.2f} s on"):
+        codec.decode_file(path, target, recover=True, max_gap=1.9 * seconds)
+    assert not target.exists()
+    stats = codec.decode_file(path, target, recover=True, max_gap=2 * seconds)
+    assert (stats.damaged, load(target)[0].shape) == (3, whole.shape)
+
+
+@pytest.mark.parametrize("n_samples", [10**12, 61 * 16_000])
+def test_length_that_only_the_header_claims(codec: Codec, tmp_path: Path, n_samples: int) -> None:
+    """A file of 68 bytes makes no minutes of silence."""
+    header = AudioHeader(
+        model=codec.name, fingerprint=codec.space, sample_rate=16_000, original_rate=16_000,
+        channels=1, n_samples=n_samples, hop_length=codec.hop_length,
+        codebook_size=codec.codebook_size, block_frames=2**16 - 1,
+    )  # fmt: skip
+    with open(tmp_path / "a.tok", "wb") as file:
+        TokenWriter(file, header)
+    with pytest.raises(GapError, match="more than 60 s in a row are lost, from 0.00 s on"):
+        codec.decode_file(tmp_path / "a.tok", tmp_path / "a.wav", recover=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tok"]
 
 
 # ------------------------------------------------------------------------------------- bad arrays

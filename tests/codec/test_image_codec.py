@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -428,6 +429,42 @@ def test_reader_of_damaged_tokens_decides_itself(
     tok.write_bytes(flipped(tok.read_bytes(), blocks(tok)[0][0] + 30))
     with open(tok, "rb") as file:
         assert codec.decode_file(TokenReader(file, recover=True), tmp_path / "b.png").damaged == 1
+
+
+def peak(function: Callable[[], object]) -> int:
+    """Most bytes that Python and NumPy hold at once."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_damage_takes_no_memory(codec: ImageCodec, picture: Make, tmp_path: Path) -> None:
+    """Half of an image can be recovered with little more memory than the whole takes."""
+    tok = tmp_path / "a.tok"
+    save_image(tmp_path / "a.png", picture(1000, 1000))
+    codec.encode_file(tmp_path / "a.png", tok)
+    whole = peak(lambda: codec.decode_file(tok, tmp_path / "b.png"))
+    data = bytearray(tok.read_bytes())
+    for start, _ in blocks(tok)[::2]:
+        data[start + 30] ^= 4
+    tok.write_bytes(data)
+    assert peak(lambda: codec.decode_file(tok, tmp_path / "b.png", recover=True)) < 1.2 * whole
+
+
+def test_size_that_only_the_header_claims(codec: ImageCodec, tmp_path: Path) -> None:
+    tok = tmp_path / "a.tok"
+    with open(tok, "wb") as file:
+        TokenWriter(file, codec.header(11_000, 11_000, 3))
+
+    def decode() -> None:
+        with pytest.raises(TokenFileError, match="1890625 tokens are lost, of 1890625"):
+            codec.decode_file(tok, tmp_path / "b.png", recover=True)
+
+    assert peak(decode) < 2**23
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tok"]
 
 
 # -------------------------------------------------------------------------------------- benchmark

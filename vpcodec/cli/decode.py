@@ -52,6 +52,9 @@ def decode(
     recover: bool = typer.Option(
         False, help="Replace damaged parts with silence or grey instead of stopping."
     ),
+    max_gap: float = typer.Option(
+        None, min=0, help="With --recover: seconds of silence in a row, at most; default: 60."
+    ),
 ) -> None:
     """Decode token files to audio or images, with the original rate, channels and size.
 
@@ -69,7 +72,7 @@ def decode(
                 f"--suffix must be one of {' '.join(sorted(modalities.OUTPUTS))}"
             )
     raw_suffixes = frozenset((".raw", ".pcm") if raw else ())
-    audio_options = {"rate": rate, "subtype": subtype, "raw": raw}
+    audio_options = {"rate": rate, "subtype": subtype, "raw": raw, "max_gap": max_gap}
     codecs = common.CodecCache(backend, device, threads, jobs)
     only = modalities.MODALITIES[codecs.get(model).modality] if model is not None else None
 
@@ -111,6 +114,7 @@ def decode(
             codec = codecs.get(model or _trusted(tokens.header))
             modalities.check_model(name, modality, codec)
             options = audio_options if modality is modalities.AUDIO else {}
+            options = {name: value for name, value in options.items() if value is not None}
             return modality, codec.decode_file(
                 tokens, target, force=force, progress=progress, **options
             )

@@ -7,7 +7,7 @@ from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
-from ..tokenfile import OtherWeightsError, TokenFileError
+from ..tokenfile import GapError, OtherWeightsError, TokenFileError
 
 
 class UsageError(ValueError):
@@ -21,6 +21,7 @@ class MissingExtra(ImportError):
 HINTS: dict[type[BaseException], str] = {  # what on the command line helps
     FolderExistsError: " (use --force to replace it)",
     PartialAudioError: "; --truncated keep takes what is there",
+    GapError: "; --max-gap allows more",
     OtherWeightsError: "; --force decodes it all the same",
 }
 USER_ERRORS = (

@@ -22,6 +22,8 @@ from ..config import (
 from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
 
+SHOWN = 20  # entries of a list; a JSON document has all that are known
+
 
 def info(
     target: str = typer.Argument(
@@ -68,6 +70,7 @@ def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:
         "bits_per_token": round(8 * found.payload_bytes / tokens, 3) if tokens else None,
         "blocks": found.blocks,
         "damaged_blocks": list(found.damaged),
+        "damaged_count": found.n_damaged,
         "checksums": "ok" if found.ok else found.error,
     }, found.error
 
@@ -221,5 +224,5 @@ def _show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value[:SHOWN])) + (" ..." if len(value) > SHOWN else "")
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)

@@ -197,7 +197,8 @@ def check_options(name: str, modality: Modality, **options: Any) -> None:
     Raises:
         UsageError: an option was given and the input is not audio.
     """
-    given = ", ".join(f"--{option}" for option, value in options.items() if value is not None)
+    names = [option.replace("_", "-") for option, value in options.items() if value is not None]
+    given = ", ".join(f"--{name}" for name in names)
     if given and modality is not AUDIO:
         raise UsageError(f"{name}: this is {modality.one}; only audio takes {given}")
 

@@ -16,9 +16,8 @@ from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resamp
 from ..packets import PacketFormat
 from ..progress import Progress
 from ..tokenfile import (
-    MAX_LOST_TOKENS,
     AudioHeader,
-    TokenFileError,
+    GapError,
     TokenHeader,
     TokenReader,
     TokenWriter,
@@ -34,6 +33,7 @@ from .streams import (
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
+MAX_GAP = 60.0  # seconds of lost audio that become silence
 MAX_READ = 2**22  # samples of all channels, read at once
 
 
@@ -192,6 +192,7 @@ class AudioCodec(Codec, modality="audio"):
         subtype: str | None = None,
         raw: str | None = None,
         recover: bool = False,
+        max_gap: float = MAX_GAP,
         force: bool = False,
         progress: Progress | None = None,
     ) -> FileStats:
@@ -205,11 +206,13 @@ class AudioCodec(Codec, modality="audio"):
             raw: write headerless PCM of this encoding (s16, s24, s32, f32).
             recover: replace damaged blocks with silence instead of stopping (a reader has its own
                 setting).
+            max_gap: seconds in a row that may be replaced.
             force: decode tokens of other weights all the same.
             progress: told the samples that are done, at the model's rate.
 
         Raises:
             TokenFileError: damaged file, or tokens of another model.
+            GapError: more than `max_gap` seconds in a row are lost.
             AudioError: the target cannot hold the audio.
             OSError: source or target cannot be opened or written.
         """
@@ -243,10 +246,14 @@ class AudioCodec(Codec, modality="audio"):
 
             for block in tokens:
                 if block.tokens is None:
-                    put(stream.flush())
+                    if not silent:
+                        put(stream.flush())
+                        lost_from = block.start_frame / self.frame_rate
                     silent += block.n_frames * self.hop_length
-                    if silent * header.channels > MAX_LOST_TOKENS * self.hop_length:
-                        raise TokenFileError(f"more than {MAX_LOST_TOKENS} tokens are lost")
+                    if silent > max_gap * self.sample_rate:
+                        raise GapError(
+                            f"more than {max_gap:g} s in a row are lost, from {lost_from:.2f} s on"
+                        )
                     continue
                 if silent:
                     put_silence(silent)
@@ -268,7 +275,7 @@ class AudioCodec(Codec, modality="audio"):
                 header.channels,
                 n_frames,
                 tokens.total_bytes,
-                len(tokens.damaged),
+                tokens.n_damaged,
             )
 
     def _fits(self, header: TokenHeader) -> bool:

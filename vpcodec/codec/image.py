@@ -212,7 +212,8 @@ class ImageCodec(Codec, modality="image"):
             progress: told the pixels that are done.
 
         Raises:
-            TokenFileError: damaged file, or tokens of another model.
+            TokenFileError: damaged file, with more lost than left (`TokenReader.read_all`), or
+                tokens of another model.
             ImageError: the target cannot hold the image.
             OSError: source or target cannot be opened or written.
         """
@@ -223,24 +224,19 @@ class ImageCodec(Codec, modality="image"):
                 raise TokenFileError(
                     f"{header.width} x {header.height} pixels are more than {MAX_PIXELS}"
                 )
-            tokens = np.full((header.channels, header.n_frames), -1, np.int64)
-            for block in reader:
-                if block.tokens is not None:
-                    end = block.start_frame + block.n_frames
-                    tokens[:, block.start_frame : end] = block.tokens
+            tokens, _ = reader.read_all()
         lost = tokens[0] < 0
         grid = _without_gaps(tokens, lost).reshape(-1, header.rows, header.columns)
         lost = lost.reshape(header.rows, header.columns)
         shape = header.height, header.width, header.components
         with image_writer(target, header.components, format=format) as write:
             pixels = self._decode(grid, ~lost, shape, progress)
-            if lost.any():
-                for axis in (0, 1):
-                    lost = lost.repeat(self.hop_length, axis)
-                grey = [LOST] * header.components
-                if header.channels == 2:
-                    grey[-1] = 255
-                pixels[lost[: header.height, : header.width]] = grey
+            grey = np.full(header.components, LOST, np.uint8)
+            if header.channels == 2:
+                grey[-1] = 255
+            for row in np.flatnonzero(lost.any(1)):
+                patches = lost[row].repeat(self.hop_length)[: header.width]
+                pixels[row * self.hop_length : (row + 1) * self.hop_length, patches] = grey
             write(pixels)
         return ImageStats(
             header.width,
@@ -248,7 +244,7 @@ class ImageCodec(Codec, modality="image"):
             header.components,
             header.n_frames,
             reader.total_bytes,
-            len(reader.damaged),
+            reader.n_damaged,
         )
 
     def _fits(self, header: TokenHeader) -> bool:
