@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -442,6 +443,23 @@ def test_tables_that_only_old_files_need_may_not_be_damaged(tmp_path: Path) -> N
     with pytest.raises(TokenFileError, match=f"{first.name}: damaged or changed"):
         read_tokens(golden.FOLDER / "speech-3k-1.tok", coder=coder)
     assert "damaged or changed" in refuse("info", folder)
+
+
+def test_bundled_models_are_read_once_for_many_files_and_again_when_they_change(
+    bundle: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(bundled_folders()["speech-3k"], tmp_path / "model")
+    bundle(mine=folder)
+    read = []
+    monkeypatch.setattr(
+        "vpcodec.hub.read_folder", lambda path: read.append(path) or read_folder(path)
+    )
+    for name in ("speech-3k-1", "speech-3k-3", "speech-3k-1"):
+        read_tokens(golden.FOLDER / f"{name}.tok")
+    assert read == [folder]
+    os.utime(folder / CONFIG, ns=(0, 0))
+    read_tokens(golden.FOLDER / "speech-3k-1.tok")
+    assert read == [folder, folder]
 
 
 # -------------------------------------------------------------------------------------- revisions

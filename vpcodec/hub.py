@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -139,7 +139,7 @@ def model_of(header: TokenHeader) -> str | None:
     Raises:
         ModelError: a bundled model cannot be read.
     """
-    bundled = {name: read_folder(path) for name, path in bundled_folders().items()}
+    bundled = {name: _bundled(path) for name, path in bundled_folders().items()}
     own = header.model.partition("@")[0]
     for name in sorted(bundled, key=lambda name: name != own):
         if header.fingerprint in bundled[name].identities:
@@ -169,11 +169,29 @@ def bundled_coder(header: TokenHeader) -> CoderSet | None:
     none."""
     for path in bundled_folders().values():
         with suppress(ModelError):
-            model = read_folder(path)
+            model = _bundled(path)
             fits = header.codebook_size == model.config.codebook_size
             if fits and header.fingerprint in model.identities:
                 return model.coder
     return None
+
+
+def _bundled(path: Path) -> ModelFolder:
+    """The bundled model in a folder, read once in a process unless its config.json changes.
+
+    Raises:
+        ModelError: as `read_folder`.
+    """
+    try:
+        changed = (path / CONFIG).stat().st_mtime_ns
+    except OSError:
+        return read_folder(path)  # which says why it cannot
+    return _read_version(path, changed)
+
+
+@lru_cache(maxsize=64)
+def _read_version(path: Path, changed: int) -> ModelFolder:
+    return read_folder(path)
 
 
 @dataclass(frozen=True)

@@ -250,9 +250,22 @@ class _Network(nn.Module):
             "lags": str(self.lags),
             "lane": str(lane),
         }
-        data = save(arrays, metadata=facts)
+        data = _with_metadata(save(arrays), facts)
         parse_tables(data)
         return data
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """A safetensors file with metadata, in their order.
+
+    The library writes metadata in any order, another one each time; a tables file is known by its
+    hash.
+    """
+    size = int.from_bytes(data[:8], "little")
+    entries = {"__metadata__": metadata, **json.loads(data[8 : 8 + size])}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def code_length(coder: TokenCoder, sequences: Sequence[np.ndarray]) -> float:
