@@ -1,8 +1,8 @@
-"""A trained run to a model folder: weights, two ONNX graphs, configuration, card; verified first.
+"""Export of a training run to a model folder: weights, two ONNX graphs, configuration and card.
 
-The weights are stored once, as float16 (codebooks as float32), in model.safetensors; the ONNX
-graphs refer to them there (ONNX external data with offsets) and widen them when they are loaded, so
-torch and ONNX Runtime compute in float32 with the very same numbers.
+The weights are stored once, as float16 (codebooks as float32), in model.safetensors. The ONNX
+graphs refer to them (ONNX external data with offsets) and widen them when they are loaded, so that
+torch and ONNX Runtime compute in float32 with the same numbers. The graphs are verified first.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from .recipe.quantizers import parse_training
 from .training.checkpoints import (
     CheckpointError,
     averaged_weights,
-    brief,
-    kept_weights,
+    inference_weights,
     load_newest,
+    one_line,
 )
 
 
@@ -58,35 +58,35 @@ def export_run(
     """Export the averaged weights of a training run.
 
     Args:
-        run: its folder, of which the newest checkpoint is taken, or a checkpoint file such as
+        run: run folder, whose newest checkpoint is used, or a checkpoint file such as
             `best.safetensors`.
-        target: model folder to make; appears whole or not at all.
+        target: model folder to create; it appears complete or not at all.
         force: replace an existing folder.
-        like: folder of a model with the same token space, whose entropy tables and identities of
-            token files are taken over; None: a bundled model with that space, if there is one.
-        note: told of damaged checkpoints that are passed over.
+        like: folder of a model with the same token space, whose entropy tables and token file
+            identities are copied; None: a bundled model with that space, if there is one.
+        note: called with a message for each damaged checkpoint that is skipped.
 
     Raises:
-        CheckpointError: no checkpoint there.
-        FileExistsError: target exists and not `force`.
+        CheckpointError: there is no checkpoint, it cannot be used, or it has no codebook yet.
+        FileExistsError: `target` exists and `force` is not set.
         ExportError: the graphs do not agree with torch.
         ModelError: `like` is damaged or has another token space.
     """
     groups, state, damaged = load_newest(run)
     for error in damaged:
         if note is not None:
-            note(f"{error}; the one before it is taken")
+            note(f"{error}; using the one before it")
     try:
         training = parse_training(state["config"], state.get("quantizer", {}))
         model = build_model(parse_model(state["config"]), training.options())
         model.load_state_dict(averaged_weights(groups))
     except (KeyError, ConfigError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{run}: the checkpoint is incomplete ({brief(error)})") from None
+        raise CheckpointError(f"{run}: the checkpoint is incomplete ({one_line(error)})") from None
     try:
         if not model.quantizer.fitted:  # the run was interrupted before it made the codebook
             model.quantizer.fit()
     except (NoCodebookError, ValueError) as error:
-        raise CheckpointError(f"{run}: no codebook yet ({error}); train on") from None
+        raise CheckpointError(f"{run}: no codebook yet ({error}); continue training") from None
     export_model(model, target, force=force, like=like)
 
 
@@ -105,10 +105,10 @@ def _write(model: Autoencoder, folder: Path, like: Path | None) -> None:
     weights = save(stored, metadata={"format": "pt"})
     (folder / WEIGHTS).write_bytes(weights)
     space = token_space(config, weights)
-    relative = _relative(space, like)  # which may be refused, before the work
+    relative = _relative(space, like)  # may raise, so before the slow part
     rounded = build_model(config).eval().requires_grad_(False)
     rounded.load_state_dict(stored)
-    mark = fingerprint(config, weights)
+    model_fingerprint = fingerprint(config, weights)
     signal, tokens = _examples(config)
     for name, method, shapes, example in (
         ("encoder", "encode", rounded.encoder_state, signal),
@@ -117,27 +117,27 @@ def _write(model: Autoencoder, folder: Path, like: Path | None) -> None:
         graph = trace(rounded, method, shapes, *example)
         share_weights(graph, weights)
         strip(graph)
-        save_graph(graph, config, mark, folder / f"{name}.onnx")
+        save_graph(graph, config, model_fingerprint, folder / f"{name}.onnx")
     (folder / "README.md").write_text(_card(config, rounded))
     names = [WEIGHTS, "encoder.onnx", "decoder.onnx"]
     if relative is None:
-        write_folder_config(folder, config, mark, names, space=space)
+        write_folder_config(folder, config, model_fingerprint, names, space=space)
         return
     for name in relative.tables:
         shutil.copyfile(relative.file(name), folder / name)
     write_folder_config(
         folder,
         config,
-        mark,
+        model_fingerprint,
         [*names, *relative.tables],
         space=space,
-        earlier=[x for x in (*relative.earlier, relative.fingerprint) if x != mark],
+        earlier=[x for x in (*relative.earlier, relative.fingerprint) if x != model_fingerprint],
         revisions=relative.revisions,
     )
 
 
 def _relative(space: bytes, like: Path | None) -> ModelFolder | None:
-    """The model `like`, or else a bundled one with this token space, if there is one.
+    """The model `like`; without it, a bundled model with this token space, if there is one.
 
     Raises:
         ModelError: `like` is damaged or has another token space.
@@ -148,12 +148,12 @@ def _relative(space: bytes, like: Path | None) -> ModelFolder | None:
     model = read_folder(like)
     model.check()
     if model.space != space:
-        raise ModelError(f"{like}: has another token space: its encoder or quantizer is another")
+        raise ModelError(f"{like}: has another token space (its encoder or quantizer differs)")
     return model
 
 
 def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dict[int, Any]]]:
-    """Inputs of encoder and decoder to trace the graphs with, and the sides that may differ."""
+    """Example inputs of encoder and decoder for tracing, each with its dynamic dimensions."""
     if isinstance(config, AudioConfig):
         frames = torch.export.Dim("frames", min=1, max=1 << 20)
         return [
@@ -174,7 +174,7 @@ def _examples(config: AudioConfig | ImageConfig) -> list[tuple[torch.Tensor, dic
 def _stored_state(model: Autoencoder) -> dict[str, torch.Tensor]:
     """What a model folder keeps: float16, but codes in full, or close ones would become one, and
     whole numbers as they are."""
-    state = {name: value.detach().cpu() for name, value in kept_weights(model).items()}
+    state = {name: value.detach().cpu() for name, value in inference_weights(model).items()}
     return {name: _narrow(name, tensor).contiguous() for name, tensor in state.items()}
 
 
@@ -199,7 +199,7 @@ def _verify(folder: Path) -> None:
 
 
 def _compare_audio(reference: AudioCodec, exported: AudioCodec) -> None:
-    """On 1, hop - 1, hop, hop + 1 and several thousand samples."""
+    """Compare clips of 1, hop - 1, hop, hop + 1 and several thousand samples."""
     hop = reference.hop_length
     rng = np.random.default_rng(0)
     for n in (1, hop - 1, hop, hop + 1, 4321 + 7 * hop):
@@ -210,7 +210,7 @@ def _compare_audio(reference: AudioCodec, exported: AudioCodec) -> None:
 
 
 def _compare_images(config: ImageConfig, reference: Backend, exported: Backend) -> None:
-    """On images of one block and of several."""
+    """Compare images of one block and of several."""
     rng = np.random.default_rng(0)
     for rows, columns in ((1, 1), (1, 3), (2, 1)):
         shape = (2, 3, rows * config.block_size, columns * config.block_size)
@@ -234,7 +234,7 @@ def _card(config: AudioConfig | ImageConfig, model: nn.Module) -> str:
     else:
         tags, example = "image, tokenizer", "photo.png"
         facts = (
-            f"A token for {config.hop_length} x {config.hop_length} pixels from {codebook}, "
+            f"One token per {config.hop_length} x {config.hop_length} pixels from {codebook}, "
             f"{config.bits_per_pixel:.3f} bits per pixel nominal,\n{millions:.2f} M parameters."
         )
     return f"""---

@@ -1,4 +1,4 @@
-"""Torch models to ONNX graphs."""
+"""Export of torch models to ONNX graphs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .models import Autoencoder
 from .models.layers import State
 
 OPSET = 18
-SAMPLE_TOLERANCE = 1e-4  # largest difference of decoded samples between torch and ONNX
-TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ (float rounding at a cell's edge)
+SAMPLE_TOLERANCE = 1e-4  # largest difference between samples decoded by torch and by ONNX Runtime
+TOKEN_TOLERANCE = 2e-3  # share of tokens that may differ, by rounding at the edges of cells
 MIN_SHARED = 4096  # smaller constants stay in the graph
 STORED = {"F16": np.float16, "F32": np.float32, "I8": np.int8}  # types of safetensors
-MAX_COMPUTED = 1 << 18  # numbers of a constant that is no weight itself
-EXAMPLE_STEPS = 3  # of states of any length, to trace with
+MAX_COMPUTED = 1 << 18  # elements of a constant that is computed from weights
+EXAMPLE_STEPS = 3  # length of states of any length when tracing
 
 
 class ExportError(RuntimeError):
-    """Exported graphs that are not what they should be; nothing was written."""
+    """Exported graphs are faulty; nothing was written."""
 
 
 class _Step(nn.Module):
-    """One direction of the model with its states as positional inputs and outputs."""
+    """One direction of a model, with its states as positional inputs and outputs."""
 
     def __init__(self, model: Autoencoder, method: str, names: list[str]) -> None:
         super().__init__()
@@ -58,14 +58,18 @@ def trace(
     *,
     units: dict[str, int] | None = None,
 ) -> onnx.ModelProto:
-    """The graph of one direction of a model, with states `past.X` in and `next.X` out.
+    """Trace one direction of a model, with states `past.X` as inputs and `next.X` as outputs.
 
     Args:
-        model: whose method "encode" or "decode" is traced.
-        method: which of both.
-        shapes: of the states, without the batch; a length of 0 means any.
-        example: an input, whose `sides` may differ in other calls, as its batch may.
-        units: the lengths of states of any length are multiples of these; missing: of 1.
+        model: the model.
+        method: "encode" or "decode".
+        shapes: name -> shape of each state, without the batch; a length of 0 means any length.
+        example: an example input with a batch of 2.
+        sides: dynamic dimensions of the input besides the batch: index -> `torch.export.Dim`.
+        units: name -> unit that the length of a state is a multiple of; 1 if missing.
+
+    Returns:
+        The graph, with its weights inside.
     """
     names, units = list(shapes), units or {}
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
@@ -82,7 +86,7 @@ def trace(
         dynamic += (tuple(dynamic_past),)
     signal = "images" if model.config.kind == "image" else "samples"
     first, last = (signal, "tokens") if method == "encode" else ("tokens", signal)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, aloud
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -100,7 +104,7 @@ def trace(
 
 
 def strip(graph: onnx.ModelProto) -> None:
-    """Drop the exporter's notes (names and line numbers of the source) and inferred shapes."""
+    """Remove the exporter's metadata (names and line numbers of the source) and inferred shapes."""
     for entry in (graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output):
         entry.ClearField("doc_string")
         entry.ClearField("metadata_props")
@@ -113,12 +117,19 @@ def strip(graph: onnx.ModelProto) -> None:
 def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
     """Replace large initialisers by references into model.safetensors.
 
-    The exporter may have transposed a matrix, so tensors are recognised by their values.
+    The exporter may have renamed and transposed them, so tensors are matched by value.
+
+    Args:
+        graph: the graph, changed in place.
+        weights: contents of model.safetensors.
+
+    Raises:
+        ExportError: a large constant is not a stored weight.
     """
     (size,) = struct.unpack("<Q", weights[:8])
-    table = json.loads(weights[8 : 8 + size])
+    header = json.loads(weights[8 : 8 + size])
     stored = []
-    for name, entry in table.items():
+    for name, entry in header.items():
         if name != "__metadata__":
             start, stop = (8 + size + offset for offset in entry["data_offsets"])
             flat = np.frombuffer(weights[start:stop], STORED[entry["dtype"]])
@@ -156,14 +167,18 @@ def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
         else:  # computed from weights, as the codes of SimVQ are
             if values.size > MAX_COMPUTED:
                 size = values.size
-                raise ExportError(f"{tensor.name}: a constant of {size} numbers is no weight")
+                raise ExportError(
+                    f"{tensor.name}: a constant of {size} numbers is not a stored weight"
+                )
     nodes += graph.graph.node
     del graph.graph.node[:]
     graph.graph.node.extend(nodes)
 
 
-def save_graph(graph: onnx.ModelProto, config: ModelConfig, mark: bytes, path: Path) -> None:
-    """Write a graph with what its model is as metadata; `mark` is the model's fingerprint."""
+def save_graph(
+    graph: onnx.ModelProto, config: ModelConfig, model_fingerprint: bytes, path: Path
+) -> None:
+    """Write a graph, with a description of its model as metadata."""
     facts: dict[str, Any] = {
         "model_type": "vpcodec",
         "version": __version__,
@@ -172,7 +187,7 @@ def save_graph(graph: onnx.ModelProto, config: ModelConfig, mark: bytes, path: P
         "hop_length": config.hop_length,
         "codebook_size": config.codebook_size,
         "license": config.license,
-        "fingerprint": mark.hex(),
+        "fingerprint": model_fingerprint.hex(),
     }
     if isinstance(config, AudioModelConfig):
         facts["sample_rate"] = config.sample_rate
@@ -183,25 +198,33 @@ def save_graph(graph: onnx.ModelProto, config: ModelConfig, mark: bytes, path: P
 
 
 def same_tokens(size: str, expected: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """The tokens that ONNX Runtime found, where they are those of torch.
+    """Check that ONNX Runtime gives the tokens of torch.
+
+    Args:
+        size: size of the input, for messages.
+        expected: int64 tokens from torch.
+        found: int64 tokens from ONNX Runtime.
+
+    Returns:
+        `found`.
 
     Raises:
-        ExportError: another shape, or more of them differ than by rounding.
+        ExportError: the shapes differ, or more tokens than rounding explains.
     """
     if found.shape != expected.shape:
         raise ExportError(f"{size}: tokens of shape {found.shape}, with torch {expected.shape}")
     wrong = np.mean(expected != found)
-    if wrong > max(TOKEN_TOLERANCE, 1 / found.size):  # one tie is no fault
+    if wrong > max(TOKEN_TOLERANCE, 1 / found.size):  # a single tie is not a fault
         raise ExportError(f"{size}: {wrong:.1%} of the tokens differ from torch")
     return found
 
 
 def same_signal(size: str, expected: np.ndarray, found: np.ndarray) -> None:
-    """Check that ONNX Runtime decoded what torch did.
+    """Check that ONNX Runtime decodes the signal of torch; arguments as for `same_tokens`.
 
     Raises:
-        ExportError: it did not.
+        ExportError: the signals differ by more than SAMPLE_TOLERANCE.
     """
     error = np.abs(expected - found).max()
     if not error <= SAMPLE_TOLERANCE:
-        raise ExportError(f"{size}: what is decoded differs from torch by {error:.1e}")
+        raise ExportError(f"{size}: the decoded signal differs from torch by {error:.1e}")

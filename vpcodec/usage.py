@@ -1,4 +1,4 @@
-"""How a codebook is used: exact counts over any number of tokens, and statistics of them."""
+"""Codebook usage: exact counts over any number of tokens, and statistics of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LARGEST = 2**28  # codes: 2 GiB of counts
 
 
 class CodebookUsage:
-    """Counts tokens, in int64, as they come.
+    """Counts tokens incrementally, in int64.
 
     With p_i the share of code i: entropy H = -sum p_i log2 p_i bits, perplexity 2^H, and
-    CVU = 2^H / K (VP-VAE paper, section 4: "codebook valid usage", 1 for uniform use). Fewer tokens
-    than codes cannot use all codes, so all of these are then lower bounds.
+    CVU = 2^H / K (VP-VAE paper, section 4: "codebook valid usage", 1 for uniform use). If there are
+    fewer tokens than codes, all of these are lower bounds.
 
     Args:
         codebook_size: K, at most 2^28.
@@ -33,9 +33,9 @@ class CodebookUsage:
         """Count integer tokens: an array or a torch tensor of any shape.
 
         Raises:
-            ValueError: tokens that are not integers in 0 .. K - 1; nothing is counted then.
+            ValueError: tokens that are not integers in 0 .. K - 1; then none are counted.
         """
-        if hasattr(tokens, "detach"):  # of torch, which this module does without
+        if hasattr(tokens, "detach"):  # a torch tensor; this module does not import torch
             if tokens.is_floating_point() or tokens.is_complex():
                 raise ValueError(f"tokens must be integers, got {tokens.dtype}")
             tokens = tokens.detach().cpu().numpy()
@@ -53,7 +53,7 @@ class CodebookUsage:
 
         Args:
             codes: int64 (n,) in 0 .. K - 1, all different.
-            counts: int64 (n,), how often each occurred.
+            counts: int64 (n,), number of occurrences of each.
         """
         self.counts[codes] += counts
 
@@ -61,11 +61,11 @@ class CodebookUsage:
         """Add the counts of another instance.
 
         Raises:
-            ValueError: it is for another codebook size.
+            ValueError: the codebook sizes differ.
         """
         if other.codebook_size != self.codebook_size:
             raise ValueError(
-                f"codebooks of {self.codebook_size} and {other.codebook_size} codes cannot be added"
+                f"usage of {self.codebook_size} and of {other.codebook_size} codes cannot be merged"
             )
         self.counts += other.counts
 
@@ -76,7 +76,7 @@ class CodebookUsage:
 
     @property
     def entropy(self) -> float:
-        """Bits per token; nan without tokens."""
+        """Bits per token; NaN without tokens."""
         if not self.tokens:
             return math.nan
         share = self.counts[self.counts > 0] / self.tokens
@@ -84,7 +84,7 @@ class CodebookUsage:
 
     @property
     def perplexity(self) -> float:
-        """2^entropy: the number of evenly used codes that would carry as much."""
+        """2^entropy: the number of uniformly used codes with the same entropy."""
         return 2**self.entropy
 
     @property
@@ -98,11 +98,11 @@ class CodebookUsage:
         return int((self.counts > 0).sum()) / self.codebook_size
 
     def bitrate(self, tokens_per_second: float) -> float:
-        """Bit/s of an ideal entropy coder: entropy times token rate."""
+        """Bit rate of an ideal entropy coder, bit/s: entropy times token rate."""
         return self.entropy * tokens_per_second
 
     def summary(self) -> dict[str, float]:
-        """All of the above as plain numbers."""
+        """All statistics as plain numbers."""
         return {
             "tokens": self.tokens,
             "entropy": self.entropy,

@@ -186,7 +186,7 @@ def test_a_stream_of_images_has_a_column_of_its_own(recipe):
         ("data.train={path: x, weight: -1}", "data.train.0.weight: "),
         ("eval.best=pesq_wb", "eval.best"),
         ("loss.mel=1", "loss.mel"),
-        ("loss={l1: 0}", "loss: one of l1"),
+        ("loss={l1: 0}", "loss: at least one of l1"),
         ("discriminator={size: small, layers: 5}", "data.crop_size is too small"),
         ("discriminator={size: small, start_step: 1000}", "start_step is 1000"),
     ],

@@ -145,7 +145,7 @@ def test_auto_takes_fp32_where_convolutions_are_wrong(
     run = Trainer(load(path), tmp_path)
     assert run.state.precision == "fp32"
     (note,) = run.notes
-    assert note.startswith("train.precision=auto takes fp32: in bf16 on this machine, the ")
+    assert note.startswith("train.precision=auto uses fp32: in bf16 on this machine, the ")
     assert words in note and "\n" not in note
     run.train()
     assert all(map(math.isfinite, losses(tmp_path)))

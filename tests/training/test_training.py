@@ -305,7 +305,7 @@ def test_a_run_of_another_model_is_refused(tmp_path):
 
 def test_a_run_with_other_knobs_of_the_quantizer_is_refused(tmp_path):
     Trainer(short(*VP_64), tmp_path).save()
-    with pytest.raises(CheckpointError, match="quantizer is trained in another way"):
+    with pytest.raises(CheckpointError, match="other training options of the quantizer"):
         Trainer(short(*VP_64, "quantizer.queue_size=64"), tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_a_checkpoint_with_the_knobs_in_its_model_goes_on(tmp_path):
     export_run(tmp_path / "run", tmp_path / "model")
     run = Trainer(recipe, tmp_path / "run")
     assert run.step == 3 and run.state.model.quantizer.filled == 256
-    with pytest.raises(CheckpointError, match="trained in another way"):
+    with pytest.raises(CheckpointError, match="other training options of the quantizer"):
         Trainer(short(*VP_64, "train.steps=6"), tmp_path / "run")
 
 
@@ -888,7 +888,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     second = Trainer(short(kind=kind), run)
     assert second.step == 10
     (note,) = second.notes
-    assert note.startswith(f"{newest}: ") and note.endswith("; the one before it is taken")
+    assert note.startswith(f"{newest}: ") and note.endswith("; using the one before it")
     second.train()
     assert_same_run(run, whole_run)
     assert len(list((run / "checkpoints").iterdir())) == 2
@@ -943,13 +943,13 @@ def test_export_passes_over_a_damaged_checkpoint_and_says_so(tmp_path):
     notes: list[str] = []
     export_run(tmp_path / "run", tmp_path / "model", note=notes.append)
     (note,) = notes
-    assert "step-00000012" in note and note.endswith("the one before it is taken")
+    assert "step-00000012" in note and note.endswith("using the one before it")
 
 
 def test_a_run_says_what_it_does_not_use_and_what_changed(tmp_path, debug_model):
     Trainer(short(), tmp_path).save()
     again = Trainer(short("data.batch_size=3"), tmp_path, init_from=debug_model / "gone")
-    assert "gone is not used" in again.notes[0] and "batches are of another size" in again.notes[1]
+    assert "gone is not used" in again.notes[0] and "the batch size has changed" in again.notes[1]
 
 
 def test_files_that_cannot_be_read_are_listed_in_the_run(tmp_path):

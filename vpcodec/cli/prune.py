@@ -27,7 +27,7 @@ def prune(
 
     bar = common.ProgressBar("prune", 1)
     try:
-        n = prune_folder(folder, load_recipe(recipe), output, batches=batches, report=bar.report)
+        n = prune_folder(folder, load_recipe(recipe), output, batches=batches, progress=bar.report)
     except (DataError, PruningError) as error:
         raise common.UsageError(str(error)) from None
     finally:

@@ -37,7 +37,7 @@ def tables(
     bar = common.ProgressBar("tables", 2)
     try:
         bits = add_tables(
-            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, report=bar.report
+            folder, data, hours=hours, hidden=hidden, steps=steps, seed=seed, progress=bar.report
         )
     except TableError as error:
         raise common.UsageError(str(error)) from None

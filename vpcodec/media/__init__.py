@@ -1,1 +1,1 @@
-"""Audio, images and files: what comes from disk and pipes, and goes there."""
+"""Reading and writing of audio and images, on disk and through pipes."""

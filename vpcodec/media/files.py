@@ -1,4 +1,4 @@
-"""Files to read in a folder, and output files that appear whole or not at all."""
+"""Files to read in a folder, and output files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing that a killed run left is removed there
+except ImportError:  # Windows, where the remains of killed runs are not removed
     fcntl = None  # type: ignore[assignment]
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a disk says that has no more room
@@ -29,11 +29,22 @@ def find_files(
     recursive: bool = True,
     skipped: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """The files in `folder` with one of `suffixes`: sorted paths relative to it, nothing hidden.
+    """The files in `folder` with one of `suffixes`, without hidden ones.
 
-    Links are followed to files. Pipes, devices, sockets and links that lead back to themselves are
-    left out and not opened; `skipped` is told each, relative to `folder`. A link to nothing counts
-    as a file, which is missing. Raises OSError where a folder cannot be read.
+    Links to files are followed. Pipes, devices, sockets and circular links are left out and not
+    opened. A broken link is listed as a file, which is then missing.
+
+    Args:
+        folder: the folder.
+        suffixes: suffixes in lower case.
+        recursive: whether to search folders below.
+        skipped: called with each path that is left out, relative to `folder`.
+
+    Returns:
+        Sorted paths relative to `folder`.
+
+    Raises:
+        OSError: a folder cannot be read.
     """
 
     def fail(error: OSError) -> None:
@@ -54,7 +65,7 @@ def find_files(
 
 
 def _may_be_read(path: Path) -> bool:
-    """Whether it is a regular file, or missing, which is an error of its own."""
+    """Whether a path is a regular file, or missing, which is reported when it is read."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -64,8 +75,13 @@ def _may_be_read(path: Path) -> bool:
 
 
 def find_others(folder: str | os.PathLike[str]) -> list[Path]:
-    """All that is in `folder` and below and is no folder, and links to folders, which nothing
-    follows: sorted paths relative to it, nothing hidden."""
+    """Everything below `folder` except folders, without hidden paths.
+
+    Links to folders are listed, because nothing follows them.
+
+    Returns:
+        Sorted paths relative to `folder`.
+    """
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -108,16 +124,17 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
 
 @contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open `path` for writing so that nobody ever sees it half written.
+    """Open `path` for writing such that it is never seen half written.
 
-    The data go to a hidden file beside `path`, which takes its place at the end; on any exception,
-    KeyboardInterrupt included, the hidden file is removed and `path` stays as it was. What a
-    process that was killed left for `path` is removed first. A symbolic link keeps pointing to its
-    target, which is the file replaced; its mode stays what it was. What `is_device` cannot be
-    replaced and is written directly, wherever it stands.
+    The data go to a hidden file beside `path`, which replaces it at the end. After an exception,
+    including KeyboardInterrupt, the hidden file is removed and `path` is unchanged. The remains of
+    killed processes that wrote `path` are removed first. If `path` is a symbolic link, its target
+    is replaced; the mode of a file that is replaced is kept. Where `is_device`, `path` is written
+    directly.
 
-    Raises OSError (FileNotFoundError, IsADirectoryError, PermissionError, ...) where that fails;
-    it names `path`.
+    Raises:
+        OSError (FileNotFoundError, IsADirectoryError, PermissionError, ...): that failed; the error
+            names `path`.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
@@ -139,7 +156,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             yield file
         except BaseException:
-            with suppress(OSError):  # of what could not be written; the first error counts
+            with suppress(OSError):  # writing may fail again; the first error counts
                 file.close()
             raise
         file.close()
@@ -148,10 +165,10 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO]:
-    """A new hidden file beside `target`; at the end it is removed unless it has another name.
+    """A new hidden file beside `target`, removed at the end unless it has been renamed.
 
-    The name follows from that of `target`, so that the next run finds what a killed one left: a
-    file that nobody locks. Files that are locked are of others who write the same just now.
+    Its name is derived from that of `target`, so that later runs find the remains of killed ones:
+    files that are not locked. Locked files belong to processes that are writing the same target.
     """
     folder, name = os.path.split(target)
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
@@ -170,7 +187,7 @@ def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO
             lock = os.dup(file.fileno())
             if _lock(lock) and _is_at(lock, hidden):
                 break
-            os.close(lock)  # another process took it for abandoned before it was locked
+            os.close(lock)  # another process removed it before it was locked
             lock = None
             file.close()
         yield file
@@ -182,9 +199,9 @@ def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO
 
 
 def _remove_own(path: str, lock: int) -> None:
-    """Remove a hidden file, if it is still there, and unlock it."""
+    """Remove a hidden file, if it still exists, and unlock it."""
     ours = _is_at(lock, path)
-    if fcntl is None:  # where a file that is open cannot be removed
+    if fcntl is None:  # Windows, where open files cannot be removed
         os.close(lock)
     if ours:
         with suppress(OSError):
@@ -194,7 +211,7 @@ def _remove_own(path: str, lock: int) -> None:
 
 
 def _remove_abandoned(path: str) -> None:
-    """Remove a hidden file whose process is gone."""
+    """Remove a hidden file whose process has ended."""
     if fcntl is None:
         return
     with suppress(OSError):
@@ -208,7 +225,7 @@ def _remove_abandoned(path: str) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file; false where another process has. Where the system has no locks all is well."""
+    """Lock a file; False if another process has locked it. True if the system has no locks."""
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,6 +237,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -228,9 +246,9 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 @contextmanager
 def naming(name: str, kind: type[Exception]) -> Iterator[None]:
-    """Turn errors of a `kind`, and of the system, into ones of it that begin with `name`.
+    """Prefix the messages of errors of type `kind` with `name`, and turn OSErrors into that type.
 
-    A broken pipe stays what it is.
+    BrokenPipeError passes through.
     """
     try:
         yield
@@ -255,7 +273,7 @@ def spooling() -> Iterator[None]:
 
 @contextmanager
 def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an OSError the name of the output where it has none or that of the file `opened`."""
+    """Name `path` in OSErrors that name no file, or the file `opened`."""
     try:
         yield
     except OSError as error:
@@ -266,7 +284,7 @@ def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Ite
 
 @contextmanager
 def _hidden_folder(path: Path) -> Iterator[str]:
-    """A folder beside `path` that is removed at the end; errors about it name `path`."""
+    """A temporary folder beside `path`; errors about it name `path`."""
     temporary = path.parent / f".{path.name}-"
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=temporary.name) as folder:
@@ -278,20 +296,21 @@ def _hidden_folder(path: Path) -> Iterator[str]:
 
 
 class FolderExistsError(FileExistsError):
-    """A folder that is there already, and would have been replaced had that been asked for."""
+    """A folder exists already; it could be replaced, but that was not asked for."""
 
 
 @contextmanager
 def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterator[Path]:
-    """A folder to fill that takes the place of `path` at the end, or leaves no trace.
+    """A folder to fill, which becomes `path` at the end, or is removed after an exception.
 
     Args:
-        path: of the folder.
-        force: replace a folder that exists, if it is empty or holds a file called `mark`.
+        path: path of the folder.
+        force: replace an existing folder, if it is empty or contains a file named `mark`.
+        mark: name of the file that identifies folders which may be replaced.
 
     Raises:
-        FolderExistsError: `path` exists, or does so at the end, and not `force`.
-        FileExistsError: it may not be replaced in any case.
+        FolderExistsError: `path` exists, at the beginning or at the end, and `force` is not set.
+        FileExistsError: `path` exists and must not be replaced.
     """
 
     def refuse_existing() -> None:

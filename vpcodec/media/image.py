@@ -1,4 +1,4 @@
-"""Images in and out: files, folders and pipes.
+"""Reading and writing of images: files, folders and pipes.
 
 Pixels are uint8 arrays of shape (H, W, C): C is 1 for grey, 2 for grey and alpha, 3 for RGB, 4 for
 RGBA. Pillow reads and writes the formats. Colour profiles are not applied.
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**27
 
 _READ = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")  # Pillow's names
-MAX_SCANS = 200  # of a JPEG
+MAX_SCANS = 200  # in a JPEG
 MAX_SCANNED = 2**32  # pixels of a JPEG times its scans
-MAX_PNG_CHUNKS = 2**18  # more than the largest picture has in pieces of 8 KiB
-MAX_SPOOL = 2**30  # bytes of a pipe that are kept in a temporary file
+MAX_PNG_CHUNKS = 2**18  # more than the largest image has in chunks of 8 KiB
+MAX_SPOOL = 2**30  # most bytes of a pipe in a temporary file
 
 
 class _Format(NamedTuple):
-    name: str  # Pillow's
+    name: str  # as in Pillow
     components: tuple[int, ...]
     options: dict[str, object] = {}
 
@@ -73,29 +73,30 @@ _UPRIGHT = {  # EXIF orientation: name of Pillow's transposition
     8: "ROTATE_90",
 }
 _ORIENTATION = 0x0112  # the EXIF tag
-_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG, but those without a length
+_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")  # JPEG markers that have a length
 _EOI, _SOS = 0xD9, 0xDA
-_PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that change what is seen
+_PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that affect the pixels
 _TIFF_HEADS = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
-_STRIP = 2**20  # pixels that are copied at a time
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags
+_STRIP = 2**20  # pixels copied at a time
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise its errors go to stderr
 
 
 class ImageError(ValueError):
-    """An image that cannot be read or written: one line that names the file and the cause."""
+    """An image cannot be read or written; the message is one line with the file and the cause."""
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that begins with `head`, at least 16 bytes, has a format that is read."""
+    """Whether `head`, at least the first 16 bytes of a file, belongs to a supported format."""
     return _MAGIC.match(head) is not None
 
 
 def find_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
-    """The images in `folder`, by suffix: sorted paths relative to it, nothing hidden.
+    """The images in `folder`, by suffix: sorted paths relative to it, without hidden files.
 
-    Raises ImageError where a folder cannot be read.
+    Raises:
+        ImageError: a folder cannot be read.
     """
     try:
         return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
@@ -106,14 +107,18 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = True) -> list[
 def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin") -> np.ndarray:
     """Read an image, upright, as uint8 (H, W, C).
 
-    `source` is a path or a binary stream, which need not seek, is called `name` in errors and is
-    left open. Palettes are expanded and other colour spaces become RGB; of 16 bits the upper 8 are
-    kept; alpha that is opaque everywhere is dropped. Of the pictures in a phone's MPO the first is
+    Palettes are expanded, and other colour spaces are converted to RGB; of 16 bits, the upper 8 are
+    kept; alpha that is opaque everywhere is dropped. Of the images in a phone's MPO, the first is
     read.
 
-    Raises ImageError where the source is missing, unreadable, no image, damaged, cut short, of
-    several frames or pages, of more than MAX_PIXELS, MAX_SCANS, MAX_PNG_CHUNKS or (through a pipe)
-    MAX_SPOOL, or of numbers without a known range (float, 32-bit).
+    Args:
+        source: a path, or a binary stream, which need not be seekable and is left open.
+        name: name of a stream in messages.
+
+    Raises:
+        ImageError: the source is missing, unreadable, not an image, damaged or truncated; has
+            several frames or pages, or values without a known range (float, 32-bit); or exceeds
+            MAX_PIXELS, MAX_SCANS, MAX_PNG_CHUNKS or, through a pipe, MAX_SPOOL.
     """
     path = source if isinstance(source, (str, os.PathLike)) else None
     called = name if path is None else os.fspath(path)
@@ -143,15 +148,19 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, *, name: str = "stdin"
 def save_image(
     target: str | os.PathLike[str] | BinaryIO, pixels: np.ndarray, *, format: str | None = None
 ) -> None:
-    """Write uint8 pixels (H, W) or (H, W, C), all or nothing.
+    """Write an image; a file appears complete or not at all.
 
-    `target` is a path or a binary stream, which is left open. `format` is a suffix such as "png",
-    by default that of the path, PNG for streams and devices. All formats but JPEG (quality 95,
-    colour in full resolution) keep the pixels as they are. Grey stays grey but in WebP, which has
-    colour only.
+    All formats except JPEG (quality 95, full chroma resolution) are lossless. Grey stays grey
+    except in WebP, which has no grey.
 
-    Raises ImageError where the target cannot be written or its format has no place for alpha or
-    colour; BrokenPipeError passes through.
+    Args:
+        target: a path, or a binary stream, which is left open.
+        pixels: uint8 (H, W) or (H, W, C).
+        format: suffix such as "png"; None: that of the path, or PNG for streams and devices.
+
+    Raises:
+        ImageError: the target cannot be written, or its format does not support alpha or colour.
+        BrokenPipeError: the reader of the stream has closed it.
     """
     if pixels.dtype != np.uint8:
         raise ValueError(f"pixels are {pixels.dtype}, not uint8")
@@ -167,9 +176,9 @@ def save_image(
 def image_writer(
     target: str | os.PathLike[str] | BinaryIO, components: int, *, format: str | None = None
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Open a target of `save_image` before its pixels, uint8 (H, W, components), are there.
+    """Open a target for `save_image` before the pixels are known, so that errors show early.
 
-    Gives the function that takes them, once. Raises as `save_image`, at once what can be known.
+    Yields a function to call once with uint8 (H, W, components) pixels. Raises as `save_image`.
     """
     path = target if isinstance(target, (str, os.PathLike)) else None
     with naming("stdout" if path is None else os.fspath(path), ImageError), ExitStack() as stack:
@@ -184,7 +193,7 @@ def image_writer(
 
         def write(pixels: np.ndarray) -> None:
             left = _encode(pixels, chosen)
-            while left:  # a stream without a buffer may take a part only
+            while left:  # an unbuffered stream may accept only a part
                 left = left[file.write(left) :]
             file.flush()
 
@@ -192,10 +201,10 @@ def image_writer(
 
 
 def _decode(file: BinaryIO) -> Image:
-    """The first image in `file`, which can seek, upright, in a mode that `_to_array` knows."""
+    """The first image in a seekable file, upright, in a mode that `_to_array` supports."""
     from PIL import Image
 
-    # For good, because warnings.catch_warnings does not work in threads.
+    # Not undone, because warnings.catch_warnings does not work in threads.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     head = file.read(16)
     if not head:
@@ -221,11 +230,11 @@ def _decode(file: BinaryIO) -> Image:
     with _pillow("damaged"):
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise ImageError("several frames or pages, where one picture is wanted")
-        layout = str(image.tile)  # with the kind of samples, such as "LA;16B"
+        layout = str(image.tile)  # contains the sample format, such as "LA;16B"
         _check_layout(image, layout)
         image.load()
     orientation = 1
-    with suppress(Exception):  # damaged EXIF fails in many ways, but the picture is whole
+    with suppress(Exception):  # damaged EXIF fails in many ways, but the image is intact
         orientation = image.getexif().get(_ORIENTATION, 1)
     if image.mode[0] != "I":
         with _pillow("cannot be converted"):
@@ -237,16 +246,17 @@ def _decode(file: BinaryIO) -> Image:
 
 
 def _formats() -> list[str]:
-    """The formats that are read, but for what Pillow is too old or was built too small for."""
+    """The supported formats, except those that this version or build of Pillow lacks."""
     from PIL import features
 
     return [name for name in _READ if name != "AVIF" or features.check("avif")]
 
 
 def _checked(file: BinaryIO, head: bytes) -> BinaryIO:
-    """A file, or what is left of it when comments that are damaged are taken out.
+    """A file, or a copy of it without damaged chunks that do not matter.
 
-    Raises ImageError for what Pillow does not notice.
+    Raises:
+        ImageError: there is damage that Pillow would not notice, or AVIF needs a newer Pillow.
     """
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return _checked_png(file)
@@ -256,8 +266,11 @@ def _checked(file: BinaryIO, head: bytes) -> BinaryIO:
 
 
 def _count_scans(file: BinaryIO) -> int:
-    """The scans of a JPEG, of which each is as much work as the whole picture; from its first byte,
-    to which the file returns. Thumbnails, and films behind the picture, do not count."""
+    """The number of scans of a JPEG, each of which takes as long to decode as the whole image.
+
+    Thumbnails, and videos after the image, do not count. The file must be at its first byte, and is
+    there again afterwards.
+    """
     n_scans, buffer, at = 0, b"", 0
     while True:
         found = _MARKER.search(buffer, at)
@@ -280,7 +293,7 @@ def _count_scans(file: BinaryIO) -> int:
 
 
 def _checked_png(file: BinaryIO) -> BinaryIO:
-    """A PNG without the chunks that have wrong checksums and do not matter for its pixels."""
+    """A PNG without chunks that have wrong checksums but do not affect the pixels."""
     file.seek(8)
     kept, dropped = [], False  # (start, size) of chunks
     start, n_chunks = 8, 0
@@ -319,7 +332,7 @@ def _checked_png(file: BinaryIO) -> BinaryIO:
 
 
 def _check_layout(image: Any, layout: str) -> None:
-    """Refuse, before it is decoded, what Pillow would fill in or not bring to 8 or 16 bits."""
+    """Refuse, before decoding, what Pillow would fill in or not convert to 8 or 16 bits."""
     if image.format == "TIFF":
         width, height = (max((tile[1][side] for tile in image.tile), default=0) for side in (2, 3))
         if width * height < image.width * image.height:
@@ -337,7 +350,7 @@ def _check_layout(image: Any, layout: str) -> None:
 
 
 def _to_8_bits(image: Image, mode: str) -> Image:
-    """The image in `mode`, "L" or "RGB", and with "A" behind it where alpha is not all opaque."""
+    """The image in `mode`, "L" or "RGB", with "A" appended unless alpha is opaque everywhere."""
     if image.has_transparency_data:
         image = image.convert(f"{mode}A") if image.mode != f"{mode}A" else image
         alpha: Any = image.getextrema()[-1]
@@ -347,11 +360,11 @@ def _to_8_bits(image: Image, mode: str) -> Image:
 
 
 def _to_array(image: Image) -> np.ndarray:
-    """Pixels uint8 (H, W, C); of modes I and I;16, the upper 8 of 16 bits."""
+    """The pixels, uint8 (H, W, C); in modes I and I;16, the upper 8 of 16 bits."""
     n_bands = len(image.getbands())
     pixels = np.empty((image.height, image.width, n_bands), np.uint8)
     rows = max(1, _STRIP // image.width)
-    for top in range(0, image.height, rows):  # because Pillow makes copies on the way to NumPy
+    for top in range(0, image.height, rows):  # in strips, because Pillow makes temporary copies
         bottom = min(top + rows, image.height)
         strip = np.asarray(image.crop((0, top, image.width, bottom)))
         if image.mode[0] == "I":
@@ -372,7 +385,7 @@ def _choose_format(suffix: str, n_components: int) -> _Format:
 
 
 def _encode(pixels: np.ndarray, format: _Format) -> memoryview:
-    """An image file of pixels (H, W, C)."""
+    """Encode (H, W, C) pixels as the contents of an image file."""
     from PIL import Image
 
     data = io.BytesIO()
@@ -384,9 +397,9 @@ def _encode(pixels: np.ndarray, format: _Format) -> memoryview:
 
 @contextmanager
 def _pillow(trouble: str) -> Iterator[None]:
-    """Turn what Pillow raises, which may be anything, into ImageErrors that begin with `trouble`.
+    """Turn any exception of Pillow into an ImageError that begins with `trouble`.
 
-    What the operating system says passes through, and so does the error for too many pixels.
+    Errors of the operating system and the error for too many pixels pass through.
     """
     from PIL.Image import DecompressionBombError, UnidentifiedImageError
 
@@ -394,7 +407,7 @@ def _pillow(trouble: str) -> Iterator[None]:
         yield
     except (ImageError, DecompressionBombError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # names only the Python object
+    except UnidentifiedImageError as error:  # its message only names the Python object
         raise ImageError(trouble) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -18,11 +18,12 @@ Autoencoder = AudioAutoencoder | ImageAutoencoder
 
 
 def build_model(config: ModelConfig, training: Mapping[str, Any] | None = None) -> Autoencoder:
-    """The model of a configuration, with fresh weights.
+    """Build the model of a configuration, with random weights.
 
     Args:
-        config: of the model.
-        training: of its quantizer, see `build_quantizer`; needed only to train it.
+        config: configuration of the model.
+        training: training options of its quantizer, see `build_quantizer`; needed only for
+            training.
     """
     if isinstance(config, ImageConfig):
         return ImageAutoencoder(config, training)

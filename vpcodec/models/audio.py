@@ -33,8 +33,8 @@ class Encoder(nn.Module):
     """Samples to latents: TConv, ConvUnits and down layers, local Transformer, projection.
 
     Args:
-        config: of the model.
-        latent_std: about the standard deviation of the latents before training.
+        config: configuration of the model.
+        latent_std: approximate standard deviation of the latents before training.
     """
 
     def __init__(self, config: AudioConfig, latent_std: float = 1.0) -> None:
@@ -77,8 +77,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to samples, `decoder_delay` frames late: Transformer, stages with EnhanceBlock and
-    up layer, dilated last unit, synthesis filterbank."""
+    """Latents to samples: Transformer, stages with EnhanceBlock and up layer, synthesis filterbank.
+
+    The output is delayed by `decoder_delay` frames.
+
+    Args:
+        config: configuration of the model.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -128,7 +133,7 @@ class Decoder(nn.Module):
                 )
 
     def forward(self, latents: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        """(B, N, D) latents -> (B, N * hop) samples in [-1, 1], `decoder_delay` frames late."""
+        """(B, N, D) latents -> (B, N * hop) samples in [-1, 1], late by `decoder_delay` frames."""
         frames = self.frames(latents, state) if self.noise and not self.training else None
         x = self.transformer(self.project(latents).transpose(1, 2), state)
         x = self.first(x, state)
@@ -148,14 +153,18 @@ class Decoder(nn.Module):
 
 
 class AudioAutoencoder(nn.Module):
-    """Encoder, quantizer and decoder of one `AudioConfig`.
+    """Encoder, quantizer and decoder of an `AudioConfig`.
 
-    `encode` and `decode` take and return state, so they serve whole clips (`state=None`), streams
-    and ONNX alike.
+    `encode` and `decode` take and return state, so the same code serves whole clips (`state=None`),
+    streams and ONNX.
 
     Args:
-        config: of the model.
-        training: of its quantizer, see `build_quantizer`; needed only to train it.
+        config: configuration of the model.
+        training: training options of its quantizer, see `build_quantizer`; needed only for
+            training.
+
+    Attributes:
+        encoder_state, decoder_state: name -> shape, without the batch, of each layer's history.
     """
 
     def __init__(self, config: AudioConfig, training: Mapping[str, Any] | None = None) -> None:
@@ -170,22 +179,27 @@ class AudioAutoencoder(nn.Module):
         self.decoder_state = {k: v for k, v in shapes.items() if k.startswith("decoder.")}
 
     def forward(self, samples: torch.Tensor, draws: int = 1) -> tuple[torch.Tensor, Quantized]:
-        """One training pass: (B, T) samples -> ((draws * B, T - delay) samples, Quantized).
+        """The forward pass of training.
 
-        The output is aligned with `samples[:, : T - delay]`; T is a multiple of the hop. There are
-        `draws` outputs of all crops, one batch after the other, each with noise of its own.
+        Args:
+            samples: (B, T), T a multiple of the hop.
+            draws: number of outputs per crop, each with its own noise.
+
+        Returns:
+            (draws * B, T - delay) samples aligned with `samples[:, : T - delay]`, one batch of
+            outputs after the other, and the result of the quantizer.
         """
         quantized = self.quantizer(self.encoder(samples))
         out = self.decoder(quantized.latents.repeat(draws, 1, 1))
         return out[:, self.delay :], quantized
 
     def target(self, samples: torch.Tensor) -> torch.Tensor:
-        """What the output for a batch should be: all of it but the decoder's delay."""
+        """The ideal output for a batch: the batch without its last `delay` samples."""
         return samples[:, : samples.shape[1] - self.delay]
 
     @property
     def delay(self) -> int:
-        """Samples by which `decode` is late."""
+        """Delay of `decode`, samples."""
         return self.config.decoder_delay * self.config.hop_length
 
     def encode(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
@@ -193,7 +207,7 @@ class AudioAutoencoder(nn.Module):
         return self.quantizer.encode(self.encoder(samples, state))
 
     def decode(self, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        """(B, N) int64 tokens -> (B, N * hop) float32 samples, `delay` samples late."""
+        """(B, N) int64 tokens -> (B, N * hop) float32 samples, delayed by `delay` samples."""
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
 
 

@@ -1,8 +1,9 @@
 """The native image autoencoder: convolutional encoder, quantizer, convolutional decoder.
 
-The shape is VQGAN's (residual blocks, attention at the lowest resolution), made local: blocks
-normalise each pixel over its channels rather than the image over its pixels, and attention stays
-within windows of tokens. So the tokens of an image do not depend on how it is cut into tiles.
+The architecture is VQGAN's (residual blocks, attention at the lowest resolution), made local:
+blocks normalise each pixel over its channels rather than the image over its pixels, and attention
+stays within windows of tokens. So the tokens of an image do not depend on how it is cut into
+tiles.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from .layers import State, init_bias
 
 
 class Conv2d(nn.Module):
-    """Convolution with zero padding whose kernel is a matrix (out, k * k * in), as Muon wants it.
+    """Convolution with zero padding, with its kernel as a matrix (out, k * k * in) for Muon.
 
     Args:
-        in_channels, out_channels: of (B, C, H, W).
-        kernel_size: odd.
-        gain: of the initial weights.
+        in_channels, out_channels: channels of input and output, (B, C, H, W).
+        kernel_size: k, odd.
+        gain: scale of the initial weights.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class WindowAttention(nn.Module):
     """Multi-head attention within windows, with a learned bias per offset and head.
 
     Args:
-        channels: of (B, C, H, W); H and W are multiples of the window.
-        heads: attention heads.
-        window: side of the windows.
+        channels: channels of (B, C, H, W); H and W must be multiples of the window.
+        heads: number of attention heads.
+        window: side of the windows, tokens.
     """
 
     def __init__(self, channels: int, *, heads: int, window: int) -> None:
@@ -97,7 +98,7 @@ class WindowAttention(nn.Module):
         side, head = self.window, channels // self.heads
         rows, columns = height // side, width // side
         parts = self.qkv(x).reshape(batch, 3, self.heads, head, rows, side, columns, side)
-        # (3, B, rows, columns, heads, tokens of a window, channels of a head)
+        # (3, B, rows, columns, heads, tokens per window, channels per head)
         q, k, v = parts.permute(1, 0, 4, 6, 2, 5, 7, 3).flatten(5, 6).unbind(0)
         scores = q @ k.transpose(-2, -1) * head**-0.5
         bias = F.embedding(self.offsets, self.offset_bias).permute(2, 0, 1)
@@ -127,8 +128,8 @@ class ImageEncoder(nn.Module):
     """Images to latents: residual blocks at falling resolutions, attention, projection.
 
     Args:
-        config: of the model.
-        latent_std: about the standard deviation of the latents before training.
+        config: configuration of the model.
+        latent_std: approximate standard deviation of the latents before training.
     """
 
     def __init__(self, config: ImageConfig, latent_std: float = 1.0) -> None:
@@ -158,7 +159,11 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Latents to images: attention, residual blocks at rising resolutions."""
+    """Latents to images: attention, residual blocks at rising resolutions.
+
+    Args:
+        config: configuration of the model.
+    """
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
@@ -186,12 +191,17 @@ class ImageDecoder(nn.Module):
 
 
 class ImageAutoencoder(nn.Module):
-    """Encoder, quantizer and decoder of one `ImageConfig`.
+    """Encoder, quantizer and decoder of an `ImageConfig`.
 
-    Images are (B, 3, H, W) RGB in [-1, 1] with H and W multiples of `config.block_size`.
+    Images are (B, 3, H, W) RGB in [-1, 1], with H and W multiples of `config.block_size`.
+
+    Args:
+        config: configuration of the model.
+        training: training options of its quantizer, see `build_quantizer`; needed only for
+            training.
     """
 
-    # It has no history; `state` is there for those who run models of all kinds.
+    # There is no history; `state` exists because audio models have it.
     encoder_state: dict[str, tuple[int, int]] = {}
     decoder_state: dict[str, tuple[int, int]] = {}
 
@@ -204,12 +214,12 @@ class ImageAutoencoder(nn.Module):
         self.decoder = ImageDecoder(config)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, Quantized]:
-        """One training pass: (B, 3, H, W) images -> the same decoded, not clipped, Quantized."""
+        """(B, 3, H, W) images -> decoded images, not clipped, and the result of the quantizer."""
         quantized = self.quantizer(self.encoder(images))
         return self.decoder(quantized.latents), quantized
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
-        """What the output for a batch should be: the batch."""
+        """The ideal output for a batch: the batch itself."""
         return images
 
     def encode(self, images: torch.Tensor, state: State | None = None) -> torch.Tensor:

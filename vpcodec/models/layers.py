@@ -1,7 +1,7 @@
-"""Causal building blocks. Each takes its history from a `State` and gives it back.
+"""Causal building blocks, which read their history from a `State` and write it back.
 
-Tensors are (B, C, T) unless said otherwise. With `state=None` a layer starts from silence (zeros),
-as it does at the beginning of a stream: offline and streaming are the same function.
+Tensors are (B, C, T) unless stated otherwise. With `state=None` a layer starts from silence
+(zeros), as at the beginning of a stream: offline and streaming are the same function.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..config import NOISE_FRAMES
 from ..quantizers.base import normal_like
 
 BIAS_STD = 0.02  # before training
-NOISE_STD = 0.02  # of what noise adds, before training
+NOISE_STD = 0.02  # of the injected noise, before training
 
 
 class State:
@@ -29,18 +29,18 @@ class State:
 
 
 class Causal(nn.Module):
-    """A layer that looks back.
+    """A layer with a history of earlier steps.
 
     Attributes:
-        state_shape: shape of its history without the batch dimension.
-        state_name: its key in a `State`, set by `name_states`.
+        state_shape: shape of the history, without the batch.
+        state_name: key of the history in a `State`, set by `name_states`.
     """
 
     state_shape: tuple[int, int]
     state_name: str = ""
 
     def with_history(self, x: torch.Tensor, state: State | None, *, dim: int = -1) -> torch.Tensor:
-        """Put the history in front of x along the time dimension `dim` (-1, or 1 of (B, T, C))."""
+        """Prepend the history to x along the time dimension: -1, or 1 for (B, T, C)."""
         n = self.state_shape[dim if dim < 0 else dim - 1]
         if n == 0:
             return x
@@ -52,7 +52,7 @@ class Causal(nn.Module):
 
 
 def name_states(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Give every causal layer of a model its name; returns name -> shape of those with history."""
+    """Name the causal layers of a model; returns name -> shape of each non-empty history."""
     shapes = {}
     for name, module in model.named_modules():
         if isinstance(module, Causal):
@@ -68,7 +68,7 @@ def zero_state(shapes: dict[str, tuple[int, int]], batch: int) -> dict[str, torc
 
 
 class CausalConv1d(Causal):
-    """Convolution whose output at step t ends with input step (t + 1) * stride - 1."""
+    """Convolution whose output step t sees input steps up to (t + 1) * stride - 1."""
 
     def __init__(
         self,
@@ -97,9 +97,9 @@ class CausalConv1d(Causal):
 
 
 def convolve_row(conv: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution without padding of a picture of one row, (B, C, 1, T) -> (B, C', 1, T').
+    """A convolution without padding on images of height 1, (B, C, 1, T) -> (B, C', 1, T').
 
-    ONNX Runtime has its fast kernels, depthwise and dense, for pictures only.
+    ONNX Runtime has fast kernels, depthwise and dense, for images only.
     """
     return F.conv2d(
         x,
@@ -112,7 +112,7 @@ def convolve_row(conv: nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, gain: float = 1) -> nn.Linear:
-    """nn.Linear with fan-in scaled truncated normal weights and a small bias."""
+    """nn.Linear with truncated normal weights, scaled by fan-in, and small random biases."""
     layer = nn.Linear(in_features, out_features, bias)
     nn.init.trunc_normal_(layer.weight, std=gain / math.sqrt(in_features))
     if bias:
@@ -121,17 +121,18 @@ def linear(in_features: int, out_features: int, *, bias: bool = True, gain: floa
 
 
 def rowwise(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """A function of each frame, (B, T, C) -> (B, T, C').
+    """Apply a function of frames to (B, T, C) -> (B, T, C').
 
-    It gets rows, not batches of them: ONNX Runtime adds a bias in the same step only there.
+    The function gets a matrix (B * T, C), because only then does ONNX Runtime fuse the addition of
+    a bias.
     """
     return function(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def init_bias(layer: nn.Module) -> None:
-    """Small random biases.
+    """Initialise biases to small random numbers.
 
-    With zeros all channels of a silent frame would be equal, and each norm would multiply its
+    With zeros, all channels of a silent frame would be equal, and each norm would multiply its
     gradient by eps^-1/2: by 10^32 through all of them.
     """
     nn.init.trunc_normal_(layer.bias, std=BIAS_STD)
@@ -140,8 +141,8 @@ def init_bias(layer: nn.Module) -> None:
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """GELU with the exact error function.
 
-    In an ONNX graph it is spelt as ONNX Runtime recognises it and has a kernel for, not as torch's
-    exporter spells F.gelu; compiled training keeps torch's own.
+    In an ONNX graph it is written as the pattern that ONNX Runtime has a kernel for, which torch's
+    exporter does not produce for F.gelu; compiled training keeps torch's own.
     """
     if torch.onnx.is_in_onnx_export():
         return 0.5 * (x * (1 + torch.erf(x / math.sqrt(2))))
@@ -151,16 +152,17 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 def snake(v: torch.Tensor) -> torch.Tensor:
     """v - cos v: Snake between two affine maps.
 
-    x + sin^2(a x) / a = (v + 1 - cos v) / (2 a) with v = 2 a x: the map before has the factor 2 a,
-    the one after it 1 / (2 a) and the constant, so that a learned slope costs no pass of its own.
+    x + sin^2(a x) / a = (v + 1 - cos v) / (2 a) with v = 2 a x. The map before absorbs the factor
+    2 a, the one after it 1 / (2 a) and the constant, so that a learned a costs no extra pass.
     """
     return v - torch.cos(v)
 
 
 class Snake(nn.Module):
-    """v + 1 - cos v of v = scale x, (B, C, T): Snake times 2 a where nothing affine comes before.
+    """Snake times 2 a, without an affine map before: v + 1 - cos v with v = scale x, (B, C, T).
 
-    The learned scale, 2 a per channel, begins at 2. Zero stays zero, as histories need it.
+    The scale, 2 a per channel, is learned and starts at 2. Zero maps to zero, as it must because
+    histories start with zeros.
     """
 
     def __init__(self, channels: int) -> None:
@@ -199,7 +201,7 @@ class ConvUnit(nn.Module):
 
 
 class DownLayer(nn.Module):
-    """Decimation by a convolution with kernel = stride, then channel norm."""
+    """Downsampling by a convolution with kernel = stride, then channel norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -211,9 +213,10 @@ class DownLayer(nn.Module):
 
 
 class UpLayer(Causal):
-    """Upsampling: 1x1 convolution, repeat, causal smoothing (starts as a box), channel norm.
+    """Upsampling: 1x1 convolution, repetition, causal smoothing, channel norm.
 
-    A window of `stride` sees repetitions of two frames at most, so each output is a mix of these.
+    The smoothing window, of `stride` steps, starts as a box. It covers repetitions of at most two
+    frames, so each output step is a mix of the two.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -227,7 +230,8 @@ class UpLayer(Causal):
     def forward(self, x: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, C, T) -> (B, C', T * stride)."""
         x = self.with_history(rowwise(self.project, x.transpose(1, 2)), state, dim=1)
-        new = self.smooth.flip(0).cumsum(0)  # share of the frame of each output, (stride, C')
+        # Share of the new frame in each output step, (stride, C').
+        new = self.smooth.flip(0).cumsum(0)
         last = x[:, :-1]
         change = (x[:, 1:] - last).unsqueeze(2)
         y = (last * self.smooth.sum(0) + self.bias).unsqueeze(2) + change * new
@@ -256,10 +260,10 @@ class DilatedUnit(nn.Module):
 
 
 class SynthesisFilterbank(nn.Module):
-    """(B, C, T) -> (B, T * stride): overlapping learned windows added up, causally.
+    """(B, C, T) -> (B, T * stride): causal overlap-add of learned windows.
 
-    The same as a transposed convolution with stride `stride` and a window of `taps * stride`
-    samples, computed as a convolution that makes the `stride` samples of a frame at once.
+    Equivalent to a transposed convolution with stride `stride` and windows of `taps * stride`
+    samples, computed as a convolution that outputs the `stride` samples of a frame at once.
     """
 
     def __init__(self, channels: int, stride: int, *, taps: int) -> None:
@@ -272,10 +276,10 @@ class SynthesisFilterbank(nn.Module):
 
 
 class FrameCounter(Causal):
-    """The number of each frame since the beginning of a stream, modulo NOISE_FRAMES.
+    """Numbers the frames from the beginning of a stream, modulo NOISE_FRAMES.
 
-    The count is a state of its own, so that whatever is read from a table by frame number is the
-    same whether a stream runs at once, in pieces, or from the middle on.
+    The count is part of the state, so that what is read from a table by frame number does not
+    depend on how the stream is chunked, or where decoding starts.
     """
 
     state_shape = (1, 1)
@@ -293,21 +297,21 @@ class FrameCounter(Causal):
 
 
 class NoiseInjection(nn.Module):
-    """Gated noise, x + W_out (n * (W_gate x)): what is random given the tokens.
+    """Gated noise, x + W_out (n * (W_gate x)): the part of a signal that tokens leave random.
 
-    In training n is drawn anew, n ~ N(0, 1). In eval mode it is read from a table of the model, by
+    In training, n ~ N(0, 1) is drawn anew. In eval mode, it is read from a table of the model by
     frame number, so that the same tokens give the same samples everywhere.
 
     Args:
         dim: channels of x.
-        channels: of the noise.
+        channels: channels of the noise.
         rate: steps of x per frame.
-        seed: of the table.
+        seed: seed of the table.
     """
 
     table: torch.Tensor
 
-    SCALE = 32.0  # of the int8 table: one standard deviation; it holds nearly 4 of them
+    SCALE = 32.0  # one standard deviation in the int8 table, which holds nearly 4 of them
 
     def __init__(self, dim: int, *, channels: int, rate: int, seed: int) -> None:
         super().__init__()
@@ -322,7 +326,7 @@ class NoiseInjection(nn.Module):
         self.register_buffer("table", table)
 
     def forward(self, x: torch.Tensor, frames: torch.Tensor | None) -> torch.Tensor:
-        """(B, C, T) and, in eval mode, the (B, T / rate) numbers of its frames -> (B, C, T)."""
+        """(B, C, T) and, in eval mode, (B, T / rate) int64 frame numbers -> (B, C, T)."""
         rows = x.transpose(1, 2)
         if frames is None:
             noise = normal_like(rows.new_empty(*rows.shape[:2], self.channels).float())

@@ -8,14 +8,14 @@ from torch import nn
 
 from .layers import Causal, State, gelu, linear
 
-NEVER = 1e30  # taken from the score of what does not exist
+ABSENT_PENALTY = 1e30  # subtracted from the scores of tokens before the beginning
 
 
 class LocalAttention(Causal):
     """Multi-head attention over an exact sliding window, with a learned bias per distance and head.
 
-    Keys, values and a "this token exists" flag are the state, so nothing grows with the file and
-    the beginning of a stream is masked, not invented.
+    The state holds keys, values and a flag for tokens that exist, so it does not grow with the file
+    and the beginning of a stream is masked.
     """
 
     def __init__(self, dim: int, *, heads: int, window: int) -> None:
@@ -38,19 +38,19 @@ class LocalAttention(Causal):
             return y.unflatten(-1, (self.heads, dim // self.heads)).transpose(1, 2)
 
         scores = split(q) @ split(k).transpose(2, 3) * (dim // self.heads) ** -0.5
-        absent = (exists.float().transpose(1, 2) - 1).unsqueeze(1) * NEVER
+        absent = (exists.float().transpose(1, 2) - 1).unsqueeze(1) * ABSENT_PENALTY
         weights = torch.softmax(scores.float() + self._bias(steps, state) + absent, -1).to(v.dtype)
         return self.out((weights @ split(v)).transpose(1, 2).flatten(2))
 
     def _bias(self, steps: int, state: State | None) -> torch.Tensor:
-        """(heads, steps, window - 1 + steps): a bias per distance, minus infinity out of sight.
+        """(heads, steps, window - 1 + steps) bias by distance, minus infinity out of the window.
 
-        Key j of the extended sequence stands window - 1 + i - j tokens before query i.
+        Key j of the extended sequence is window - 1 + i - j tokens before query i.
         """
-        # From a key on: the distances window - 1 to 0, and what is out of sight, twice.
+        # Biases from distance window - 1 down to 0, then minus infinity for keys out of the window.
         row = F.pad(self.distance_bias.float().flip(0).T, (0, steps), value=float("-inf"))
         keys = self.window - 1 + steps
-        if state is None:  # training, whose compiler takes minutes for the other way
+        if state is None:  # training, whose compiler would take minutes for the other branch
             i = torch.arange(steps, device=row.device)
             j = torch.arange(keys, device=row.device)
             index = (j[None, :] - i[:, None]) % (keys + 1)
@@ -59,8 +59,8 @@ class LocalAttention(Causal):
                 # Fused with the softmax, torch 2.11 makes code that writes out of bounds.
                 torch._dynamo.graph_break()
             return bias
-        # Copies of the row one after the other, each seen one step to the left of the one before:
-        # copies, where ONNX Runtime would look every number up.
+        # Concatenated copies of the row, cut into rows that are one step shorter, so that each is
+        # shifted by one step: ONNX Runtime copies memory instead of gathering single numbers.
         copies = row.unsqueeze(1).expand(-1, steps, -1).flatten(1)
         return copies[:, : steps * keys].unflatten(1, (steps, keys))
 

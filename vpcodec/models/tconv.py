@@ -1,4 +1,4 @@
-"""TPooling and the two blocks that it drives: TConv (first block) and EnhanceBlock (decoder)."""
+"""TPooling and the two blocks that use it: TConv (encoder) and EnhanceBlock (decoder)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from .layers import Causal, State, convolve_row, gelu, init_bias, linear, rowwis
 
 
 def sliding_max(x: torch.Tensor, window: int, *, covered: int = 1) -> torch.Tensor:
-    """Maxima of (..., T) over `window` steps, of x that is maxima over `covered` steps already.
+    """Maxima over a sliding window.
+
+    Args:
+        x: (..., T), already maxima over `covered` steps each.
+        window: steps of the window.
+        covered: steps that each value covers so far.
 
     Returns:
-        (..., T - (window - covered)).
+        (..., T - (window - covered)) maxima over `window` steps.
     """
     while covered < window:
         shift = min(covered, window - covered)
@@ -29,31 +34,30 @@ def tpool(x: torch.Tensor, window: int) -> torch.Tensor:
     """TPooling (L3AC, section 3): AvgPool_K(MaxPool_K(|x|)), looking back only.
 
     Args:
-        x: (B, C, T) or, as a picture of one row, (B, C, 1, T); the first 2 (K - 1) steps are
-            history.
-        window: K; 1 is the identity (the signed signal).
+        x: (B, C, T), or (B, C, 1, T) as images of height 1; the first 2 (K - 1) steps are history.
+        window: K; 1 is the identity, which keeps the sign.
 
     Returns:
-        T - 2 (K - 1) steps, an envelope at the time scale K.
+        T - 2 (K - 1) steps: an envelope at time scale K.
     """
     if window == 1:
         return x
-    # max_pool2d, because torch.export takes the length that max_pool1d sees for a constant
+    # With max_pool1d, torch.export would fix the length as a constant.
     return F.avg_pool2d(F.max_pool2d(x.abs(), (1, window), 1), (1, window), 1)
 
 
 class TConv(Causal):
-    """First block: envelopes of the wave at several time scales, read by one strided convolution.
+    """First block: envelopes of the waveform at several time scales, then a strided convolution.
 
-    The branches stay at one channel each; the convolution carries the first decimation, so that
-    nothing wide runs at the full rate.
+    Each branch has one channel, and the convolution includes the first downsampling, so that no
+    wide layer runs at the full rate.
 
     Args:
-        windows: TPooling windows in samples; 1 gives the wave itself.
+        windows: TPooling windows, samples; 1 is the waveform itself.
         hidden: channels of the strided convolution.
-        out_channels: channels after the 1x1 mix.
-        stride: decimation.
-        taps: kernel of the strided convolution in samples.
+        out_channels: channels after the 1x1 convolution.
+        stride: downsampling factor.
+        taps: kernel size of the strided convolution, samples.
     """
 
     def __init__(
@@ -77,24 +81,29 @@ class TConv(Causal):
         return self.norm(y).transpose(1, 2)
 
     def _branches(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """`tpool` for each window, whose maxima go on from those of the next smaller one."""
+        """`tpool` for each window, with maxima computed from those of the next smaller window."""
         pooled, maxima, covered = {}, x.abs(), 1
         for window in sorted(set(self.windows)):
             maxima, covered = sliding_max(maxima, window, covered=covered), window
-            needless = self._lookback - 2 * (window - 1)
+            surplus = self._lookback - 2 * (window - 1)  # history that this window does not need
             pooled[window] = (
-                x[..., needless:]
-                if window == 1
-                else F.avg_pool1d(maxima[..., needless:], window, 1)
+                x[..., surplus:] if window == 1 else F.avg_pool1d(maxima[..., surplus:], window, 1)
             )
         return [pooled[window] for window in self.windows]
 
 
 class EnhanceBlock(Causal):
-    """Modulates a signal by its own envelopes: x + y x, y from TPooling branches.
+    """Modulates a signal by its own envelopes: x + y x, with y from TPooling branches.
 
-    A 1x1 projection feeds one group of channels to each branch (TPooling, then a dilated
-    convolution); the branches are normalised per frame, never over the clip.
+    A 1x1 projection makes a group of channels for each branch (TPooling, then a dilated
+    convolution). The branches are normalised per frame, never over the clip.
+
+    Args:
+        channels: channels of the signal.
+        windows: TPooling window of each branch, steps.
+        dilations: dilation of each branch.
+        branch_channels: channels of a branch.
+        kernel_size: kernel size of the dilated convolutions.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Codecs published by others: SQCodec and its second version, L3AC.
 
-Everything about them is here, and no module outside names them: importing this package registers
-the architecture with the backends and the names of the models with the hub.
+Everything about them is in this package, and no module outside names them: importing it registers
+the architecture with the backends and the model names with the hub.
 """
 
 from ..backends import register

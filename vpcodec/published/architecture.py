@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def load(config: SQCodecConfig, published: Mapping[str, Tensor]) -> nn.Module:
-    """The torch model with published weights, in eval mode.
+    """Build the torch model with published weights, in eval mode.
 
     Raises:
-        RuntimeError: the weights do not fit.
+        RuntimeError: the weights do not fit the configuration.
     """
     from .network import SQCodecAutoencoder
     from .tensors import fold
@@ -48,7 +48,6 @@ SQCODEC = Architecture(
     encoder_stream=WindowedEncoderStream,
     decoder_stream=WindowedDecoderStream,
     describe=describe,
-    # Calls differ in length, so one planned block for all tensors of a call would only add to the
-    # memory in use.
+    # Calls differ in length, so one planned block for all tensors of a call only adds memory.
     plan_memory=False,
 )

@@ -1,4 +1,4 @@
-"""Published models by name: fetched and converted on first use, then kept."""
+"""Published models by name: downloaded and converted on first use, then cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..model_folder import ModelError, ModelFolder, read_folder
 from .catalog import MODULES, Published, look_up
 
 CACHE = "VPCODEC_CACHE"  # environment variable: where converted models are kept
-FORMAT = 1  # of the output of `convert`; others are converted again
+FORMAT = 1  # version of the output of `convert`; models of other versions are converted again
 NEEDED = ("torch", "safetensors", "onnx", "onnxscript")
 
 
@@ -26,28 +26,28 @@ def open_published(
     force: bool = False,
     note: Callable[[str], None] | None = None,
 ) -> ModelFolder:
-    """The model folder of "owner/name:model", or of "owner/name:model@revision".
+    """Open the model folder of "owner/name:model" or "owner/name:model@revision".
 
-    Once converted, a model without a revision is used from the cache, without a network.
+    A converted model is read from the cache, without a network.
 
     Args:
         name: see `catalog.PUBLISHED`.
         target: folder to create instead of one in the cache.
-        force: fetch and convert again.
-        note: called with a line of text before a step that takes a while.
+        force: download and convert again.
+        note: called with a line of text before each slow step.
 
     Returns:
         The model folder.
 
     Raises:
-        ModelError: unknown model, it cannot be fetched, or its weights are not as expected.
-        FileExistsError: target exists, without `force`.
+        ModelError: the model is unknown, cannot be downloaded, or has unexpected weights.
+        FileExistsError: `target` exists, and `force` is not set.
     """
     spec, _, revision = name.partition("@")
     published = look_up(spec)
-    kept = _kept(name)
-    if target is None and kept.is_dir() and not force:
-        return read_folder(kept)
+    cached = _cached(name)
+    if target is None and cached.is_dir() and not force:
+        return read_folder(cached)
     _need_packages(name)
     note = note or (lambda text: None)
     note(f"fetching {name}")
@@ -59,21 +59,21 @@ def open_published(
     weights = (fetched.folder / published.files[0]).parent
     try:
         return convert_folder(
-            weights, published, target or kept, commit=fetched.commit, force=force
+            weights, published, target or cached, commit=fetched.commit, force=force
         )
     except FileExistsError:
         if target is not None:
             raise
-        return read_folder(kept)  # another process was first
+        return read_folder(cached)  # another process was first
     except OSError as error:
-        at = error.filename or kept
-        raise ModelError(f"{at}: {error.strerror} ({CACHE} names another cache)") from None
+        path = error.filename or cached
+        raise ModelError(f"{path}: {error.strerror} ({CACHE} sets another cache)") from None
 
 
 def convert_folder(
     folder: Path, published: Published, target: Path, *, commit: str = "", force: bool = False
 ) -> ModelFolder:
-    """Convert a folder with the .pt files of a published model; see `convert.convert`."""
+    """Convert a folder of .pt files of a published model; see `convert.convert`."""
     _need_packages(published.spec)
     from .convert import convert
 
@@ -83,16 +83,17 @@ def convert_folder(
 
 def is_converted(name: str) -> bool:
     """Whether the model is in the cache."""
-    return _kept(name).is_dir()
+    return _cached(name).is_dir()
 
 
-def _kept(name: str) -> Path:
+def _cached(name: str) -> Path:
+    """Folder of a model in the cache."""
     cache = os.environ.get(CACHE) or os.path.expanduser("~/.cache/vpcodec")
     return Path(cache) / "converted" / f"v{FORMAT}" / quote(name, safe="")
 
 
 def _check(path: Path, expected: str | None) -> None:
-    """Raise ModelError if a file differs from the SHA-256 that the Hub states."""
+    """Raise ModelError if a file does not have the SHA-256 that the Hub states."""
     if expected is None or not path.is_file():
         return
     with open(path, "rb") as file:

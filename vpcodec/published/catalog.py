@@ -18,9 +18,9 @@ class Published:
 
     Attributes:
         repo: repository on the Hub, owner/name.
-        name: of the model in the repository.
-        version: of its weights.
-        config: its configuration.
+        name: name of the model in the repository.
+        version: version of its weights.
+        config: configuration of the model.
     """
 
     repo: str
@@ -35,31 +35,31 @@ class Published:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of its weights in the repository, in the order of `MODULES`."""
+        """Paths of the weights in the repository, in the order of `MODULES`."""
         return tuple(f"weights/{self.name}.{self.version}/{module}.pt" for module in MODULES)
 
 
 def is_published(name: str) -> bool:
-    """Whether a name begins with owner/name of the catalog; `look_up` checks the model."""
+    """Whether a name begins with a repository of the catalog; `look_up` checks the model."""
     return any(name.partition(":")[0] == published.repo for published in PUBLISHED)
 
 
 def look_up(spec: str) -> Published:
-    """The published model with the name "owner/name:model".
+    """The published model named "owner/name:model".
 
     Raises:
-        ModelError: unknown model; the message lists those of the repository, or all.
+        ModelError: there is no such model; the message lists those of the repository, or all.
     """
-    found = {published.spec: published for published in PUBLISHED}
-    if spec in found:
-        return found[spec]
+    models = {published.spec: published for published in PUBLISHED}
+    if spec in models:
+        return models[spec]
     repo = spec.partition(":")[0]
-    near = [published.spec for published in PUBLISHED if published.repo == repo]
-    raise ModelError(f"no published model {spec!r} (there are {', '.join(near or found)})")
+    same_repo = [published.spec for published in PUBLISHED if published.repo == repo]
+    raise ModelError(f"no published model {spec!r} (there are {', '.join(same_repo or models)})")
 
 
-# Widths and depths are the same within a family; only what depends on the rate differs. Models with
-# several features per token have two levels of Transformers, the others one.
+# Widths and depths are the same within a family; only fields that depend on the rate differ. Models
+# with several features per token have two levels of Transformers, the others one.
 _SEVEN = (7, 7, 7, 7, 7, 7)
 _NINE = (9, 9, 9, 7, 7, 7)
 

@@ -13,7 +13,7 @@ from ..config import AudioModelConfig, NotNegative, Positive
 class SQCodecConfig(AudioModelConfig):
     """A published SQCodec, in its first version ("sqcodec") or its second ("l3ac").
 
-    Not causal: convolutions look both ways, and the decoder normalises over its whole input.
+    It is not causal: convolutions look both ways, and the decoder normalises over its whole input.
     """
 
     descriptive: ClassVar[frozenset[str]] = AudioModelConfig.descriptive | {"silence"}
@@ -27,43 +27,45 @@ class SQCodecConfig(AudioModelConfig):
     }
     decoder_weights: ClassVar[tuple[str, ...]] = ("decoder.", "en_decoder.")
 
-    architecture: Literal["sqcodec", "l3ac"] = Field(description="Which version.")
+    architecture: Literal["sqcodec", "l3ac"] = Field(description="The version.")
     strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Decimation of each down layer of the encoder."
+        min_length=1, description="Downsampling factor of each down layer of the encoder."
     )
-    encoder_dims: tuple[Positive, ...] = Field(description="Channels; one more than `strides`.")
+    encoder_dims: tuple[Positive, ...] = Field(
+        description="Channels per stage; one more than `strides`."
+    )
     encoder_depths: tuple[NotNegative, ...] = Field(description="ConvUnits per encoder stage.")
     decoder_strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Factor of each up layer of the decoder."
+        min_length=1, description="Upsampling factor of each up layer of the decoder."
     )
     decoder_dims: tuple[Positive, ...] = Field(
-        description="Channels; one more than `decoder_strides`, the last those of the last unit."
+        description="Channels per stage and of the last unit; one more than `decoder_strides`."
     )
     decoder_depths: tuple[NotNegative, ...] = Field(
         description="ConvUnits per decoder stage, one per entry of `decoder_strides`."
     )
     feature_dim: Positive = Field(
-        multiple_of=4, description="Width of the Transformers; heads have a quarter of it."
+        multiple_of=4, description="Width of the Transformers; each head has a quarter of it."
     )
     attention_heads: Positive = Field(6, description="Attention heads.")
     attention_window: Positive = Field(
-        description="Tokens per block of attention; each block sees itself and the previous one."
+        description="Tokens per attention block; each block sees itself and the previous one."
     )
     token_stride: Positive = Field(
-        1, description="Features per token; the outer Transformer layers run at that higher rate."
+        1, description="Features per token; the outer Transformer layers run at the feature rate."
     )
     encoder_layers: Positive = Field(description="Transformer layers at the token rate.")
     encoder_outer_layers: NotNegative = Field(
-        0, description="Layers before them, at the higher rate."
+        0, description="Transformer layers before them, at the feature rate."
     )
     decoder_layers: Positive = Field(description="Transformer layers at the token rate.")
     decoder_outer_layers: NotNegative = Field(
-        0, description="Layers after them, at the higher rate."
+        0, description="Transformer layers after them, at the feature rate."
     )
     silence: tuple[NotNegative, ...] = Field(
         (),
-        description="Tokens of a block of silence after silence; if present, clips are padded with "
-        "them to whole blocks before decoding.",
+        description="Tokens of a block of silence after silence. If present, they pad clips to "
+        "whole blocks before decoding.",
     )
 
     @model_validator(mode="after")
@@ -97,12 +99,12 @@ class SQCodecConfig(AudioModelConfig):
 
     @property
     def latency(self) -> None:
-        """None: not for live streams."""
+        """None: the model is not for live streams."""
         return None
 
     @property
     def encoder_context(self) -> int:
-        """Most tokens on either side whose samples the convolutions before a token see."""
+        """Context of the encoder's convolutions on either side of a token, tokens."""
         reach, rate = 22 + 22 + 3, 1  # samples: two poolings of 45, seven taps
         for depth, stride in zip(self.encoder_depths, (*self.strides, 1)):
             reach += 3 * depth * rate
@@ -111,8 +113,8 @@ class SQCodecConfig(AudioModelConfig):
 
     @property
     def decoder_context(self) -> int:
-        """Most features on either side that the convolutions after a feature see."""
-        samples = math.prod(self.strides)  # of a feature
+        """Context of the decoder's convolutions on either side of a feature, features."""
+        samples = math.prod(self.strides)  # per feature
         reach, step = samples, samples
         for depth, stride in zip(self.decoder_depths, self.decoder_strides):
             reach += (3 * depth + 4 + 4 + 3 * 5 + 1) * step  # poolings of 9, dilation 5, upsampling

@@ -1,4 +1,4 @@
-"""Published weights to a model folder: safetensors, two ONNX graphs, configuration and card."""
+"""Conversion of published weights to a model folder: weights, ONNX graphs, configuration, card."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def convert(
 ) -> ModelFolder:
     """Make a model folder from published weights.
 
-    model.safetensors keeps the weights as published; the graphs hold them folded.
+    model.safetensors keeps the weights as published; the graphs contain them folded.
 
     Args:
         files: module -> its .pt file, for all of `MODULES`.
-        published: which model they are.
-        target: the folder, which appears complete or not at all.
-        commit: of the repository that they came from, if any.
+        published: the model that they belong to.
+        target: model folder to create; it appears complete or not at all.
+        commit: commit of the repository that they came from, if any.
         force: replace an existing folder.
 
     Returns:
         The model folder.
 
     Raises:
-        ModelError: the files are not those weights, or the graphs differ from torch.
-        FileExistsError: target exists, without `force`.
+        ModelError: the files do not contain these weights, or the graphs differ from torch.
+        FileExistsError: `target` exists, and `force` is not set.
     """
     with atomic_folder(target, force=force, mark=CONFIG) as folder:
         config = published.config
@@ -74,7 +74,10 @@ def convert(
         model_fingerprint = fingerprint(config, weights)
         try:
             _write_graphs(model, folder, model_fingerprint)
-        except (RuntimeError, AttributeError) as error:  # such as a torch with another exporter
+        except (
+            RuntimeError,
+            AttributeError,
+        ) as error:  # other versions of torch have other exporters
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{published.spec}: cannot be exported ({reason})") from error
         hashes = {
@@ -94,11 +97,11 @@ def convert(
 
 
 def _write_graphs(model: SQCodecAutoencoder, folder: Path, model_fingerprint: bytes) -> None:
-    """Write encoder.onnx and decoder.onnx of the model with the model's fingerprint."""
+    """Write encoder.onnx and decoder.onnx, with the fingerprint of the model."""
     exported, hop = tiled(model), model.config.hop_length
     frames = torch.export.Dim("frames", min=1, max=MAX_FRAMES)
     units = {"encoder.audio": hop, "decoder.features": model.config.token_stride}
-    n = model.config.attention_window + 5  # of two blocks: torch would take one for always one
+    n = model.config.attention_window + 5  # two blocks: with one, torch would fix their number
     samples, tokens = torch.zeros(2, n * hop), torch.zeros(2, n, dtype=torch.int64)
     for name, states, example, sides in (
         ("encoder", model.encoder_state, samples, {1: hop * frames}),
@@ -113,14 +116,14 @@ def _write_graphs(model: SQCodecAutoencoder, folder: Path, model_fingerprint: by
 
 @torch.inference_mode()
 def _silence(model: SQCodecAutoencoder) -> tuple[int, ...]:
-    """The tokens of the third of three blocks of silence."""
+    """The tokens of the last of three blocks of silence."""
     window = model.config.attention_window
     tokens = model.encode(torch.zeros(1, 3 * window * model.config.hop_length))
     return tuple(tokens[0, -window:].tolist())
 
 
 def _verify(folder: Path, config: SQCodecConfig) -> None:
-    """Compare ONNX Runtime with torch on a clip of 3 tokens and one of two blocks of attention.
+    """Compare ONNX Runtime with torch on clips of 3 tokens and of two attention blocks.
 
     Raises:
         ExportError: they do not agree.
@@ -166,6 +169,6 @@ SHA-256 of the files that were converted:
 
 ## Limits
 
-Not causal: for whole clips or long windows, not for live streams. The authors' code is MIT; where
-this card says "unknown", ask them about the licence of the weights.
+The model is not causal: it is for whole clips or long windows, not for live streams. The authors'
+code has the MIT licence; if this card says "unknown", ask them about the licence of the weights.
 """

@@ -1,16 +1,16 @@
 """The published SQCodec and L3AC (SQCodec's second version), for inference with their weights.
 
-Features are (B, T, C), channels last, because that suits matrix products and norms over channels;
-what is affine is folded into the matrices beforehand (`tensors.fold`):
+Features are (B, T, C), channels last, which suits matrix products and norms over channels. Affine
+operations are folded into the matrices beforehand (`tensors.fold`):
 
 - weight norm: g v / |v|;
-- GRN, whose response is divided by its own mean over one channel, and thus (1 + gamma) x + beta;
+- GRN, whose response is divided by its own mean over one channel, and so is (1 + gamma) x + beta;
 - Snake between two matrices: x + sin^2(a x) / a = (v + 1 - cos v) / (2 a) with v = 2 a x, so the
-  matrix before is scaled by 2 a, the one after by 1 / (2 a), and v - cos v is left to compute.
+  matrix before is scaled by 2 a, the one after by 1 / (2 a), and v - cos v remains to be computed.
 
-A model is given a whole clip (`state=None`), or windows of it: whole blocks of attention and some
-look-ahead. Attention goes on from the last whole block; of what the convolutions need before a
-window, `past` holds as much as it was given, none at the beginning of a clip.
+The input of a model is a whole clip (`state=None`), or a window of it: whole attention blocks and
+some look-ahead. Attention continues from the last whole block. `past` holds the input of the
+convolutions before the window; it is empty at the beginning of a clip.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ..models.layers import State, gelu, snake
 from ..quantizers import FSQ
 from .config import SQCodecConfig
 
-ENCODER_POOLS = (1, 5, 11, 21, 45)  # windows of TPooling in the first block; 1 is the wave itself
+ENCODER_POOLS = (1, 5, 11, 21, 45)  # TPooling windows of the first block; 1: the waveform itself
 ENHANCE_POOLS = (1, 3, 5, 9)
 ENHANCE_DILATIONS = (1, 2, 3, 5)
 LAST_DILATIONS = (1, 3, 9)
 TAPS = 7
-BRANCH_CHANNELS = 4  # of each pooling window of the first block
-STRETCH = {"sqcodec": 1.001, "l3ac": 1.0}  # of tanh before it is rounded
+BRANCH_CHANNELS = 4  # per TPooling window of the first block
+STRETCH = {"sqcodec": 1.001, "l3ac": 1.0}  # factor of tanh before rounding
 EPS = {"sqcodec": torch.finfo(torch.float32).eps, "l3ac": 1e-8}  # of norms over channels
 LAYER_NORM_EPS = INSTANCE_NORM_EPS = 1e-5
 MASKED = -1e30
-SMALLEST_ALPHA = 1e-3  # of a Snake that is folded; below, rounding would show
+SMALLEST_ALPHA = 1e-3  # of a folded Snake; smaller ones would amplify rounding
 
 
 class StretchedFSQ(FSQ):
-    """FSQ of tanh times a factor: 1.001 keeps the edges of SQCodec's first version in reach."""
+    """FSQ of tanh times a factor: 1.001, in SQCodec's first version, makes the edges reachable."""
 
     def __init__(self, levels: tuple[int, ...], stretch: float) -> None:
         super().__init__(levels)
@@ -50,11 +50,11 @@ class StretchedFSQ(FSQ):
 
 
 class SQCodecAutoencoder(nn.Module):
-    """Encoder, quantizer and decoder of one `SQCodecConfig`.
+    """Encoder, quantizer and decoder of an `SQCodecConfig`.
 
     Attributes:
-        encoder_state, decoder_state: name -> shape, without the batch, of what `State` holds; a
-            length of 0 means any length, none at the beginning.
+        encoder_state, decoder_state: name -> shape, without the batch, of the tensors in `State`; a
+            length of 0 means any length, 0 at the beginning.
     """
 
     def __init__(self, config: SQCodecConfig) -> None:
@@ -69,15 +69,15 @@ class SQCodecAutoencoder(nn.Module):
     def encode(self, samples: torch.Tensor, state: State | None = None) -> torch.Tensor:
         """(B, N * hop) samples -> (B, N) int64 tokens.
 
-        `next` of "encoder.audio" is the samples; see `Transformer` for the rest.
+        `next` of "encoder.audio" holds the samples; see `Transformer` for the rest.
         """
         return self.quantizer.encode(self.encoder(samples, state))
 
     def decode(self, tokens: torch.Tensor, state: State | None = None) -> torch.Tensor:
-        """(B, N) int64 tokens -> samples in [-1, 1] of the past features and these tokens,
-        (B, past * hop / token_stride + N * hop).
+        """(B, N) int64 tokens -> (B, past * hop / token_stride + N * hop) samples in [-1, 1].
 
-        `next` of "decoder.features" and "decoder.tokens" is those of all N tokens.
+        The samples are those of the past features and of these tokens. `next` of "decoder.features"
+        and "decoder.tokens" holds those of all N tokens.
         """
         return self.decoder(self.quantizer.tokens_to_latents(tokens), state)
 
@@ -185,13 +185,13 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """What is between two enhance blocks, or behind the last one: gate, up layer, and units.
+    """The layers after an enhance block: gate, up layer, and units.
 
-    All of it is local: a part of a clip, with enough of its neighbourhood, gives a part.
+    All of them are local, so that a level can be computed in parts with some context on both sides.
 
     Attributes:
-        stride: steps out per step in.
-        reach: steps out on either side that the units see.
+        stride: output steps per input step.
+        reach: context of the units on either side, output steps.
         width: channels of the widest tensor.
     """
 
@@ -211,10 +211,15 @@ class Level(nn.Module):
     def forward(
         self, x: torch.Tensor, trends: torch.Tensor, inside: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(B, T, C) and (B, T, 4) of the enhance block -> (B, T * stride, C'), or
-        (B, T * stride) samples.
+        """Compute the level.
 
-        `inside` is (T,), 1 where x is of the clip and 0 beyond its ends; None: all is.
+        Args:
+            x: (B, T, C).
+            trends: (B, T, 4), output of the enhance block.
+            inside: (T,), 1 for steps of the clip and 0 beyond its ends; None: all are inside.
+
+        Returns:
+            (B, T * stride, C'), or (B, T * stride) samples.
         """
         x = self.norm(_interpolate(self.up(x * self.gate(trends)), self.stride))
         if inside is not None:
@@ -225,7 +230,7 @@ class Level(nn.Module):
 
 
 class Affine(nn.Module):
-    """(..., C) -> (..., C') by one matrix, stored as it is multiplied, (C, C')."""
+    """An affine map (..., C) -> (..., C'), with its matrix stored as (C, C')."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -233,7 +238,7 @@ class Affine(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Of rows, not of batches of them: ONNX Runtime adds a bias in the same step only there.
+        # On a matrix, because only then does ONNX Runtime fuse the addition of the bias.
         rows = torch.addmm(self.bias, x.flatten(0, -2), self.weight)
         return rows.unflatten(0, x.shape[:-1])
 
@@ -261,8 +266,10 @@ class ConvUnit(nn.Module):
 
 
 class FirstBlock(nn.Module):
-    """TConv on the wave: five TPoolings, seven taps, GELU, and the wave beside it; (B, T) ->
-    (B, T, C)."""
+    """TConv on the waveform: five TPoolings, seven taps, GELU, and the waveform itself.
+
+    (B, T) -> (B, T, C).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -278,8 +285,10 @@ class FirstBlock(nn.Module):
 
 
 class EnhanceBlock(nn.Module):
-    """TEConv but for its gate: what four TPoolings of the first channel show, normalised over
-    the clip; (B, T, C) -> (B, T, 4)."""
+    """TEConv without its gate: four TPoolings of the first channel, normalised over the clip.
+
+    (B, T, C) -> (B, T, 4).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -300,7 +309,7 @@ class EnhanceBlock(nn.Module):
                     dilation=dilation,
                 )
             )
-        # Not that of torch.nn.functional, which refuses clips of one step.
+        # torch.nn.functional.instance_norm refuses clips of one step.
         y = torch.instance_norm(
             torch.cat(branches, 1), None, None, None, None, True, 0.0, INSTANCE_NORM_EPS, False
         )
@@ -332,7 +341,7 @@ class LastBlock(nn.Module):
             x = _keep(x, inside)
             v = x * self.first_scale[i]
             pad = TAPS // 2 * dilation
-            v = F.pad(snake(v), (pad, pad), value=-1.0)  # what a folded Snake makes of 0
+            v = F.pad(snake(v), (pad, pad), value=-1.0)  # a folded Snake maps 0 to -1
             v = F.conv1d(v, self.dilated[i], self.dilated_bias[i], dilation=dilation)
             x = x + F.conv1d(snake(v), self.mix[i], self.mix_bias[i])
         v = x * self.last_scale
@@ -343,9 +352,9 @@ class LastBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Local Transformer: blocks of tokens see themselves, causally, and the block before.
+    """Local Transformer: each block of tokens sees itself, causally, and the previous block.
 
-    The state of a layer is keys, values and a mark "exists" of the last whole block.
+    The state of a layer is the keys, values and "exists" flags of the last whole block.
     """
 
     def __init__(self, config: SQCodecConfig, layers: int, rate: int = 1) -> None:
@@ -355,7 +364,7 @@ class Transformer(nn.Module):
         width = config.feature_dim
         inner = self.heads * (width // 4)
         self.layers = nn.ModuleList(TransformerLayer(width, inner) for _ in range(layers))
-        if layers:  # of key j of a block and the one before it, seen by query i: at (j - i) mod 3 w
+        if layers:  # the bias of key j of two blocks for query i is at (j - i) mod 3 w
             self.distance_bias = nn.Parameter(torch.empty(self.heads, 3 * self.window))
 
     def states(self, prefix: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -371,7 +380,7 @@ class Transformer(nn.Module):
         keys = (torch.arange(blocks, device=x.device) * w).unsqueeze(1)
         keys = (keys + torch.arange(2 * w, device=x.device)).clamp(max=steps + w - 1)
         whole = torch.arange(w, device=x.device) + steps // w * w
-        n = 3 * w  # rows of a vector, each moved on by one: tile it, and cut it one shorter
+        n = 3 * w  # shifts the vector by one step per row: repeat it, and cut it into shorter rows
         bias = self.distance_bias.unsqueeze(1).expand(-1, w, n).reshape(self.heads, w * n)
         bias = bias[:, : w * (n - 1)].reshape(self.heads, w, n - 1)[:, :, : 2 * w]
         for layer in self.layers:
@@ -383,7 +392,7 @@ class BlockAttention(nn.Module):
     """Attention of queries (B, N, H, w, D) of N blocks to keys and values (B, N, H, 2 w, D)."""
 
     def forward(self, q, k, v, missing: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """`missing` is (B, N, 1, 1, 2 w), `bias` (H, w, 2 w); gives (B, N, H, w, D)."""
+        """`missing` is (B, N, 1, 1, 2 w), `bias` is (H, w, 2 w); returns (B, N, H, w, D)."""
         return torch.softmax(q @ k.transpose(-1, -2) + bias + missing, -1) @ v
 
 
@@ -429,36 +438,36 @@ class TransformerLayer(nn.Module):
 
 
 def _trend_pool(x: torch.Tensor, window: int) -> torch.Tensor:
-    """TPooling of (B, T): the mean of the maximum of |x| over odd windows; 1 is x itself.
+    """TPooling of (B, T): mean of the maxima of |x| over an odd window; 1: x itself.
 
-    The mean counts the zeros beyond the ends.
+    The mean includes the zeros beyond the ends.
     """
     if window == 1:
         return x
-    row, pad = (1, window), (0, window // 2)  # torch.export would fix the length in one dimension
+    row, pad = (1, window), (0, window // 2)  # in 1-D, torch.export would fix the length
     x = F.max_pool2d(x.abs()[:, None, None], row, 1, pad)
     return F.avg_pool2d(x, row, 1, pad)[:, 0, 0]
 
 
 def _keep(x: torch.Tensor, inside: torch.Tensor | None) -> torch.Tensor:
-    """x with zeros where `inside` is 0: beyond the ends, as convolutions pad."""
+    """Set x to zero where `inside` is 0, beyond the ends, as the padding of convolutions."""
     return x if inside is None else x * inside
 
 
 def _stack(x: torch.Tensor, layer: Affine, channels: int) -> torch.Tensor:
-    """(B, T, C) -> (B, T / r, r C): what a convolution with kernel = stride = r multiplies."""
+    """(B, T, C) -> (B, T / r, r C): the input of a convolution with kernel = stride = r."""
     stride = layer.weight.shape[0] // channels
     return x.reshape(x.shape[0], -1, stride * channels)
 
 
 def _neighbours(x: torch.Tensor, taps: int) -> torch.Tensor:
-    """(B, T, C) -> (B, T, taps C): what a convolution multiplies, zeros beyond the ends."""
+    """(B, T, C) -> (B, T, taps C): the input of a convolution, zero beyond the ends."""
     x = F.pad(x, (0, 0, taps // 2, taps // 2))
     return torch.cat([x[:, k : k + 1 - taps or None] for k in range(taps)], -1)
 
 
 def _interpolate(x: torch.Tensor, factor: int) -> torch.Tensor:
-    """Linear interpolation of (B, T, C) to (B, factor T, C), steps at the middle of their cells."""
+    """Linear interpolation of (B, T, C) to (B, factor T, C), with steps at the centre of cells."""
     before = torch.cat([x[:, :1], x[:, :-1]], 1)
     after = torch.cat([x[:, 1:], x[:, -1:]], 1)
     phases = []

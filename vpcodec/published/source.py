@@ -1,4 +1,4 @@
-"""The published models, as `vpcodec.hub.open_model` asks for them."""
+"""The published models as a source of models for `vpcodec.hub.open_model`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import cache, catalog
 
 
 class PublishedModels:
-    """See `vpcodec.hub.Source`; names are those of `catalog.PUBLISHED`, with a revision or not."""
+    """See `vpcodec.hub.Source`; names are as in `catalog.PUBLISHED`, with or without a revision."""
 
     def owns(self, name: str) -> bool:
         return catalog.is_published(name)

@@ -1,6 +1,6 @@
-"""Streams of the published models: windows of whole attention blocks.
+"""Streams of the published models, in windows of whole attention blocks.
 
-The models are not causal: each window includes the context of its convolutions on both sides.
+The models are not causal, so each window includes the context of its convolutions on both sides.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from ..threads import Exclusive, alone
 from .config import SQCodecConfig
 
 ENCODE_SECONDS = 1.0  # approximate length of an encoder window
-
-DECODE_SECONDS = 15.0  # least length of a decoder window, which is normalised as a whole
-
+DECODE_SECONDS = 15.0  # least length of a decoder window, over which the decoder normalises
 MAX_WINDOW = 8_400  # tokens; bounds the memory of models with high rates
-
 FADE_SECONDS = 0.01  # cross-fade between decoder windows
 
 
 class WindowedEncoderStream(Exclusive):
-    """Audio in pieces of any length to the tokens of a published SQCodec.
+    """Encodes audio, in pieces of any length, to the tokens of a published SQCodec.
 
-    The tokens are those of the whole clip at once: attention continues from its state, and the
+    The tokens are the same as those of the whole clip: attention continues from its state, and the
     convolutions get their full context.
+
+    Args:
+        config: configuration of the model.
+        backend: runs its graphs.
+        channels: number of channels.
     """
 
     def __init__(self, config: SQCodecConfig, backend: Backend, channels: int) -> None:
@@ -38,7 +40,7 @@ class WindowedEncoderStream(Exclusive):
         self._window = _whole_blocks(config, ENCODE_SECONDS)
         self._ahead = config.encoder_context
         self._windows = _Windows(config, backend, "encode", channels, self._ahead)
-        self._fill = 0  # tokens of a block that clips are padded to
+        self._fill = 0  # clips are padded to multiples of so many tokens
         if config.architecture == "sqcodec":
             self._fill = config.attention_window
         self._reset()
@@ -78,13 +80,18 @@ class WindowedEncoderStream(Exclusive):
 
 
 class WindowedDecoderStream(Exclusive):
-    """Tokens in pieces of any length to the audio of a published SQCodec.
+    """Decodes tokens, in pieces of any length, to the audio of a published SQCodec.
 
-    Clips of up to about twice `DECODE_SECONDS` are decoded at once. Of longer ones the attention is
-    that of the whole, and the convolutions get all that they see, but the decoder normalises over
-    each window, which are once to twice as long, instead of over the clip; neighbours are faded
-    into each other. The first version of SQCodec normalises over the silence up to the end of a
-    block, too: its tokens are put there.
+    Clips of up to about twice `DECODE_SECONDS` are decoded in one piece. In longer ones, attention
+    and convolutions see the same as in the whole clip, but the decoder normalises over windows of
+    once to twice that length instead of the clip, and windows are cross-faded. The first version of
+    SQCodec also normalises over the silence that pads a clip to whole blocks, so its tokens are
+    appended.
+
+    Args:
+        config: configuration of the model.
+        backend: runs its graphs.
+        channels: number of channels.
     """
 
     def __init__(self, config: SQCodecConfig, backend: Backend, channels: int) -> None:
@@ -93,7 +100,7 @@ class WindowedDecoderStream(Exclusive):
         self._channels = channels
         self._window = _whole_blocks(config, DECODE_SECONDS)
         self._fade = round(FADE_SECONDS * config.sample_rate)
-        # What the interpolation of features, the convolutions and the fade need.
+        # Tokens that the interpolation of features, the convolutions and the cross-fade look ahead.
         self._ahead = -(-config.decoder_context // config.token_stride) + 1
         self._ahead += -(-self._fade // config.hop_length)
         self._windows = _Windows(config, backend, "decode", channels, self._ahead)
@@ -102,11 +109,10 @@ class WindowedDecoderStream(Exclusive):
 
     def _reset(self) -> None:
         self._windows.reset()
-        self._past = 0  # samples of past features, which are decoded again
+        self._past = 0  # samples of past features, which are decoded again as context
         self._rest = np.zeros((self._channels, 0), np.int64)
-        self._tail: np.ndarray | None = (
-            None  # what the previous window gave for the beginning of this one
-        )
+        # The previous window's samples for the beginning of the next one.
+        self._tail: np.ndarray | None = None
 
     @alone
     def push(self, tokens: np.ndarray) -> np.ndarray:
@@ -118,9 +124,7 @@ class WindowedDecoderStream(Exclusive):
         end = size * config.hop_length
         parts = [np.zeros((self._channels, 0), np.float32)]
         start = 0
-        while (
-            self._rest.shape[1] - start > 2 * size + self._ahead
-        ):  # so that the last window is not short
+        while self._rest.shape[1] - start > 2 * size + self._ahead:  # keeps the last window long
             samples = self._run(self._rest[:, start : start + size + self._ahead])
             parts.append(samples[:, :end])
             self._tail = samples[:, end : end + self._fade]
@@ -139,14 +143,14 @@ class WindowedDecoderStream(Exclusive):
 
     @alone
     def flush(self, tokens: np.ndarray | None = None) -> np.ndarray:
-        """The samples of the last tokens, if any, and the remaining ones, (C, n) float32.
+        """The samples of `tokens`, if any, and all remaining samples, (C, n) float32.
 
         The stream can be used again afterwards.
         """
         parts = [] if tokens is None else [self.push(tokens)]
         n = self._rest.shape[1]
         samples = np.zeros((self._channels, 0), np.float32)
-        if n:  # windows have whole blocks, so the rest begins with a block
+        if n:  # windows are whole blocks, so the rest starts with a block
             block = max(1, len(self._silence))
             fill = np.tile(self._silence[n % block :] if n % block else [], (self._channels, 1))
             samples = self._run(np.concatenate([self._rest, fill.astype(np.int64)], 1))
@@ -179,7 +183,7 @@ class _Windows:
         self._states: list[Any] = [None] * self._channels
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """(C, N) of a window and its look-ahead -> (C, M)."""
+        """(C, N) input of a window and its look-ahead -> (C, M) output."""
         rows = []
         for channel, state in enumerate(self._states):
             row = np.ascontiguousarray(x[channel : channel + 1])
@@ -188,7 +192,7 @@ class _Windows:
         return np.concatenate(rows)
 
     def keep(self, name: str, end: int, n: int) -> None:
-        """Keep the `n` steps before `end` in a state of the last window, for the next one."""
+        """Keep only the `n` steps before `end` in a state, for the next window."""
         for state in self._states:
             if name not in state:
                 raise ModelError(f"{self._name}: its graphs are those of another architecture")
@@ -196,6 +200,6 @@ class _Windows:
 
 
 def _whole_blocks(config: SQCodecConfig, seconds: float) -> int:
-    """Tokens of about this duration, in whole attention blocks; fewer for high rates."""
+    """Number of tokens of about this duration, in whole attention blocks; fewer at high rates."""
     tokens = min(seconds * config.frame_rate, MAX_WINDOW)
     return max(1, round(tokens / config.attention_window)) * config.attention_window

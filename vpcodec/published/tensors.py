@@ -1,8 +1,8 @@
-"""The list of the published tensors: their names and shapes, and how each is folded.
+"""The list of the published tensors: their names and shapes, and how they are folded.
 
-Published names are "module.name in its file". An entry of the list is a layer: its place in the
+Published names are "module.name in its file". An entry of the list is a layer: its names in the
 published files and in `SQCodecAutoencoder`, its published shapes, and how it is folded into our
-matrices; `network` says what is folded.
+matrices; `network` explains the folding.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 
 
 def expected_shapes(config: SQCodecConfig) -> dict[str, tuple[int, ...]]:
-    """Published name -> shape of all weights of a model. All are float32."""
+    """Published name -> shape of each weight of a model. All are float32."""
     return {name: shape for layer in layers(config) for name, shape in layer.shapes()}
 
 
 def fold(published: Mapping[str, torch.Tensor], config: SQCodecConfig) -> dict[str, torch.Tensor]:
-    """Published tensors to the state dict of `SQCodecAutoencoder`, computed in float64.
+    """Convert published tensors to the state dict of `SQCodecAutoencoder`, in float64.
 
     Returns:
         Float32 tensors.
@@ -126,7 +126,7 @@ def _units(ours: str, theirs: str, depth: int, channels: int) -> Iterator[_Unit]
 
 
 class _Layer(ABC):
-    """An entry of the list."""
+    """An entry of the list of published tensors."""
 
     @abstractmethod
     def shapes(self) -> Named:
@@ -134,12 +134,12 @@ class _Layer(ABC):
 
     @abstractmethod
     def fold(self, source: _Source) -> Tensors:
-        """Our names and values."""
+        """Our names and values, computed from the published ones."""
 
 
 @dataclass(frozen=True)
 class _Unused(_Layer):
-    """A tensor that the files hold and nothing needs."""
+    """A tensor in the files that nothing needs."""
 
     theirs: str
     shape: tuple[int, ...]
@@ -153,7 +153,7 @@ class _Unused(_Layer):
 
 @dataclass(frozen=True)
 class _Norm(_Layer):
-    """A norm over channels."""
+    """A normalisation over channels."""
 
     ours: str
     theirs: str
@@ -169,7 +169,7 @@ class _Norm(_Layer):
 
 @dataclass(frozen=True)
 class _Dense(_Layer):
-    """A matrix, or a convolution that becomes one, under weight norm or not."""
+    """A matrix, or a convolution that becomes one, with or without weight norm."""
 
     ours: str
     theirs: str
@@ -223,7 +223,7 @@ class _Unit(_Layer):
 
 @dataclass(frozen=True)
 class _Transformer(_Layer):
-    """Layers of a local Transformer, and the network that makes their bias by distance."""
+    """Layers of a local Transformer, and the network that computes their bias by distance."""
 
     ours: str
     theirs: str
@@ -269,8 +269,11 @@ class _Transformer(_Layer):
 
 @dataclass(frozen=True)
 class _First(_Layer):
-    """The first block: the convolution of each branch and the one that mixes them are one matrix,
-    and so are those of the hidden layer and of the wave beside it."""
+    """The first block.
+
+    The convolutions of the branches and the one that mixes them become one matrix; the layer after
+    it is split into one matrix for the hidden channels and a vector for the waveform.
+    """
 
     channels: int
     ours = "encoder.first"
@@ -300,7 +303,7 @@ class _First(_Layer):
 
 @dataclass(frozen=True)
 class _Enhance(_Layer):
-    """An enhance block, and the gate behind it."""
+    """An enhance block, and the gate after it."""
 
     ours: str
     gate: str
@@ -376,7 +379,7 @@ def _branch_shapes(name: str, branches: int, channels: int) -> Named:
 
 
 def _normed_shapes(name: str, out: int, *rest: int) -> Named:
-    """A convolution or linear layer under weight norm: the gains, then the directions."""
+    """A convolution or linear layer with weight norm: bias, gains and directions."""
     yield f"{name}.bias", (out,)
     yield f"{name}.parametrizations.weight.original0", (out, *(1 for _ in rest))
     yield f"{name}.parametrizations.weight.original1", (out, *rest)
@@ -392,7 +395,7 @@ def _affine_shapes(name: str, channels: int) -> Named:
 
 
 def _affine(name: str, weight: torch.Tensor, bias: torch.Tensor) -> Tensors:
-    """Of an `Affine`: weight as published, (C', C) or (C', C, taps); taps go before channels."""
+    """The tensors of an `Affine` from a published weight, (C', C) or (C', C, taps), taps first."""
     if weight.ndim == 3:
         weight = weight.permute(0, 2, 1).flatten(1)
     yield f"{name}.weight", weight.T
@@ -400,7 +403,7 @@ def _affine(name: str, weight: torch.Tensor, bias: torch.Tensor) -> Tensors:
 
 
 class _Source:
-    """Published tensors in float64."""
+    """Access to published tensors in float64."""
 
     def __init__(self, published: Mapping[str, torch.Tensor]) -> None:
         self._published = published
@@ -426,9 +429,9 @@ class _Source:
         return 2 * sign * alpha.abs().clamp(min=SMALLEST_ALPHA)
 
     def distance_bias(self, at: str, n: int) -> torch.Tensor:
-        """Attention bias by distance, (n, heads): a small network, evaluated once.
+        """Attention bias by distance, (n, heads), from a small network.
 
-        In float32, as it is published: distances of hundreds make its rounding count.
+        It is computed in float32, as published: rounding matters for distances of hundreds.
         """
         x = torch.arange(n, dtype=torch.float32).unsqueeze(1)
         for i in (0, 2, 4):

@@ -1,7 +1,7 @@
-"""The decoder's levels in tiles and attention in blocks, for graphs with little memory.
+"""Decoder levels in tiles and attention in blocks, for graphs that need little memory.
 
 The layers between two enhance blocks are local, and some hundred channels wide at the sample rate.
-A graph computes them for one tile of a clip after another, each with a halo on both sides.
+A graph computes them tile by tile, each tile with a halo on both sides.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import nn
 from .network import BlockAttention, Level, SQCodecAutoencoder, TransformerLayer
 
 TILE_NUMBERS = 1 << 19  # elements of the widest tensor of a tile
-SHORTEST_TILE = 80  # halos; two more are computed and dropped
+SHORTEST_TILE = 80  # in units of the halo; two halos more are computed and dropped
 
 
 def tiled(model: SQCodecAutoencoder) -> SQCodecAutoencoder:
-    """A model with the same results, for export; see `settle`."""
+    """A copy of a model with the same results, for export; see `settle`."""
     model = copy.deepcopy(model)
     model.decoder.levels = nn.ModuleList(Tiles(level) for level in model.decoder.levels)
     for module in model.decoder.modules():
@@ -41,7 +41,7 @@ class Blocks(BlockAttention):
 
 
 class Tiles(nn.Module):
-    """A level, tile by tile: only for a whole clip, and only fast as a graph.
+    """A level computed tile by tile, for whole clips; it is fast only as a graph.
 
     Tiles have equal lengths, limited by `TILE_NUMBERS` and no longer than needed.
     """
@@ -49,12 +49,12 @@ class Tiles(nn.Module):
     def __init__(self, level: Level) -> None:
         super().__init__()
         self.level = level
-        self.halo = -(-level.reach // level.stride) + 1  # one for the interpolation
+        self.halo = -(-level.reach // level.stride) + 1  # one step for the interpolation
         longest = TILE_NUMBERS // (level.width * level.stride)
         self.longest = max(longest, SHORTEST_TILE * self.halo)
 
     def forward(self, x: torch.Tensor, trends: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) and (B, T, 4), see `Level`."""
+        """(B, T, C) and (B, T, 4) -> the output of `Level`."""
         steps, stride = x.shape[1], self.level.stride
         count = (steps + self.longest - 1) // self.longest
         length = (steps + count - 1) // count
@@ -77,9 +77,9 @@ class Tiles(nn.Module):
 
 
 def settle(graph: onnx.ModelProto) -> None:
-    """Prepare the bodies of a graph's loops: drop the exporter's notes, and move their weights in.
+    """Prepare the bodies of a graph's loops: remove metadata, and move their weights into them.
 
-    ONNX Runtime changes the layout of convolutions only if their weights are in the same graph.
+    ONNX Runtime optimises the layout of convolutions only if their weights are in the same graph.
     """
     bodies = [a.g for node in graph.graph.node for a in node.attribute if a.name == "body"]
     for body in bodies:

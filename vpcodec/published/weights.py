@@ -1,4 +1,4 @@
-"""A reader of published weights that trusts nothing in the files."""
+"""A reader of published weights that does not trust the files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .catalog import MODULES
 from .config import SQCodecConfig
 from .tensors import expected_shapes
 
-_TENSOR_OVERHEAD = 2048  # bytes that name, shape and alignment of a tensor may take
+_TENSOR_OVERHEAD = 2048  # most bytes for name, shape and alignment of a tensor
 _FILE_OVERHEAD = 1 << 16
-_ZIP = b"PK\x03\x04"  # how a zip file that is not empty begins
-_LONG = 100  # most characters of a name that are shown
+_ZIP = b"PK\x03\x04"  # first bytes of a zip file that is not empty
+_LONG = 100  # most characters of a name in messages
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -30,15 +30,15 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
 
     Args:
         files: module -> its .pt file, for all of `MODULES`.
-        config: the model that they must fit.
+        config: configuration that they must fit.
 
     Returns:
-        float32 on the CPU, names and shapes exactly those of `expected_shapes`.
+        Tensors, float32 on the CPU, with exactly the names and shapes of `expected_shapes`.
 
     Raises:
         ModelError: a file cannot be read, is not a PyTorch checkpoint (in the zip format), is
-            damaged or too large, or holds more than tensors or other tensors than expected; the
-            message names the file.
+            damaged or too large, or does not contain exactly the expected tensors; the message
+            names the file.
     """
     shapes = expected_shapes(config)
     weights = {}
@@ -58,14 +58,14 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
             raise ModelError(f"{path}: {error}") from None
         except OSError as error:
             raise ModelError(f"{path}: {error.strerror or error}") from None
-        for name in expected:  # a contiguous copy, whatever view the file holds
+        for name in expected:  # a contiguous copy, because the file may contain views
             tensor = found[name].detach()
             weights[prefix + name] = tensor.clone(memory_format=torch.contiguous_format)
     return weights
 
 
 def _check_container(path: Path, expected: Shapes) -> None:
-    """Refuse a damaged zip file, or one too large for the tensors, before PyTorch sees it."""
+    """Refuse a damaged zip file, or one too large for the tensors, before PyTorch reads it."""
     limit = _FILE_OVERHEAD + sum(4 * math.prod(s) + _TENSOR_OVERHEAD for s in expected.values())
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -120,6 +120,6 @@ def _check_tensors(found: Any, expected: Shapes) -> None:
 
 
 def _shown(names: list[str]) -> str:
-    """The first name, which may come from the file, and the number of others."""
+    """The first name, escaped because it may come from the file, and the number of others."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return ascii(names[0][:_LONG]) + more

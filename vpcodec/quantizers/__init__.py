@@ -46,7 +46,7 @@ def build_quantizer(
     """Build the quantizer that a configuration describes.
 
     Args:
-        config: of the quantizer.
+        config: configuration of the quantizer.
         training: keyword arguments of its class that only training needs, such as `queue_size`.
     """
     return _CLASSES[config.type](**config.model_dump(exclude={"type"}), **(training or {}))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def check_levels(levels: Sequence[int]) -> tuple[int, ...]:
-    """Cells per dimension as integers.
+    """Check the levels of a grid, and return them as integers.
 
     Raises:
-        ValueError: no levels, levels that are not integers of at least 2, or more codes than
-            float64 can count exactly.
+        ValueError: there are no levels, they are not integers of at least 2, or there are more
+            codes than float64 can count exactly.
     """
     checked = tuple(int(level) for level in levels)
     if not checked or min(checked) < 2 or list(checked) != list(levels):

@@ -15,11 +15,11 @@ from ..progress import Progress
 from ..usage import CodebookUsage
 from .kmeans import KMeans
 
-MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean and the squared error of the variance
+MOMENT_WEIGHTS = (0.1, 0.07)  # of the squared mean, and of the squared error of the variance
 
 
 class NoCodebookError(RuntimeError):
-    """Tokens were requested from a quantizer that has no codebook yet."""
+    """The quantizer has no codebook yet."""
 
 
 class NotFiniteError(ValueError):
@@ -30,7 +30,7 @@ class Quantized:
     """What a quantizer returns.
 
     Attributes:
-        latents: (..., D) float32, what the decoder sees: perturbed in training, codes in eval.
+        latents: (..., D) float32, the input of the decoder: perturbed in training, codes in eval.
         tokens: (...) int64, the index of the nearest code. If training needs no codebook (VP), they
             are looked up on first access.
         loss: scalar float32, the quantizer's own loss, unweighted.
@@ -56,6 +56,7 @@ class Quantized:
 
     @property
     def tokens(self) -> torch.Tensor:
+        """See the attributes of the class."""
         if not isinstance(self._tokens, torch.Tensor):
             self._tokens = self._tokens()
         return self._tokens
@@ -66,8 +67,8 @@ class Calibration:
     """The result of `Quantizer.calibrate`.
 
     Attributes:
-        eta: the factor of the radii that was set.
-        mh_steps: the number of steps that was set.
+        eta: the radius factor that was set.
+        mh_steps: the number of Metropolis-Hastings steps that was set.
         noise: mean squared length of the perturbation, counting rejected proposals as zero.
         error: mean squared quantization error that the noise should match.
     """
@@ -79,7 +80,7 @@ class Calibration:
 
 
 class Quantizer(nn.Module, ABC):
-    """Latents (..., D) to tokens (...) and back, in float32 and int64 whatever the autocast.
+    """Maps latents (..., D) to tokens (...) and back, in float32 and int64 even under autocast.
 
     Casting a model to another type (`model.half()`) leaves its quantizer in float32.
 
@@ -91,7 +92,7 @@ class Quantizer(nn.Module, ABC):
         codebook_size: K.
         latent_std: standard deviation that the latents should have.
         fit_after_training: whether `fit` makes the codebook after training; otherwise the codebook
-            is fixed, or training makes it.
+            is fixed or learned.
         training_state: names in the state dict that only training needs; models are stored and
             loaded without them.
         lazy_buffers: buffers that stay empty until they are first filled -> their length then.
@@ -109,7 +110,7 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a codebook, which eval needs."""
+        """Whether there is a codebook, as needed in eval mode."""
         return True
 
     def fit(
@@ -120,14 +121,14 @@ class Quantizer(nn.Module, ABC):
         max_iterations: int = 100,
         progress: Progress | None = None,
     ) -> KMeans | None:
-        """Make the codebook, if training does without one; see `VP.fit`.
+        """Fit the codebook, if training does not make it; see `VP.fit`.
 
         Returns:
-            The codebook and its error; None: the quantizer gets its codebook by other means.
+            The codebook and its error; None if the quantizer gets its codebook by other means.
 
         Raises:
             NoCodebookError: there is no codebook, and only training can make one.
-            ValueError: latents of another width, not finite, or too few different ones.
+            ValueError: the latents have another width, are not finite, or too few of them differ.
         """
         if not self.fitted:
             raise NoCodebookError(f"{type(self).__name__} has no codebook yet, training makes it")
@@ -149,10 +150,10 @@ class Quantizer(nn.Module, ABC):
         Every process of a group must call this.
 
         Returns:
-            What was set; None: there is nothing to set, or another process found it.
+            What was set; None if there is nothing to set, or in processes other than the first.
 
         Raises:
-            ValueError: too few latents, or a strength out of reach; nothing changes.
+            ValueError: there are too few latents, or the strength is out of reach; nothing changes.
         """
         return None
 
@@ -165,9 +166,9 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             ValueError: the last dimension is not D, or the dtype is not floating point.
-            NotFiniteError: latents that are not finite; on CUDA not checked in training, where the
-                check would wait for the device.
-            NoCodebookError: in eval, if there is no codebook.
+            NotFiniteError: latents are not finite; not checked in training on CUDA, where the check
+                would wait for the device.
+            NoCodebookError: there is no codebook, in eval.
         """
 
     @abstractmethod
@@ -179,7 +180,7 @@ class Quantizer(nn.Module, ABC):
         """(...) integer tokens -> (..., D) float32 codes, as the decoder sees them.
 
         Raises:
-            ValueError: tokens that are not integers in 0 .. K - 1.
+            ValueError: tokens are not integers in 0 .. K - 1.
         """
 
     def latents_to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
@@ -225,11 +226,11 @@ class Quantizer(nn.Module, ABC):
         missing_keys: list[str],
         *rest: Any,
     ) -> None:
-        """Size lazy buffers as stored; allow training state to be missing."""
+        """Resize lazy buffers to their stored length; allow training state to be missing."""
         for name, length in self.lazy_buffers.items():
             stored, own = state_dict.get(prefix + name), self._buffers[name]
             if stored is None and name in self.training_state:
-                self._buffers[name] = own[:0]  # it belonged to other codes
+                self._buffers[name] = own[:0]  # it belongs to other codes
             if stored is not None and len(stored) in (0, length) and len(stored) != len(own):
                 self._buffers[name] = own.new_zeros(len(stored), *own.shape[1:])
         super()._load_from_state_dict(
@@ -249,7 +250,7 @@ def moment_loss(latents: torch.Tensor, variance: float, *, shared: bool) -> torc
 
     Args:
         latents: (..., D) float32; moments are taken over all but the last dimension.
-        variance: target.
+        variance: target variance.
         shared: take the moments over the latents of all processes of the group.
     """
     flat = latents.reshape(-1, latents.shape[-1])
@@ -288,7 +289,7 @@ def rank() -> int:
 
 
 def sum_with_gradient(value: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes of the group, through which gradients pass."""
+    """The sum over all processes of the group; gradients pass through it."""
     from torch.distributed.nn.functional import all_reduce
 
     return all_reduce(value)
@@ -304,7 +305,7 @@ def uniform_like(values: torch.Tensor) -> torch.Tensor:
 
 
 def normal_like(values: torch.Tensor) -> torch.Tensor:
-    """The same, normally distributed."""
+    """As `uniform_like`, but normally distributed."""
     return _share_of(torch.randn, values)
 
 

@@ -11,7 +11,7 @@ from .knn import nearest
 
 
 class CodebookQuantizer(Quantizer):
-    """Everything but training, for a codebook of K vectors."""
+    """A quantizer with a codebook of K vectors; subclasses implement training."""
 
     @abstractmethod
     def codes(self) -> torch.Tensor:

@@ -39,9 +39,9 @@ class FSP(GridQuantizer):
         levels: cells per dimension, each at least 2; token = sum_i digit_i * prod(levels[:i]).
         activation: "tanh", "normal", "sigmoid" or "laplace"; the last three are CDFs.
         quantize_rate: probability, per token, of quantization instead of perturbation.
-        rejection: "vector" (the paper): if one dimension leaves, the whole token passes unchanged;
-            "dimension": only that dimension does.
-        eta: width of the perturbation over the width of a cell.
+        rejection: "vector" (the paper): if one dimension leaves [0, 1], the whole token passes
+            unchanged; "dimension": only that dimension does.
+        eta: width of the perturbation, relative to the width of a cell.
 
     Raises:
         ValueError: levels below 2, an unknown activation or rejection, a rate outside [0, 1], or

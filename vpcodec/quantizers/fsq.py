@@ -20,9 +20,9 @@ class FSQ(GridQuantizer):
     gradient passes straight through. The output is (z - 1/2) sqrt(12), as for FSP. There is no
     loss.
 
-    We do not use the FSQ of vector-quantize-pytorch: with `noise_dropout` it adds noise of the
-    width of one unit, not one level, to values that are already rounded; it computes tokens in
-    float32, and switches autocast off only on CUDA.
+    We do not use the FSQ of vector-quantize-pytorch: with `noise_dropout`, it adds noise one unit
+    wide, not one level, to values that are already rounded; it computes tokens in float32, and
+    disables autocast only on CUDA.
 
     Args:
         levels: points per dimension, each at least 2.

@@ -17,9 +17,10 @@ from .base import Quantizer
 
 
 class GridQuantizer(Quantizer):
-    """Everything but training: latents are squashed to [0, 1]^D and assigned to grid points z.
+    """A quantizer on a fixed grid; subclasses implement training.
 
-    Codes are (z - 1/2) sqrt(12), which has unit variance for uniform z.
+    Latents are squashed to [0, 1]^D and assigned to the nearest grid point z. Codes are
+    (z - 1/2) sqrt(12), which has unit variance for uniform z.
 
     Args:
         levels: points per dimension, each at least 2; token = sum_i digit_i * prod(levels[:i]).
@@ -43,7 +44,7 @@ class GridQuantizer(Quantizer):
     def tokens_to_latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """(...) integer tokens -> (..., D) float32 scaled points."""
         tokens = self.check_tokens(tokens).unsqueeze(-1)
-        # No token is negative; rounding down, not to zero, would take seven nodes of an ONNX graph.
+        # Tokens are not negative; rounding down, not to zero, would take seven nodes in ONNX.
         digits = torch.div(tokens, self._places, rounding_mode="trunc") % self._levels
         return self._scale(self._points(digits))
 
@@ -58,7 +59,7 @@ class GridQuantizer(Quantizer):
 
     @abstractmethod
     def _digits(self, z: torch.Tensor) -> torch.Tensor:
-        """(..., D) z -> (..., D) int64, the nearest point of each dimension."""
+        """(..., D) z -> (..., D) int64 index of the nearest point in each dimension."""
 
     @abstractmethod
     def _points(self, digits: torch.Tensor) -> torch.Tensor:

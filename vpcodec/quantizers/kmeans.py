@@ -17,12 +17,13 @@ from ..progress import Progress
 from .arguments import check_positive
 from .knn import kth_distances, nearest
 
-SAMPLE_PER_CODE = 128  # latents per code that are kept in memory of a stream
+SAMPLE_PER_CODE = 128  # latents per code that are sampled from a stream and kept in memory
 SEEDING_PER_CODE = 8  # latents per code that k-means++ uses
 SEEDING_ROUNDS = 1024  # draws of k-means++; larger codebooks draw several codes at a time
-ASSIGN_CHUNK = 1 << 18  # latents that are assigned at a time
-TREE_CODES = 512  # from this many codes a tree is faster than all distances,
-TREE_DIMENSIONS = 8  # up to this many dimensions
+ASSIGN_CHUNK = 1 << 18  # latents assigned at a time
+# A k-d tree is faster than all distances from this many codes, up to this many dimensions.
+TREE_CODES = 512
+TREE_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def kmeans(
     Args:
         data: (N, D) float latents, or an iterable of (..., D) batches of them.
         codebook_size: K, at least 1; N must be at least K.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
         max_iterations: most passes over the latents in memory.
         tolerance: stop when a pass lowers the error by less than this fraction.
         stream_passes: most passes over a whole stream.
-        progress: told the passes that are done; their total is a limit, rarely reached.
+        progress: called with "k-means" and the passes done; their total is a limit, rarely reached.
 
     Raises:
         ValueError: codebook_size is not positive, latents are not finite, or there are fewer
@@ -108,7 +109,7 @@ def _lloyd(
     sample: torch.Tensor,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """One pass: the means of the cells, the number of latents in each, and the error before."""
+    """One pass: the means of the cells, the latents in each cell, and the error before the pass."""
     size, dim = centroids.shape
     center = sample.mean(0)
     scale = 2.0**30 / (sample - center).abs().max().double().clamp(min=1e-30)
@@ -126,14 +127,14 @@ def _lloyd(
     moved = (sums / (counts.unsqueeze(1).clamp(min=1) * scale)).float() + center
     empty = counts == 0
     if empty.any():
-        moved[empty] = _badly_served(sample, centroids, int(empty.sum()), generator)
+        moved[empty] = _worst_latents(sample, centroids, int(empty.sum()), generator)
     return moved, counts, total / max(n, 1)
 
 
 def _assigner(centroids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """A function from (N, D) latents to their nearest centroids, (N,) int64.
 
-    On a CPU, many centroids with few dimensions are searched by a k-d tree: 15 times faster than
+    On a CPU, many centroids of few dimensions are searched with a k-d tree: 15 times faster than
     all distances for 16,384 centroids of 5 dimensions.
     """
     size, dim = centroids.shape
@@ -146,7 +147,7 @@ def _assigner(centroids: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]
 def _plus_plus(
     sample: torch.Tensor, codebook_size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """k-means++: each code is a latent drawn in proportion to its squared distance from the codes.
+    """k-means++: codes are latents, drawn in proportion to their squared distance to earlier codes.
 
     Up to 1,024 codes are drawn one by one, each the best of a few candidates; more are drawn in
     equal rounds.
@@ -176,25 +177,25 @@ def _plus_plus(
 
 
 def _draw(weights: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
-    """`number` indices, drawn on the CPU in proportion to (N,) weights."""
+    """Draw `number` indices in proportion to (N,) weights, on the CPU."""
     cumulative = weights.double().cumsum(0)
     at = torch.rand(number, dtype=torch.float64, generator=generator) * cumulative[-1]
     return torch.searchsorted(cumulative, at, right=True).clamp_(max=len(weights) - 1)
 
 
-def _badly_served(
+def _worst_latents(
     sample: torch.Tensor, centroids: torch.Tensor, number: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Latents for unused codes, drawn in proportion to their squared error."""
+    """Replacements for unused codes: latents drawn in proportion to their squared error."""
     assign = _assigner(centroids)
     parts = sample.split(ASSIGN_CHUNK)
     errors = [(part - centroids[assign(part)]).square().sum(1) for part in parts]
     error = torch.cat(errors).cpu()
-    wrong = int((error > 0).sum())
-    if wrong < number:
+    available = int((error > 0).sum())
+    if available < number:
         codes = len(centroids)
-        raise ValueError(f"only {codes - number + wrong} different latents for {codes} codes")
-    # the first arrivals of a race with these rates: weighted sampling without replacement
+        raise ValueError(f"only {codes - number + available} different latents for {codes} codes")
+    # Weighted sampling without replacement: the first arrivals of a race with these rates.
     race = torch.empty(len(error), dtype=torch.float64).exponential_(generator=generator) / error
     picked = race.topk(number, largest=False).indices
     return sample[picked.to(sample.device)]
@@ -210,14 +211,14 @@ def _separate(
         if not lost.any():
             return centroids
         centroids = centroids.clone()
-        centroids[lost] = _badly_served(sample, centroids, int(lost.sum()), generator)
+        centroids[lost] = _worst_latents(sample, centroids, int(lost.sum()), generator)
     raise ValueError(f"the latents are too close together for {len(centroids)} codes")
 
 
 def _reservoir(
     batches: Iterable[torch.Tensor], size: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """A uniform sample of at most `size` latents of a stream; all of a short stream."""
+    """A uniform sample of at most `size` latents from a stream."""
     kept: list[torch.Tensor] = []
     keys: list[torch.Tensor] = []
     count = 0
@@ -238,14 +239,14 @@ def _reservoir(
             thin()
             count = size
     if not kept:
-        raise ValueError("no latents to make a codebook of")
+        raise ValueError("no latents to fit a codebook to")
     if count > size:
         thin()
     return torch.cat(kept)
 
 
 def _flat(latents: torch.Tensor) -> torch.Tensor:
-    """(..., D) -> (N, D) float32, checked."""
+    """(..., D) -> (N, D) float32; ValueError if they are not finite."""
     flat = latents.detach().reshape(-1, latents.shape[-1]).float()
     if not torch.isfinite(flat).all():
         bad = flat[~torch.isfinite(flat)][0].item()

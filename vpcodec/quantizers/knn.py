@@ -1,8 +1,8 @@
 """Nearest neighbours among a set of points, in chunks that fit the cache.
 
-Distances are |q|^2 + |p|^2 - 2 q.p about the mean of the points, one matrix product per chunk.
-Where the result is an index, the best few candidates are compared again by |q - p|^2 itself, which
-distinguishes close points.
+Distances are |q|^2 + |p|^2 - 2 q.p relative to the mean of the points, one matrix product per
+chunk. If the result is an index, the best few candidates are compared again by |q - p|^2 itself,
+which distinguishes close points.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ CHUNK = 1 << 20  # distances at a time: 4 MB, which fit the cache of a CPU
 CUDA_CHUNK = 1 << 26  # fewer, larger kernels
 TILE = 1 << 14  # points at a time, so that a chunk has many queries
 TINY = 1e-12  # smallest distance, in place of zero
-SAME = 0.01  # times the width of a cell: latents closer than this count as one
-CANDIDATES = 8  # that are compared again exactly
+SAME = 0.01  # relative to the width of a cell: closer latents count as one
+CANDIDATES = 8  # nearest points that are compared again exactly
 
 
 def nearest(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -27,14 +27,14 @@ def nearest(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         points: (P, D) float32, P at least 1.
 
     Returns:
-        (N,) int64. Exact unless more than 8 points are equally near to float32, that is within 1e-7
-        of the squared distance from the mean of all points; then one of them.
+        (N,) int64. Exact unless more than 8 points are equally near in float32, that is, within
+        1e-7 of the squared distance from the mean of all points; then it is one of them.
     """
     center = points.mean(0)
     points = points - center
     queries = queries - center
     norms = points.square().sum(1)
-    if torch.compiler.is_compiling():  # one chunk in a graph
+    if torch.compiler.is_compiling():  # graphs use a single chunk
         return _nearest(queries, points, norms)
     rows = max(1, _chunk(queries) // len(points))
     out = [_nearest(part, points, norms) for part in queries.split(rows) if len(part)]
@@ -107,27 +107,27 @@ def distinct(points: torch.Tensor, step: float | torch.Tensor) -> torch.Tensor:
 
     Args:
         points: (P, D) float32.
-        step: width of the cells in which one point stands for all. Points that are much closer than
-            this fall into one cell, or very few.
+        step: width of grid cells; one point is kept per cell. Points much closer together than this
+            fall into one cell or very few.
 
     Returns:
         (P,) bool.
     """
     once = _first(_keys(points / step))
-    # a point on the border of two cells is in the middle of a cell of a grid moved by half a step
+    # Points at the border of two cells are in the middle of a cell of a grid moved by half a step.
     keys = torch.where(once, _keys(points / step + 0.5), torch.iinfo(torch.int64).max)
     return once & _first(keys)
 
 
 def _keys(scaled: torch.Tensor) -> torch.Tensor:
-    """(P, D) -> (P,) int64, a hash of the unit cell of each point."""
+    """(P, D) -> (P,) int64 hash of the unit cell of each point."""
     draw = random.Random(0)
     cells = torch.floor(scaled).long()
     return sum(column * (draw.getrandbits(63) | 1) for column in cells.unbind(1))  # wraps around
 
 
 def _first(keys: torch.Tensor) -> torch.Tensor:
-    """(P,) keys -> (P,) bool, whether no earlier one is the same."""
+    """(P,) keys -> (P,) bool, whether no earlier key is equal."""
     keys, order = torch.sort(keys, stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]

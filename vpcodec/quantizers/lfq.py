@@ -7,16 +7,16 @@ import torch
 from .arguments import check_positive
 from .base import Quantized, Quantizer, mean_square, processes, sum_with_gradient
 
-MOST_DIMENSIONS = 24  # in training, the average over all 2^D codes is held in memory
+MOST_DIMENSIONS = 24  # training holds the average over all 2^D codes in memory
 
 
 class LFQ(Quantizer):
     """The sign of each dimension (MAGVIT-v2, arXiv 2310.05737): K = 2^D codes in {-1, 1}^D.
 
     Loss: entropy_weight (E[H(p(c|z))] - H(E[p(c|z)])) + commitment mean (z - sg(c))^2, with
-    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be certain, and all together should
+    p(c|z) ~ exp(-|z - c|^2 / temperature): each token should be certain, and together they should
     use every code. p factorises over the dimensions, so the first entropy is a sum over them, and
-    the average over all codes is, exactly, one product of two matrices of 2^(D/2) columns.
+    the average over all codes is exactly one product of two matrices of 2^(D/2) columns.
 
     We do not use vector-quantize-pytorch: it holds N x K probabilities, drops the result of its
     all-reduce (two processes get the entropy of half a distribution), and returns int32.

@@ -15,18 +15,18 @@ from .codebook import CodebookQuantizer
 class QueueQuantizer(CodebookQuantizer):
     """A quantizer that keeps latents of earlier steps, and draws its own random numbers.
 
-    The state dict holds the queue, how many latents ever entered it, and the state of the random
-    numbers: a loaded quantizer continues as the saved one would have. The queue is empty until the
-    first latents arrive. All processes of a group have the same queue, with the latents of all;
-    without a group nothing is exchanged.
+    The state dict holds the queue, the number of latents that ever entered it, and the state of the
+    random numbers, so that a loaded quantizer continues exactly where the saved one stopped. The
+    queue is empty until the first latents arrive. All processes of a group have the same queue,
+    with the latents of all.
 
     Args:
         dim: D.
         codebook_size: K.
-        queue_size: most latents that are kept; the oldest leave first.
-        push_size: latents that each process adds per training step; drawn at random, because those
+        queue_size: length of the queue; the oldest latents leave first.
+        push_size: latents that each process adds per training step, drawn at random because those
             of one clip are similar.
-        seed: of the random numbers; None draws one from torch's.
+        seed: seed of the random numbers; None: drawn from torch's.
     """
 
     training_state: tuple[str, ...] = ("queue", "_extra_state")
@@ -79,8 +79,8 @@ class QueueQuantizer(CodebookQuantizer):
 
         Args:
             latents: (N, D) float32. If there are fewer than `number`, all are added; in a group,
-                where every process must add equally many, some are drawn repeatedly.
-            number: how many to add, the same in every process; None: `push_size`.
+                where every process must add the same number, some are drawn repeatedly.
+            number: number of latents to add, the same in every process; None: `push_size`.
 
         Raises:
             ValueError: a process of a group has no latents.
@@ -89,11 +89,13 @@ class QueueQuantizer(CodebookQuantizer):
         if processes() == 1:
             number = min(number, len(latents))
         elif len(latents) == 0:
-            raise ValueError("a process of a group has no latents to give to the queue of all")
+            raise ValueError("a process of a group has no latents for the shared queue")
         if len(self.queue) == 0:
             self._pushed = 0
             self.queue = latents.new_zeros(self.queue_size, self.dim)
-        if processes() > 1 and self._pushed == 0:  # without a seed, each process drew its own
+        if (
+            processes() > 1 and self._pushed == 0
+        ):  # without a given seed, each process has drawn its own
             seed = torch.tensor(self._seed, device=latents.device)
             dist.broadcast(seed, 0)
             self._seed = int(seed)
@@ -115,11 +117,11 @@ class QueueQuantizer(CodebookQuantizer):
         self._pushed += len(new)
 
     def generator(self, device: torch.device, *, shared: bool = False) -> torch.Generator:
-        """A fresh generator, a function of the seed, the process and the number of earlier calls.
+        """A new generator: a function of the seed, the process and the number of earlier calls.
 
         Args:
-            device: of the generator.
-            shared: the same generator in every process of the group.
+            device: device of the generator.
+            shared: whether to use the same generator in every process of the group.
         """
         self._draws += 1
         key = f"{self._seed} {-1 if shared else rank()} {self._draws}".encode()

@@ -14,7 +14,7 @@ class SimVQ(CodebookQuantizer):
 
     The library computes training passes, with autocast off: codes C W with a frozen Gaussian C, the
     rotation trick for the gradient, and the loss mean (sg(z) - c)^2 + 1/4 mean (z - sg(c))^2. In
-    eval, tokens come from our own search in chunks, because the library holds all N x K distances.
+    eval, tokens come from our own chunked search, because the library holds all N x K distances.
 
     Args:
         dim: D.
@@ -29,7 +29,9 @@ class SimVQ(CodebookQuantizer):
         self.dim = dim
         self.codebook_size = codebook_size
         self.library = Library(dim, codebook_size)
-        self.latent_std = (3 * dim) ** -0.5  # of the library's codes before training
+        self.latent_std = (
+            3 * dim
+        ) ** -0.5  # standard deviation of the library's codes before training
 
     @property
     def codebook(self) -> torch.Tensor:

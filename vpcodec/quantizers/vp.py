@@ -18,10 +18,10 @@ from .queue import QueueQuantizer
 QUEUE_PER_CODE = 16  # latents per code in the default queue
 SMALLEST_QUEUE = 1 << 16
 CALIBRATION_TOKENS = 1 << 14
-CALIBRATION_ITERATIONS = 15  # of k-means; its error hardly falls after these
-CALIBRATION_TOLERANCE = 0.005
-LEAST_PER_CODE = 4
-LARGEST_ETA = 3.0  # beyond, most proposals are rejected; another step does more
+CALIBRATION_ITERATIONS = 15  # of k-means; more hardly lower its error
+CALIBRATION_TOLERANCE = 0.005  # of the logarithm of the ratio of noise to error
+LEAST_PER_CODE = 4  # latents in each half of the data
+LARGEST_ETA = 3.0  # beyond this most proposals are rejected, and another step perturbs more
 MOST_STEPS = 8
 
 
@@ -38,7 +38,7 @@ class VP(QueueQuantizer):
     Both distances are estimated from the newest `search_size` latents S' of the queue, so the cost
     does not grow with K. With j = max(k, M') and M' = M |S'| / |S|, D_M is estimated as
     D_j(z) (M' / j)^(1/D) on S', and D_k as D_k on S'. Latents of S' that coincide (digital silence)
-    count once, so that they get noise of the size of their cell too. With `search_size=None` the
+    count once, so that their noise also has the size of their cell. With `search_size=None` the
     whole queue is searched.
 
     Only `fit` makes the codebook; eval needs it.
@@ -46,19 +46,19 @@ class VP(QueueQuantizer):
     Args:
         dim: D, 3 to 5 in the paper.
         codebook_size: K.
-        eta: radius of the proposals over D_M. The paper's 1 gives about half the power of a
-            codebook's error, because about half of the proposals are rejected; 1.5 is about right
-            for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
-        mh_steps: least Metropolis-Hastings steps per token; `calibrate` may raise them.
+        eta: radius of the proposals relative to D_M. The paper's 1 gives about half the power of
+            the error of a codebook, because about half of the proposals are rejected; 1.5 is about
+            right for Gaussian, mixed and speech latents, and `calibrate` makes it exact.
+        mh_steps: fewest Metropolis-Hastings steps per token; `calibrate` may raise them.
         neighbors: k of the density estimate.
-        search_size: |S'|, the newest latents that are searched; None: the whole queue.
+        search_size: |S'|, the number of newest latents to search; None: the whole queue.
         queue_size: |S|; None: 16 K, at least 65,536.
-        push_size: latents added per step and process.
+        push_size: latents that each process adds to the queue per step.
         metropolis: False accepts all proposals (an ablation of the paper).
-        seed: of the random numbers; None draws one from torch's.
+        seed: seed of the random numbers; None: drawn from torch's.
 
     Raises:
-        ValueError: a size or number that is not positive.
+        ValueError: a size or number is not positive.
     """
 
     fit_after_training = True
@@ -116,7 +116,8 @@ class VP(QueueQuantizer):
             latents: (..., D) float32.
 
         Returns:
-            (..., D) perturbed latents, and statistics.
+            (..., D) perturbed latents, and the scalars `accepted` (share of the proposals) and
+            `noise` (mean squared length of the perturbation).
         """
         flat = latents.reshape(-1, self.dim)
         if len(flat) == 0 and processes() == 1:
@@ -147,13 +148,13 @@ class VP(QueueQuantizer):
                 (their queues are equal); nothing is exchanged.
             seed: the same seed and latents give the same codebook.
             max_iterations: most passes over the latents in memory.
-            progress: told the passes that are done.
+            progress: as for `kmeans`.
 
         Returns:
             The result of `kmeans`.
 
         Raises:
-            ValueError: latents of another width, not finite, or too few different ones.
+            ValueError: the latents have another width, are not finite, or too few of them differ.
         """
         data = self.recent() if latents is None else latents
         if isinstance(data, torch.Tensor):
@@ -183,20 +184,20 @@ class VP(QueueQuantizer):
         """Set eta so that the perturbation is as strong as the error of a codebook of K codes.
 
         The strength is the mean squared length over all tokens, including those whose proposal was
-        rejected. Where no eta up to 3 is enough, as for latents on a curve, which most proposals
-        leave, the number of steps grows. In a group the first process measures, for all.
+        rejected. If no eta up to 3 is enough, as for latents on a curve, which most proposals
+        leave, the number of steps is raised. In a group, the first process measures for all.
 
         Args:
             latents: (..., D) latents to measure on; None: those in the queue.
             error: mean squared error of a codebook of K codes on them, if known (`fit` returns it);
-                None: k-means is run to estimate it, and the codebook is left alone.
-            seed: of k-means and of the measurement.
+                None: it is estimated by k-means, without changing the codebook.
+            seed: seed of k-means and of the measurement.
 
         Returns:
-            What was set; None in other processes than the first.
+            What was set; None in processes other than the first.
 
         Raises:
-            ValueError: too few latents, or an error that 8 steps do not reach.
+            ValueError: there are too few latents, or 8 steps do not reach the error.
         """
         found, failure = None, None
         if rank() == 0:
@@ -218,7 +219,7 @@ class VP(QueueQuantizer):
     def _strength(
         self, latents: torch.Tensor | None, error: float | None, seed: int
     ) -> Calibration:
-        """What `calibrate` is to set."""
+        """The calibration for `calibrate` to set."""
         data = self.recent() if latents is None else self.check_latents(latents)
         data = data.reshape(-1, self.dim)
         if len(data) < 2:
@@ -234,8 +235,8 @@ class VP(QueueQuantizer):
             if found is not None:
                 return found
         raise ValueError(
-            f"even mh_steps={walk.steps} does not perturb as much as the error of a codebook, "
-            f"{error:.4g}"
+            f"even with mh_steps={walk.steps}, the perturbation is weaker than the error of a "
+            f"codebook, {error:.4g}"
         )
 
     def get_extra_state(self) -> torch.Tensor:
@@ -261,7 +262,7 @@ def _match(walk: Walk, latents: torch.Tensor, error: float, seed: int) -> Calibr
             return Calibration(eta, walk.steps, found, error)
         if found < error and eta == LARGEST_ETA:
             return None
-        # grows about as eta^1.5, because fewer of the longer proposals are accepted
+        # The noise grows about as eta^1.5, because fewer of the longer proposals are accepted.
         eta *= min(max((error / max(found, TINY)) ** (1 / 1.5), 0.25), 4.0)
         eta = min(eta, LARGEST_ETA)
     return None
@@ -270,19 +271,19 @@ def _match(walk: Walk, latents: torch.Tensor, error: float, seed: int) -> Calibr
 def _codebook_error(latents: torch.Tensor, codebook_size: int, seed: int) -> float:
     """Mean squared error of a codebook fitted to very many latents, to about 5 %.
 
-    A codebook fitted to few latents fits those too well and others too badly. For Gaussian, uniform
-    and speech latents, 4 to 256 per code, a third of the former error plus two thirds of the latter
-    is closest to the common limit.
+    A codebook fitted to few latents has too low an error on those, and too high an error on others.
+    For Gaussian, uniform and speech latents, 4 to 256 per code, a third of the former plus two
+    thirds of the latter is closest to their common limit.
     """
     if len(latents) < 2 * LEAST_PER_CODE * codebook_size:
         raise ValueError(
-            f"{len(latents)} latents are too few to tell the error of {codebook_size} codes; "
+            f"{len(latents)} latents are too few to estimate the error of {codebook_size} codes; "
             f"{2 * LEAST_PER_CODE} per code are enough"
         )
-    seen, other = latents.chunk(2)
-    found = kmeans(seen, codebook_size, seed=seed, max_iterations=CALIBRATION_ITERATIONS)
-    codes = found.centroids[nearest(other, found.centroids)]
-    return found.error / 3 + (other - codes).square().sum(1).mean().item() * 2 / 3
+    fitted, held_out = latents.chunk(2)
+    found = kmeans(fitted, codebook_size, seed=seed, max_iterations=CALIBRATION_ITERATIONS)
+    codes = found.centroids[nearest(held_out, found.centroids)]
+    return found.error / 3 + (held_out - codes).square().sum(1).mean().item() * 2 / 3
 
 
 class Walk:
@@ -292,8 +293,8 @@ class Walk:
     D_M(z), and the proposal z' = z + u with |u| at most R(z) = eta D_M(z).
 
     Args:
-        quantizer: the settings: D, K, k, steps per token, whether proposals may be rejected.
-        points: (|S'|, D) float32 latents that are searched.
+        quantizer: has the settings: D, K, k, steps per token, whether proposals can be rejected.
+        points: (|S'|, D) float32, the latents to search.
     """
 
     def __init__(self, quantizer: VP, points: torch.Tensor) -> None:
@@ -315,8 +316,8 @@ class Walk:
 
         Args:
             latents: (N, D) float32.
-            eta: scalar.
-            generator: of the random numbers, on the device of the latents.
+            eta: scalar radius factor.
+            generator: source of the random numbers, on the device of the latents.
 
         Returns:
             (N, D) perturbed latents, and the share of accepted proposals.

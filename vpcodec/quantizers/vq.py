@@ -11,12 +11,12 @@ from .kmeans import kmeans
 from .knn import SAME, TINY, cell_width, distinct
 from .queue import QueueQuantizer
 
-INIT_PER_CODE = 4  # latents per code that the first codebook is fitted to
+INIT_PER_CODE = 4  # latents per code for the first codebook
 QUEUE_PER_CODE = 8
 INIT_ITERATIONS = 20
 MEMORY, LEAST_MEMORY = 32.0, 8.0  # latents per code that the averages remember
-MEMORY_STEPS = 20.0
-UNUSED = 1e-6  # times the average use: below, a code stays where it is
+MEMORY_STEPS = 20.0  # most steps that the averages remember
+UNUSED = 1e-6  # relative to the average use: codes used less stay in place
 
 
 class VQ(QueueQuantizer):
@@ -24,8 +24,8 @@ class VQ(QueueQuantizer):
 
     n_i <- g n_i + (1 - g) |Z_i|, m_i <- g m_i + (1 - g) sum Z_i, c_i = m_i / n_i, with Z_i the
     latents nearest to code i; straight-through gradient; loss commitment * mean (z - sg(c))^2.
-    Without `decay`, g follows from the N latents of a step: each code averages over 32 latents, but
-    over at most 20 steps if that leaves 8 latents, so that codes neither lag behind nor jump.
+    Without `decay`, g depends on the number of latents of a step: each code averages over 32
+    latents, but over at most 20 steps if that leaves 8 latents, so that codes neither lag nor jump.
 
     Two things prevent collapse: the first codebook comes from k-means on the latents of the first
     steps (until there are 4 per code, latents pass unquantized), and a code whose n_i falls below
@@ -39,11 +39,11 @@ class VQ(QueueQuantizer):
     Args:
         dim: D.
         codebook_size: K.
-        decay: g; None: from the number of latents.
+        decay: g; None: computed from the number of latents.
         commitment: weight of the loss.
         restart_below: fraction of the average use below which a code restarts; 0: never.
-        push_size: latents added to the queue per step and process once there is a codebook.
-        seed: of the random numbers; None draws one from torch's.
+        push_size: latents that each process adds to the queue per step, once there is a codebook.
+        seed: seed of the random numbers; None: drawn from torch's.
     """
 
     training_state = ("queue", "_extra_state", "counts", "sums")
@@ -102,12 +102,13 @@ class VQ(QueueQuantizer):
             found = kmeans(
                 self.recent(), self.codebook_size, seed=self._seed, max_iterations=INIT_ITERATIONS
             )
-        except ValueError:  # too much silence, so too few of them differ
+        except ValueError:  # too few latents differ, as in silence
             return
         self.codebook = found.centroids
 
     @torch.no_grad()
     def _follow(self, latents: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Move the codes towards their (N, D) latents, and restart unused codes."""
         if len(self.counts) == 0:  # at the start, or loaded without training state
             self.counts = torch.ones_like(self.codebook[:, 0])
             self.sums = self.codebook.clone()
@@ -117,7 +118,7 @@ class VQ(QueueQuantizer):
         if processes() > 1:
             dist.all_reduce(counts)
             dist.all_reduce(sums)
-        # in units of the average use, so that a new count of 1 means the same at any batch size
+        # Counts are relative to the average use, so that 1 means the same at any batch size.
         average = counts.sum() / self.codebook_size
         if self.decay is None:
             forget = (average / LEAST_MEMORY).clamp(max=1 / MEMORY_STEPS)
@@ -134,10 +135,10 @@ class VQ(QueueQuantizer):
             return
         generator = self.generator(latents.device, shared=True)
         order = torch.randperm(self.filled, device=latents.device, generator=generator)
-        others = self.queue[order[: self.codebook_size]]
-        same = SAME * cell_width(others, self.codebook_size)
-        new = distinct(torch.cat([codes, others]), same)[self.codebook_size :]
+        candidates = self.queue[order[: self.codebook_size]]
+        same = SAME * cell_width(candidates, self.codebook_size)
+        new = distinct(torch.cat([codes, candidates]), same)[self.codebook_size :]
         restart = (self.counts < self.restart_below) & new
-        self.codebook = torch.where(restart.unsqueeze(1), others, codes)
+        self.codebook = torch.where(restart.unsqueeze(1), candidates, codes)
         self.counts = torch.where(restart, torch.ones_like(self.counts), self.counts)
-        self.sums = torch.where(restart.unsqueeze(1), others, self.sums)
+        self.sums = torch.where(restart.unsqueeze(1), candidates, self.sums)

@@ -1,7 +1,7 @@
-"""How a model is trained: a recipe, the contents of a YAML file.
+"""Recipes: the model, data and settings of a training run, read from a YAML file.
 
-Every field is documented here; docs/recipes.md is made of it. Unknown keys, wrong types and
-combinations that cannot work are refused with the path of the field.
+Every field is documented here, and docs/recipes.md is generated from it. Unknown keys, wrong types
+and impossible combinations are refused with the path of the field.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .image import ImageRecipe
 
 __all__ = ["AudioRecipe", "ImageRecipe", "Recipe", "load_recipe", "parse_recipe"]
 
-KINDS: dict[str, type[Recipe]] = {"audio": AudioRecipe, "image": ImageRecipe}
+RECIPES: dict[str, type[Recipe]] = {"audio": AudioRecipe, "image": ImageRecipe}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -27,7 +27,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file and apply overrides such as `optim.lr=3e-4` (values are YAML).
 
     Raises:
-        ConfigError: unreadable file, unknown key, wrong type; the message names file and field.
+        ConfigError: the file cannot be read, a key is unknown, or a type is wrong; the message
+            names the file and the field.
     """
     import yaml
 
@@ -48,10 +49,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
-    """The recipe of a plain dict; `model.kind` tells which, and is audio where it is missing.
+    """Build a recipe from a plain dict; `model.kind` tells the modality, audio by default.
 
     Raises:
-        ConfigError: naming the first field that is wrong.
+        ConfigError: a field is wrong; the message names the first one.
     """
     model = data.get("model")
     try:
@@ -59,7 +60,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     except ConfigError as error:
         raise ConfigError(f"model.{error}") from None
     try:
-        return KINDS[kind].model_validate(data)
+        return RECIPES[kind].model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
 
@@ -68,7 +69,7 @@ def _override(data: dict[str, Any], item: str) -> None:
     """Set one field of a recipe.
 
     Raises:
-        ConfigError: not of the form section.field=value.
+        ConfigError: the override is not of the form section.field=value.
     """
     import yaml
 
@@ -88,7 +89,7 @@ def _override(data: dict[str, Any], item: str) -> None:
 
 
 def _numbers(data: Any) -> Any:
-    """The same with numbers such as 3e-4, which YAML 1.1 reads as text."""
+    """Convert numbers such as 3e-4, which YAML 1.1 reads as text."""
     if isinstance(data, dict):
         return {key: _numbers(value) for key, value in data.items()}
     if isinstance(data, list):

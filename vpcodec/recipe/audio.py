@@ -1,4 +1,4 @@
-"""How an audio codec is trained: the sections of an `AudioRecipe`."""
+"""Recipes of audio codecs: the sections of an `AudioRecipe`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .base import (
 
 Decibels = Annotated[float, Field(ge=-120, le=120)]
 Range = tuple[Decibels, Decibels]
-WHISPER_SECONDS = 30.0  # that its encoder has positions for
+WHISPER_SECONDS = 30.0  # longest clip that its encoder has positions for
 
 
 class AudioCorpus(Strict):
-    """Audio files of any format, rate and number of channels that libsndfile reads."""
+    """Audio files of any format, sample rate and number of channels that libsndfile reads."""
 
     type: Literal["audio"] = "audio"
     path: str = Field(
@@ -41,7 +41,7 @@ class LibriTTSCorpus(Strict):
     """The LibriTTS corpus (Zen et al. 2019, CC BY 4.0)."""
 
     type: Literal["libritts"] = "libritts"
-    path: str = Field("data", description="Folder that holds, or shall hold, `LibriTTS/`.")
+    path: str = Field("data", description="Folder that contains, or will contain, `LibriTTS/`.")
     subsets: tuple[
         Literal[
             "dev-clean",
@@ -53,10 +53,8 @@ class LibriTTSCorpus(Strict):
             "train-other-500",
         ],
         ...,
-    ] = Field(("train-clean-100", "train-clean-360"), min_length=1, description="What to use.")
-    download: bool = Field(
-        False, description="Fetch subsets that are not there (through torchaudio)."
-    )
+    ] = Field(("train-clean-100", "train-clean-360"), min_length=1, description="Subsets to use.")
+    download: bool = Field(False, description="Download missing subsets (through torchaudio).")
     weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
@@ -84,30 +82,32 @@ CorpusConfig = Annotated[
 
 
 class DataConfig(Data):
-    """Where training audio comes from and what becomes of it."""
+    """Training audio: its sources and augmentation."""
 
     train: Annotated[tuple[CorpusConfig, ...], BeforeValidator(one_or_more)] = Field(
         (),
         description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
-        "one alone needs no list. None: generated signals.",
+        "a single one needs no list. None: generated signals.",
     )
     crop_seconds: float = Field(1.536, gt=0, le=600, description="Length of a training crop.")
     gain_db: Range = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
-    flip_polarity: bool = Field(True, description="Turn the sign of half of the crops.")
+    flip_polarity: bool = Field(True, description="Invert the polarity of half of the crops.")
     noise: Annotated[FilesConfig, BeforeValidator(path_or_mapping)] | None = Field(
-        None, description="Corpus of noise to mix in; the mixture is what is to be coded."
+        None, description="Corpus of noise to mix in; the mixture is the target."
     )
-    noise_rate: Share = Field(0.5, description="Share of the crops that get noise, if there is.")
+    noise_rate: Share = Field(
+        0.5, description="Share of the crops that get noise, if `noise` is set."
+    )
     noise_snr_db: Range = Field(
-        (5.0, 30.0), description="Random ratio of signal to noise, uniform in dB."
+        (5.0, 30.0), description="Random signal-to-noise ratio, uniform in dB."
     )
     telephone_rate: Share = Field(
-        0.0, description="Share of the crops that come over a telephone: 8 kHz, 8 bits of mu-law."
+        0.0, description="Share of the crops that sound like a telephone: 8 kHz, 8 bits of mu-law."
     )
     cache_mb: NotNegative = Field(
         2048,
-        description="Memory for decoded files of up to a minute, all workers together; files "
-        "beyond it, and longer ones, are read where the crop lies.",
+        description="Memory for decoded files of up to a minute, MiB, for all workers together; of "
+        "other files, only the crop is read.",
     )
 
     @model_validator(mode="after")
@@ -122,40 +122,46 @@ class DataConfig(Data):
 class LossConfig(Losses):
     """Weights of the loss terms of the codec."""
 
-    wave: float = Field(1.0, ge=0, description="L1 on the waveform over the mean of |target|.")
+    wave: float = Field(
+        1.0, ge=0, description="L1 on the waveform, relative to the mean of |target|."
+    )
     stft: float = Field(
-        1.0, ge=0, description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10."
+        1.0,
+        ge=0,
+        description="Multi-resolution STFT: relative L1 of magnitudes plus L1 of log10 magnitudes.",
     )
     mel: float = Field(2.0, ge=0, description="Multi-resolution mel: L1 of log10.")
     loudness: float = Field(
-        0.0, ge=0, description="Disturbance of loudness in bands of hearing, after PESQ."
+        0.0, ge=0, description="Loudness disturbance in critical bands, after PESQ."
     )
     intelligibility: float = Field(
         0.0, ge=0, description="Correlation of band envelopes over 384 ms, after ESTOI."
     )
     energy: bool = Field(
         False,
-        description="Spectral energy distance: `wave`, `stft` and `mel` of two outputs with noise "
-        "of their own, less half of what these differ by; needs `model.noise_channels`.",
+        description="Spectral energy distance: `wave`, `stft` and `mel` averaged over two outputs "
+        "with different noise, minus half their own distance; needs `model.noise_channels`.",
     )
     joint: bool = Field(
         False,
-        description="Log magnitudes of `stft` and `mel` differ by the root mean square over the "
-        "bins of a frame, not by the mean: with `energy`, bins are matched jointly.",
+        description="Take the root mean square instead of the mean over the bins of a frame in the "
+        "log terms of `stft` and `mel`, so that `energy` matches their joint distribution.",
     )
     perceptual: float = Field(
-        0.0, ge=0, description="Distance of the features of a frozen speech encoder; 0: not loaded."
+        0.0,
+        ge=0,
+        description="Distance between features of a frozen speech encoder; 0: not loaded.",
     )
     perceptual_model: str = Field(
         "openai/whisper-tiny.en",
-        description="Whisper model of the perceptual loss: folder or name on the Hub; needs the "
-        "package `transformers`.",
+        description="Whisper model of the perceptual loss, a folder or a name on the Hub; needs "
+        "the package `transformers`.",
     )
     fft_sizes: tuple[Annotated[int, Field(ge=4)], ...] = Field(
         (64, 128, 256, 512, 1024, 2048), min_length=1, description="FFT sizes of `stft` and `mel`."
     )
     mel_bands: tuple[NotNegative, ...] = Field(
-        (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel at that size."
+        (0, 16, 32, 64, 80, 128), description="Mel bands per FFT size; 0: no mel loss at that size."
     )
 
     @model_validator(mode="after")
@@ -163,13 +169,13 @@ class LossConfig(Losses):
         if len(self.fft_sizes) != len(self.mel_bands):
             raise ValueError("mel_bands needs one entry per FFT size")
         if len(set(self.fft_sizes)) < len(self.fft_sizes):
-            raise ValueError("fft_sizes has an entry twice")
+            raise ValueError("fft_sizes has a duplicate entry")
         for size, bands in zip(self.fft_sizes, self.mel_bands):
             if bands > size // 4:
                 raise ValueError(f"mel_bands must be at most a quarter of the FFT size: {bands}")
-        hearing = self.loudness + self.intelligibility + self.perceptual
-        if not self.wave + self.stft + self.mel + hearing:
-            raise ValueError("one of the losses of the output needs a weight")
+        auditory = self.loudness + self.intelligibility + self.perceptual
+        if not self.wave + self.stft + self.mel + auditory:
+            raise ValueError("at least one loss of the output needs a weight")
         return self
 
 
@@ -178,13 +184,13 @@ class DiscriminatorConfig(Discriminator):
 
     size: Literal["none", "frame", "small", "full"] = Field(  # type: ignore[assignment]
         "none",
-        description="frame: few activations, most of them at frame rate: the cheapest on CPUs; "
-        "small: about the size of the codec; full: as GAN vocoders have; none: no adversarial "
+        description="frame: few activations, most of them at frame rate, the cheapest on CPUs; "
+        "small: about the size of the codec; full: as in GAN vocoders; none: no adversarial "
         "training.",
     )
     per_step: Positive | None = Field(
         None,
-        description="Discriminators that take part in a step, drawn anew each time; none: all.",
+        description="Number of discriminators per step, drawn at random; none: all.",
     )
     periods: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (2, 3, 5, 7, 11), description="Periods of the multi-period discriminator."
@@ -198,7 +204,7 @@ class DiscriminatorConfig(Discriminator):
         if self.size != "none" and not (self.periods or self.fft_sizes):
             raise ValueError("a discriminator needs periods or fft_sizes")
         if self.size == "frame" and any(size % 32 for size in self.fft_sizes):
-            raise ValueError("fft_sizes must be multiples of 32 with size frame")
+            raise ValueError("with size frame, fft_sizes must be multiples of 32")
         return self
 
 
@@ -209,20 +215,20 @@ class EvalConfig(Evaluation):
         None, description="Corpus of held-out audio, as in `data`; none: no evaluation."
     )
     max_seconds: float = Field(
-        15.0, ge=0.5, le=600, description="Beginning of each file that is used."
+        15.0, ge=0.5, le=600, description="Length of the beginning of each file that is used."
     )
     metrics: tuple[Literal["distillmos", "dnsmos_p808", "dnsmos_sig", "estoi"], ...] = Field(
         (),
-        description="Measured beside pesq_wb, stoi, mel_distance and si_sdr; distillmos needs the "
-        "package of that name.",
+        description="Metrics in addition to pesq_wb, stoi, mel_distance and si_sdr; distillmos "
+        "needs the package of that name.",
     )
     best: Literal["pesq_wb", "stoi", "mel_distance", "si_sdr", "distillmos", "dnsmos_p808"] = Field(
-        "mel_distance", description="What decides which averaged weights are kept as the best."
+        "mel_distance", description="Metric by which the best averaged weights are selected."
     )
 
 
 class AudioRecipe(Recipe):
-    """One training of an audio codec."""
+    """The recipe of an audio codec."""
 
     model: AudioConfig
     data: DataConfig = Field(default_factory=DataConfig)

@@ -1,4 +1,4 @@
-"""What the recipes of all kinds of models share."""
+"""The parts that recipes of all modalities share."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ class HuggingFaceCorpus(Strict):
     revision: str | None = Field(None, description="Git revision.")
     split: str = Field("train", description="Split.")
     column: str = Field(description="Column of the data.")
-    shuffle_buffer: Positive = Field(1000, description="Items among which the order is random.")
+    shuffle_buffer: Positive = Field(
+        1000, description="Number of items that are shuffled at a time."
+    )
     weight: Weight = Field(1.0, description="Share of the crops, relative to other corpora.")
 
 
 def path_or_mapping(value: Any) -> Any:
-    """A corpus given as a path alone."""
+    """Accept a corpus given only as a path."""
     return {"path": value} if isinstance(value, str) else value
 
 
 def one_or_more(value: Any) -> Any:
-    """Corpora given as one alone, or as none."""
+    """Accept a single corpus, or None, in place of a list of corpora."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str | dict | Strict) else value
 
 
 class Data(Strict):
-    """Where training data come from and what becomes of them."""
+    """Training data: their sources and augmentation."""
 
-    train: tuple[Any, ...] = Field((), description="Corpora, of the types that the kind has.")
+    train: tuple[Any, ...] = Field((), description="Corpora, of the types of the modality.")
     batch_size: Positive = Field(8, description="Crops per process and (partial) step.")
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
@@ -66,32 +68,31 @@ class Losses(Strict):
     """Weights of the loss terms of the codec."""
 
     quantizer: float = Field(
-        1.0, ge=0, description="The quantizer's own loss (moments of latents)."
+        1.0, ge=0, description="The quantizer's own loss, such as that on moments of the latents."
     )
     adversarial: float = Field(
         0.1,
         ge=0,
-        description="What the discriminators say, see `discriminator.loss`; only where there is a "
-        "discriminator.",
+        description="Adversarial loss, see `discriminator.loss`; only with a discriminator.",
     )
     feature: float = Field(
         0.5,
         ge=0,
-        description="Feature matching: relative L1 of the discriminators' hidden layers; only "
-        "where there is a discriminator.",
+        description="Feature matching: relative L1 of the discriminators' hidden layers; only with "
+        "a discriminator.",
     )
     balancer: bool = Field(
         False,
-        description="Gradient balancer: weights become shares of the gradient at the output "
-        "instead of factors of the losses (all but `quantizer`).",
+        description="Gradient balancer: weights (except `quantizer`) are shares of the gradient at "
+        "the output instead of factors of the losses.",
     )
     balancer_every: Positive = Field(
         1,
-        description="Measure the norms of the gradients at every n-th step, which costs a backward "
-        "pass through the losses for each of them; between these steps one serves all.",
+        description="Measure gradient norms at every n-th step. This takes one backward pass "
+        "through each loss; other steps take one for all losses together.",
     )
     balancer_decay: float = Field(
-        0.99, ge=0, lt=1, description="Of the balancer's averages of gradient norms."
+        0.99, ge=0, lt=1, description="Decay of the balancer's averages of gradient norms."
     )
 
 
@@ -100,42 +101,42 @@ class Discriminator(Strict):
 
     size: Literal["none", "small", "full"] = Field(
         "none",
-        description="small: for CPUs, about the size of the codec; full: as GAN vocoders have; "
-        "none: no adversarial training.",
+        description="small: for CPUs, about the size of the codec; full: as in GAN vocoders; none: "
+        "no adversarial training.",
     )
-    start_step: NotNegative = Field(
-        0, description="Steps of the codec alone before adversarial training begins."
-    )
+    start_step: NotNegative = Field(0, description="Step at which adversarial training begins.")
     loss: Literal["lsgan", "relativistic"] = Field(
         "lsgan",
         description="lsgan: squared distance of the logits from 1 (real) and 0 (decoded); "
         "relativistic: softplus of the difference between the logits of decoded and real.",
     )
     warmup_steps: NotNegative = Field(
-        0, description="Steps from `start_step` on in which the discriminators alone are updated."
+        0, description="Steps from `start_step` on that update only the discriminators."
     )
     penalty: float = Field(
         0.0,
         ge=0,
-        description="Weight of a gradient penalty, which keeps the discriminators from running "
-        "away from the codec; taken at every fourth of their updates, four times as strong.",
+        description="Weight of a gradient penalty, which keeps the discriminators from getting too "
+        "far ahead of the codec; applied at every fourth update of theirs, four times as strong.",
     )
-    every: Positive = Field(1, description="Update the discriminators at each n-th step.")
+    every: Positive = Field(1, description="Update the discriminators at every n-th step.")
     lr: float = Field(3e-4, gt=0, description="Peak learning rate; its schedule is the codec's.")
-    betas: Betas = Field((0.8, 0.99), description="Of AdamW.")
-    weight_decay: float = Field(1e-5, ge=0, description="Of AdamW.")
+    betas: Betas = Field((0.8, 0.99), description="Betas of AdamW.")
+    weight_decay: float = Field(1e-5, ge=0, description="Weight decay of AdamW.")
     grad_clip: float = Field(10.0, gt=0, description="Largest gradient norm.")
 
 
 class Evaluation(Strict):
     """Quality on held-out data during training."""
 
-    every: Positive = Field(1000, description="Steps between evaluations; there is one at the end.")
-    max_files: Positive = Field(64, description="Files used, spread over all.")
+    every: Positive = Field(
+        1000, description="Steps between evaluations; the last step is evaluated, too."
+    )
+    max_files: Positive = Field(64, description="Most files to use, spread evenly over all.")
 
 
 class OptimConfig(Strict):
-    """Optimiser of the codec, its schedule, and the averaging of weights."""
+    """Optimiser of the codec, learning rate schedule, and averaging of weights."""
 
     name: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: Muon for weights of linear layers, AdamW for all others."
@@ -144,23 +145,29 @@ class OptimConfig(Strict):
     final_lr: float = Field(1e-5, ge=0, description="Learning rate of the last step.")
     schedule: Literal["cosine", "onecycle", "constant"] = Field(
         "cosine",
-        description="cosine: linear warm-up, then down to `final_lr`; onecycle: from `lr` / 10 up "
-        "to `lr` at `peak_at` and down to `final_lr`, both as half a cosine; constant: warm-up, "
-        "then `lr`.",
+        description="cosine: linear warm-up, then a half cosine to `final_lr`; onecycle: half "
+        "cosines from `lr` / 10 to `lr` at `peak_at`, then to `final_lr`; constant: warm-up, then "
+        "`lr`.",
     )
-    warmup_steps: NotNegative = Field(200, description="Of the cosine and constant schedules.")
+    warmup_steps: NotNegative = Field(
+        200, description="Length of the warm-up of the cosine and constant schedules."
+    )
     peak_at: float = Field(
-        0.4, gt=0, lt=1, description="Share of the steps before the peak of onecycle."
+        0.4, gt=0, lt=1, description="Position of the peak of onecycle, as a share of all steps."
     )
     encoder_lr: float = Field(
-        1.0, gt=0, le=10, description="Learning rate of the encoder over that of the rest."
+        1.0, gt=0, le=10, description="Learning rate of the encoder relative to that of the rest."
     )
-    betas: Betas = Field((0.9, 0.98), description="Of AdamW.")
+    betas: Betas = Field((0.9, 0.98), description="Betas of AdamW.")
     weight_decay: float = Field(
-        0.01, ge=0, description="Of matrices and kernels; not of biases, norms and codes."
+        0.01,
+        ge=0,
+        description="Weight decay of matrices and kernels; none for biases, norms, codes.",
     )
     grad_clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
-    ema_decay: float = Field(0.999, ge=0, lt=1, description="Of the averaged weights that ship.")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the averaged weights, which are exported."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> OptimConfig:
@@ -170,33 +177,36 @@ class OptimConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """How long, how precise, what is written."""
+    """Length, precision and output of a training run."""
 
     steps: Positive = Field(1000, description="Updates of the codec.")
     decoder_only: bool = Field(
         False,
-        description="Encoder and quantizer stay as `--init-from` has them, and with them the token "
-        "space: the decoder learns from real tokens, and reads the token files of the old model.",
+        description="Train only the decoder. Encoder and quantizer, and so the token space, stay "
+        "those of `--init-from`: the decoder learns from real tokens, and decodes the token files "
+        "of the old model.",
     )
-    accumulate: Positive = Field(1, description="Batches per update, their gradients averaged.")
+    accumulate: Positive = Field(1, description="Batches per update, with averaged gradients.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="Of weights, crops and noise."
+        0, description="Seed of weights, crops and noise."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="Autocast; auto: bf16 where the machine multiplies it faster and computes the "
-        "networks as in fp32, else fp32. fp16 needs a GPU.",
+        description="Type to autocast the networks to. auto: bf16 if the machine multiplies it "
+        "faster and computes the networks as in fp32, otherwise fp32. fp16 needs a GPU.",
     )
-    compile: bool = Field(False, description="torch.compile for encoder, decoder, discriminators.")
+    compile: bool = Field(False, description="Compile encoder, decoder and discriminators.")
     log_every: Positive = Field(20, description="Steps between rows of metrics.jsonl.")
     save_every: Positive = Field(500, description="Steps between checkpoints.")
-    keep: Positive = Field(2, description="Checkpoints kept, the newest.")
+    keep: Positive = Field(2, description="Number of newest checkpoints to keep.")
     show_every: Positive = Field(
         1000, description="Steps between samples in TensorBoard: audio and spectrograms, or images."
     )
     trackers: tuple[Literal["trackio", "wandb"], ...] = Field(
-        (), description="Also log to these services, through Accelerate; their packages are needed."
+        (), description="Further services to log to, through Accelerate; needs their packages."
     )
 
     @model_validator(mode="after")
@@ -207,12 +217,12 @@ class TrainConfig(Strict):
 
 
 class Recipe(Strict):
-    """One training: model, data, losses, optimiser and schedule."""
+    """Everything that defines a training run: model, data, losses, optimiser and schedule."""
 
     model: ModelConfig
     quantizer: QuantizerTraining = Field(
         default_factory=FSPTrainingConfig,
-        description="How the quantizer is trained; of the type that the model has.",
+        description="Training options of the quantizer; of the same type as in `model`.",
     )
     data: Data
     loss: Losses
@@ -244,8 +254,8 @@ class Recipe(Strict):
             return self
         if self.discriminator.start_step >= self.train.steps:
             raise ValueError(
-                f"discriminator.start_step is {self.discriminator.start_step}, but train.steps "
-                f"ends at {self.train.steps}"
+                f"discriminator.start_step is {self.discriminator.start_step}, but train.steps is "
+                f"{self.train.steps}"
             )
         if not self.loss.adversarial + self.loss.feature:
             raise ValueError("a discriminator needs loss.adversarial or loss.feature")

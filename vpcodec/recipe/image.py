@@ -1,4 +1,4 @@
-"""How an image tokenizer is trained: the sections of an `ImageRecipe`."""
+"""Recipes of image tokenizers: the sections of an `ImageRecipe`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MS_SSIM_SIDE = 176  # pixels: five scales of an 11 x 11 window need more than 16
 
 
 class ImageCorpus(Strict):
-    """Image files of any format and size that Pillow reads (COCO and ImageNet as they come)."""
+    """Image files of any format and size that Pillow reads (COCO and ImageNet as distributed)."""
 
     type: Literal["image"] = "image"
     path: str = Field(
@@ -50,12 +50,12 @@ CorpusConfig = Annotated[
 
 
 class DataConfig(Data):
-    """Where training images come from and what becomes of them."""
+    """Training images: their sources and augmentation."""
 
     train: Annotated[tuple[CorpusConfig, ...], BeforeValidator(one_or_more)] = Field(
         (),
         description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
-        "one alone needs no list. None: generated pictures.",
+        "a single one needs no list. None: generated images.",
     )
     crop_size: Annotated[int, Field(ge=16, le=4096)] = Field(
         128,
@@ -64,14 +64,14 @@ class DataConfig(Data):
     )
     resize: NotNegative | None = Field(
         None,
-        description="Scale images so that their shorter side has this many pixels before a crop "
-        "is taken; none: leave them as they are. Images smaller than a crop are enlarged to it.",
+        description="Length to scale the shorter side of images to before cropping, pixels; none: "
+        "do not scale. Images smaller than a crop are enlarged to its size.",
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
     cache_mb: NotNegative = Field(
         2048,
-        description="Memory for decoded images, all workers together; images beyond it are read "
-        "each time.",
+        description="Memory for decoded images, MiB, for all workers together; other images are "
+        "read each time.",
     )
 
     @model_validator(mode="after")
@@ -98,21 +98,21 @@ class LossConfig(Losses):
     ms_ssim: float = Field(
         0.0,
         ge=0,
-        description=f"1 - MS-SSIM; crops of less than {MS_SSIM_SIDE} pixels get as many of its "
+        description=f"1 - MS-SSIM; crops of less than {MS_SSIM_SIDE} pixels use as many of its "
         "five scales as fit.",
     )
     lpips: float = Field(
         0.0,
         ge=0,
-        description="LPIPS; 0: not loaded. Needs the package `lpips`, whose backbone comes from "
-        "the net.",
+        description="LPIPS; 0: not loaded. Needs the package `lpips`, which downloads its "
+        "backbone.",
     )
     lpips_net: Literal["vgg", "alex", "squeeze"] = Field("vgg", description="Backbone of `lpips`.")
 
     @model_validator(mode="after")
     def _consistent(self) -> LossConfig:
         if not self.l1 + self.mse + self.gradient + self.ms_ssim + self.lpips:
-            raise ValueError("one of l1, mse, gradient, ms_ssim and lpips needs a weight")
+            raise ValueError("at least one of l1, mse, gradient, ms_ssim and lpips needs a weight")
         return self
 
 
@@ -120,7 +120,7 @@ class DiscriminatorConfig(Discriminator):
     """A patch discriminator, trained against the codec."""
 
     layers: Annotated[int, Field(ge=1, le=6)] = Field(
-        3, description="Convolutions that halve width and height."
+        3, description="Number of convolutions that halve width and height."
     )
 
 
@@ -131,15 +131,15 @@ class EvalConfig(Evaluation):
         None, description="Corpus of held-out images, as in `data`; none: no evaluation."
     )
     max_side: Positive = Field(
-        512, description="Larger images are cut to this many pixels each way, at their centre."
+        512, description="Larger images are cropped at their centre to this many pixels each way."
     )
     best: Literal["psnr", "ssim", "ms_ssim"] = Field(
-        "psnr", description="What decides which averaged weights are kept as the best."
+        "psnr", description="Metric by which the best averaged weights are selected."
     )
 
 
 class ImageRecipe(Recipe):
-    """One training of an image tokenizer."""
+    """The recipe of an image tokenizer."""
 
     model: ImageConfig
     data: DataConfig = Field(default_factory=DataConfig)

@@ -1,6 +1,6 @@
-"""How the quantizer of a model is trained: the section `quantizer` of every recipe.
+"""Training options of quantizers: the section `quantizer` of every recipe.
 
-These options end with training; they are no part of the model.
+They matter only during training, and are not part of the model.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class FSPTrainingConfig(QuantizerTrainingConfig):
     type: Literal["fsp"] = "fsp"
     rejection: Literal["vector", "dimension"] = Field(
         "vector",
-        description="What passes unchanged if a dimension leaves [0, 1]: the vector, or that "
+        description="What passes unchanged if a dimension leaves [0, 1]: the vector, or only that "
         "dimension.",
     )
     eta: float = Field(
-        1.0, gt=0, le=2, description="Width of the perturbation over the width of a cell."
+        1.0, gt=0, le=2, description="Width of the perturbation, relative to the width of a cell."
     )
 
 
@@ -48,25 +48,27 @@ class VPTrainingConfig(QuantizerTrainingConfig):
 
     type: Literal["vp"] = "vp"
     eta: float = Field(
-        1.5, gt=0, description="Radius of the proposals over D_M, before calibration."
+        1.5, gt=0, description="Radius of the proposals relative to D_M, before calibration."
     )
     mh_steps: Positive = Field(
-        1, description="Least Metropolis-Hastings steps per token; calibration may raise them."
+        1, description="Fewest Metropolis-Hastings steps per token; calibration may raise them."
     )
     neighbors: Positive = Field(8, description="k of the density estimate.")
     search_size: Positive | None = Field(
         8192,
-        description="Newest latents among which distances are measured; null: the whole queue.",
+        description="Number of newest latents to measure distances to; null: the whole queue.",
     )
     queue_size: Positive | None = Field(
-        None, description="Latents kept; null: 16 per code, at least 65,536."
+        None, description="Latents in the queue; null: 16 per code, at least 65,536."
     )
-    push_size: Positive = Field(256, description="Latents that a process adds per step.")
+    push_size: Positive = Field(
+        256, description="Latents that each process adds to the queue per step."
+    )
     metropolis: bool = Field(True, description="False: accept every proposal (an ablation).")
     calibrate_every: NotNegative = Field(
         2000,
-        description="Steps between calibrations of eta to the error of a k-means codebook on the "
-        "queue; 0: never.",
+        description="Steps between calibrations of eta, which match the error of a k-means "
+        "codebook on the queue; 0: never.",
     )
 
     @model_validator(mode="after")
@@ -82,12 +84,15 @@ class FSQTrainingConfig(QuantizerTrainingConfig):
 
     type: Literal["fsq"] = "fsq"
     noise_rate: float = Field(
-        0.5, ge=0, le=1, description="Share of training scalars that get noise instead of rounding."
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of scalars that get noise instead of rounding in training.",
     )
 
 
 class VQTrainingConfig(QuantizerTrainingConfig):
-    """Codebook of moving averages (baseline)."""
+    """A codebook of moving averages (baseline)."""
 
     type: Literal["vq"] = "vq"
     decay: float | None = Field(
@@ -97,11 +102,13 @@ class VQTrainingConfig(QuantizerTrainingConfig):
     restart_below: float = Field(
         0.1, ge=0, le=1, description="Fraction of the average use below which a code restarts."
     )
-    push_size: Positive = Field(256, description="Latents kept per step and process, for restarts.")
+    push_size: Positive = Field(
+        256, description="Latents that each process adds per step to the queue for restarts."
+    )
 
 
 class SimVQTrainingConfig(QuantizerTrainingConfig):
-    """A random codebook under a learned map (baseline): nothing to set."""
+    """A random codebook under a learned map (baseline); it has no options."""
 
     type: Literal["simvq"] = "simvq"
 
@@ -129,10 +136,10 @@ QuantizerTraining = Annotated[
 
 
 def with_training_options(data: Any) -> Any:
-    """A recipe as a plain dict, whose section `quantizer` has the type of `model.quantizer`.
+    """Complete the section `quantizer` of a recipe given as a plain dict.
 
-    Training options in `model.quantizer`, as earlier recipes have them, move to that section unless
-    it sets them.
+    The section gets the type of `model.quantizer`. Training options in `model.quantizer`, where
+    earlier recipes have them, are moved to the section unless it sets them itself.
     """
     if not isinstance(data, dict):
         return data
@@ -156,11 +163,11 @@ def parse_training(model: dict[str, Any], section: dict[str, Any]) -> QuantizerT
     """The training options of a run, from its checkpoint.
 
     Args:
-        model: configuration of the model; in earlier checkpoints it has the training options.
-        section: `quantizer` of the recipe; empty in earlier checkpoints.
+        model: configuration of the model; in earlier checkpoints, it contains the options.
+        section: section `quantizer` of the recipe; empty in earlier checkpoints.
 
     Raises:
-        ConfigError: a wrong field.
+        ConfigError: a field is wrong.
     """
     data = with_training_options({"model": model, "quantizer": section})
     try:

@@ -1,4 +1,4 @@
-"""Losses of adversarial training, of any discriminators: adversarial and feature matching."""
+"""Losses of adversarial training for any discriminators: adversarial and feature matching."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import distributed, nn
 from ..quantizers.base import normal_like, processes
 
 PENALTY_STEP = 0.1  # e of the gradient penalty
-FEATURE_FLOOR = 1e-3  # of mean activations, which are of order 1
+FEATURE_FLOOR = 1e-3  # smallest divisor of feature matching; mean activations are of order 1
 
-Outputs = list[list[torch.Tensor]]  # per discriminator its hidden activations, then its logits
+Outputs = list[list[torch.Tensor]]  # of each discriminator: hidden activations, then logits
 
 
 def discriminator_loss(real: Outputs, fake: Outputs, loss: str = "lsgan") -> torch.Tensor:
-    """Loss of the discriminators, given their outputs for real and decoded data.
+    """Loss of the discriminators, given their outputs for real data x and decoded data y.
 
-    Mean over the discriminators. "lsgan" (Mao et al. 2017): mean (1 - D(x))^2 + mean D(y)^2: 0 at
-    best, 0.5 if they cannot tell. "relativistic" (Jolicoeur-Martineau 2018), paired: mean
-    softplus(D(y) - D(x)): 0 at best, log 2 if they cannot tell. Detach the decoded data before.
+    "lsgan" (Mao et al. 2017): mean (1 - D(x))^2 + mean D(y)^2, 0 at best and 0.5 by guessing.
+    "relativistic" (Jolicoeur-Martineau 2018), paired: mean softplus(D(y) - D(x)), 0 at best and
+    log 2 by guessing. Detach the decoded data beforehand.
 
     Returns:
-        Scalar, float32.
+        Mean over the discriminators, a float32 scalar.
     """
     pairs = zip(_logits(real), _logits(fake), strict=True)
     if loss == "relativistic":
@@ -33,14 +33,14 @@ def discriminator_loss(real: Outputs, fake: Outputs, loss: str = "lsgan") -> tor
 
 
 def generator_losses(real: Outputs, fake: Outputs, loss: str = "lsgan") -> dict[str, torch.Tensor]:
-    """What the discriminators' outputs for real and decoded data ask of the codec.
+    """Losses of the codec, given the discriminators' outputs for real and decoded data.
 
-    adversarial: mean over the discriminators of mean (1 - D(y))^2 with "lsgan", of
-    mean softplus(D(x) - D(y)) with "relativistic". feature: mean |x - y| / mean |x| per hidden
-    layer, averaged over the layers of each discriminator, then over these. `real` is detached.
+    adversarial: mean (1 - D(y))^2 with "lsgan", mean softplus(D(x) - D(y)) with "relativistic",
+    averaged over the discriminators. feature: mean |x - y| / mean |x| of each hidden layer,
+    averaged over the layers of a discriminator, then over the discriminators. `real` is detached.
 
     Returns:
-        {"adversarial", "feature"} scalars, float32, unweighted.
+        {"adversarial", "feature"}: float32 scalars, unweighted.
     """
     means = iter(joint_means([layer.detach().float() for layers in real for layer in layers[:-1]]))
     pairs = zip(_logits(real), _logits(fake), strict=True)
@@ -62,9 +62,12 @@ def generator_losses(real: Outputs, fake: Outputs, loss: str = "lsgan") -> dict[
 
 @torch.no_grad()
 def winning_chance(real: Outputs, fake: Outputs) -> torch.Tensor:
-    """Share of the places where a discriminator rates the real data above the decoded.
+    """Share of the logits that rank the real data above the decoded data.
 
-    1: it always tells; 0.5: it guesses. Mean over the discriminators; scalar, float32.
+    1: the discriminators are always right; 0.5: they guess.
+
+    Returns:
+        Mean over the discriminators, a float32 scalar.
     """
     return _mean((x > y).float().mean() for x, y in zip(_logits(real), _logits(fake), strict=True))
 
@@ -72,18 +75,19 @@ def winning_chance(real: Outputs, fake: Outputs) -> torch.Tensor:
 def gradient_penalty(
     discriminators: nn.Module, data: torch.Tensor, outputs: Outputs
 ) -> torch.Tensor:
-    """How steep the logits are: a gradient penalty without second derivatives.
+    """A penalty on the gradient of the logits, without second derivatives.
 
-    Mean over the discriminators of mean (D(h + e n) - D(h))^2 / e^2, where h is what their first
-    convolutions see and n ~ N(0, 1): the expected square of the norm of the gradient (R1 and R2 of
-    Mescheder et al. 2018), up to higher orders of e.
+    mean (D(h + e n) - D(h))^2 / e^2, where h is the input of the first convolutions and
+    n ~ N(0, 1): up to higher orders of e, the expected squared norm of the gradient (R1 and R2 of
+    Mescheder et al. 2018).
 
     Args:
         discriminators: called with `data` and the standard deviation of the noise, e.
-        data: real and decoded, as they were when they gave `outputs`.
+        data: the real and decoded data that gave `outputs`.
+        outputs: outputs of the discriminators for `data` without noise.
 
     Returns:
-        Scalar, float32.
+        Mean over the discriminators, a float32 scalar.
     """
     moved = discriminators(data, PENALTY_STEP)
     pairs = zip(_logits(outputs), _logits(moved), strict=True)
@@ -91,15 +95,15 @@ def gradient_penalty(
 
 
 def with_noise(x: torch.Tensor, std: float) -> torch.Tensor:
-    """The same with noise of this standard deviation; without a copy where it is 0."""
+    """x plus Gaussian noise of this standard deviation; x itself if it is 0."""
     return x + std * normal_like(x) if std else x
 
 
 @torch.no_grad()
 def joint_means(values: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Means of the magnitudes of each tensor over all processes of the group, as scalars.
+    """Mean magnitude of each tensor over all processes of the group, as scalars.
 
-    The processes give tensors of the same shapes.
+    The shapes must be the same in all processes.
     """
     means = torch.stack([value.abs().mean() for value in values])
     if processes() > 1:

@@ -1,4 +1,4 @@
-"""Gradient balancer: weights become shares of the gradient at the output."""
+"""Gradient balancer: loss weights become shares of the gradient at the output."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ class Balancer(nn.Module):
 
     With g_i the gradient of loss i at the output and n_i a moving average of its norm, the combined
     gradient is scale * sum_i share_i * g_i / n_i, where the shares are the weights over the sum of
-    the weights of the losses at hand. However large a loss is, its pull is its share.
+    the weights of the losses that are present. So the influence of a loss is its share, whatever
+    its magnitude.
 
     The norm of a loss is the root mean square, over the items of the batch, of the norm of the
-    gradient that the item would have in a batch of its own: sqrt(B) times the norm of g_i for a
-    mean over B items. So the result does not depend on the size of the batch, nor, if each process
-    has as many items and the gradients of parameters are averaged, on the number of processes.
+    gradient of an item in a batch of its own: sqrt(B) times the norm of g_i for a mean over B
+    items. So the result does not depend on the batch size, nor on the number of processes if all
+    have the same number of items and the gradients of parameters are averaged.
 
     Args:
-        weights: name -> weight, not negative; losses of weight 0 are left out.
-        decay: of the averages.
-        scale: norm of the combined gradient of an item if all losses pull the same way.
+        weights: name -> weight, not negative; losses with weight 0 are ignored.
+        decay: decay of the moving averages.
+        scale: norm of the combined gradient of an item if all gradients point the same way.
     """
 
     total: torch.Tensor
@@ -34,9 +35,9 @@ class Balancer(nn.Module):
         self.weights = dict(weights)
         self.decay = decay
         self.scale = scale
-        self._measured: set[str] = set()  # the losses that have an average
-        self.register_buffer("total", torch.zeros(len(weights)))  # decayed sum of the norms,
-        self.register_buffer("count", torch.zeros(len(weights)))  # and of ones: their average
+        self._measured: set[str] = set()  # losses that have an average
+        self.register_buffer("total", torch.zeros(len(weights)))  # decayed sums of the norms
+        self.register_buffer("count", torch.zeros(len(weights)))  # and of ones
 
     def gradient(
         self,
@@ -48,38 +49,38 @@ class Balancer(nn.Module):
     ) -> torch.Tensor:
         """The combined gradient at `output`, for the caller to backpropagate.
 
-        Updates the averages. A gradient that is exactly zero adds nothing and counts for nothing;
-        one that is not finite passes into the result, but not into the averages. Leaves the
-        gradients of parameters alone; keeps the graph.
+        Updates the averages. A gradient that is exactly zero does not count in its average; one
+        that is not finite passes into the result, but not into the average. The gradients of
+        parameters are not touched, and the graph is kept.
 
-        Without `measure` the averages stay as they are and the gradient is that of the weighted
-        sum of the losses, in one pass instead of one for each; losses that have not been measured
-        yet are, all the same.
+        Without `measure`, the averages are not updated, and the gradient is that of the weighted
+        sum of the losses, in one pass instead of one per loss. If a loss has no average yet, all
+        are measured anyway.
 
         Args:
-            losses: name -> scalar, a function of `output` (what does not need a gradient is left
-                out); the same names in all processes.
+            losses: name -> scalar function of `output`, with the same names in all processes;
+                losses that need no gradient are ignored.
             output: (B, ...), part of the graph of the losses.
-            loss_scale: of training in float16: the gradients are those of scaled losses, and the
-                result is scaled.
+            loss_scale: scale of the losses in float16 training; the result is scaled by it too.
+            measure: whether to measure the norms of the gradients.
 
         Returns:
-            Shape and dtype of `output`; zeros if there is nothing to combine.
+            A gradient with the shape and dtype of `output`; zeros if there is nothing to combine.
 
         Raises:
-            KeyError: a loss without a weight.
+            KeyError: a loss has no weight.
         """
-        pulling = {n: x for n, x in losses.items() if self.weights[n] and x.requires_grad}
-        if not pulling:
+        active = {n: x for n, x in losses.items() if self.weights[n] and x.requires_grad}
+        if not active:
             return torch.zeros_like(output)
-        share = self.scale / sum(self.weights[name] for name in pulling)
-        if not measure and self._measured.issuperset(pulling):
+        share = self.scale / sum(self.weights[name] for name in active)
+        if not measure and self._measured.issuperset(active):
             averages = dict(zip(self.weights, self._averages()))
-            terms = [self.weights[n] / averages[n] * loss for n, loss in pulling.items()]
+            terms = [self.weights[n] / averages[n] * loss for n, loss in active.items()]
             total = share * torch.stack(terms).sum() * loss_scale
             return torch.autograd.grad(total, output, retain_graph=True)[0]
         gradients = {}
-        for name, loss in pulling.items():
+        for name, loss in active.items():
             (g,) = torch.autograd.grad(loss * loss_scale, output, retain_graph=True)
             gradients[name] = g.float() / loss_scale
         averages = dict(zip(self.weights, self._update(gradients, output.device)))
@@ -90,8 +91,8 @@ class Balancer(nn.Module):
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
-        """Put the norms of the gradients into the averages; these, one per weight, not zero."""
-        zero = torch.zeros((), device=device)  # of a loss that is not at hand: does not count
+        """Add the norms of the gradients to the averages; returns these, one per weight."""
+        zero = torch.zeros((), device=device)  # norm of an absent loss, which does not count
         squares = torch.stack(
             [
                 len(g) * torch.linalg.vector_norm(g).square()
@@ -111,7 +112,7 @@ class Balancer(nn.Module):
         return self._averages()
 
     def _averages(self) -> torch.Tensor:
-        """Of the norms; where nothing has counted yet gradients are zero or not finite, so 1."""
+        """Averages of the norms; 1 if none has counted yet, because all were zero or not finite."""
         return torch.where(self.count > 0, self.total / self.count, 1.0)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file with everything that resuming needs, written atomically.
+"""Checkpoints: one safetensors file with everything needed to resume a run, written atomically.
 
-A run folder keeps the newest few in `checkpoints/step-00000500.safetensors`, and in
-`best.safetensors` the averaged weights that did best on held-out data.
+A run folder keeps the newest few as `checkpoints/step-00000500.safetensors`, and the averaged
+weights that scored best on held-out data in `best.safetensors`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from ..media.files import atomic_output
 
 FOLDER = "checkpoints"
 BEST = "best.safetensors"
-NO_CHECKSUM = "0" * 64  # what is hashed in the place of the checksum
+NO_CHECKSUM = "0" * 64  # stands in for the checksum while the file is hashed
 CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')  # in the header
-CHECKED = "has_checksum"  # in the state, so that a checksum that is damaged itself is missed
-BLOCK = 2**20  # bytes that are hashed at once
-AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")  # depend on it
-NOISE = "decoder.noise."  # that a model may be given later
+CHECKED = "has_checksum"  # key of the state, so that a missing checksum is noticed
+BLOCK = 2**20  # bytes hashed at a time
+# Prefixes of the weights whose shapes depend on the quantizer.
+AROUND_QUANTIZER = ("quantizer.", "encoder.project.", "decoder.project.")
+NOISE = "decoder.noise."  # prefix of weights that may be added to a model later
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or of another model."""
+    """A checkpoint is missing, damaged or of another model."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint whose bytes are not those that were written."""
+    """A checkpoint does not hold the bytes that were written."""
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return run / FOLDER / f"step-{step:08d}.safetensors"
 
 
@@ -48,10 +49,10 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The newest checkpoint of a run folder; a file is taken as it is.
+    """The newest checkpoint of a run folder; a path to a file is returned as it is.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: the folder has no checkpoint.
     """
     if path.is_file():
         return path
@@ -61,10 +62,16 @@ def find_checkpoint(path: Path) -> Path:
     return found[-1]
 
 
-def prune(run: Path, keep: int, step: int) -> None:
-    """Remove all checkpoints of a run but the newest `keep` up to `step`, the last that was saved.
+def remove_old_checkpoints(run: Path, keep: int, step: int) -> None:
+    """Remove all checkpoints of a run except the newest `keep`.
 
-    Later ones are damaged ones that were passed over. Unfinished ones of killed runs go as well.
+    Checkpoints of later steps, which were damaged and therefore skipped when the run resumed, and
+    unfinished files of killed runs are removed as well.
+
+    Args:
+        run: the run folder.
+        keep: number of checkpoints to keep.
+        step: step of the checkpoint that was saved last.
     """
     last = checkpoint_path(run, step)
     good = [path for path in checkpoints(run) if path <= last]
@@ -77,10 +84,10 @@ def save_checkpoint(path: Path, tensors: dict[str, dict[str, Any]], state: dict[
     """Write a checkpoint.
 
     Args:
-        path: its file; the folder is made.
-        tensors: groups of tensors by name, e.g. {"model": state_dict}; values that are not tensors
-            (step counts of optimisers) become scalars.
-        state: JSON-serialisable rest.
+        path: its file; missing folders are created.
+        tensors: groups of tensors by name, such as {"model": state_dict}; values that are not
+            tensors (step counts of optimisers) are stored as scalars.
+        state: everything else, JSON-serialisable.
     """
     flat = {
         f"{group}/{name}": torch.as_tensor(value).detach().cpu().contiguous().clone()
@@ -103,8 +110,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
     """Read what `save_checkpoint` wrote.
 
     Raises:
-        DamagedError: it is not what was written; checkpoints of earlier versions have no checksum.
-        CheckpointError: no such file, or it cannot be read.
+        DamagedError: the file does not hold what was written. Checkpoints of earlier versions have
+            no checksum and are not verified.
+        CheckpointError: the file does not exist or cannot be read.
     """
     groups: dict[str, dict[str, torch.Tensor]] = {}
     try:
@@ -112,7 +120,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
         with safe_open(path, "pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             if state.pop(CHECKED, False) and not checked:
-                raise ValueError("its checksum is gone")
+                raise ValueError("its checksum is missing")
             for key in file.keys():
                 group, _, name = key.partition("/")
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
@@ -128,14 +136,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
 def load_newest(
     run: Path,
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], list[DamagedError]]:
-    """Read the newest checkpoint of a run that is whole; a file is taken as it is.
+    """Read the newest undamaged checkpoint of a run.
+
+    Args:
+        run: a run folder, or one checkpoint file.
 
     Returns:
-        What `load_checkpoint` gives, and what is wrong with newer ones.
+        The result of `load_checkpoint`, and the errors of damaged newer checkpoints.
 
     Raises:
-        CheckpointError: there is none, all are damaged (it is about the newest), or one cannot be
-            read.
+        CheckpointError: there is no checkpoint, one cannot be read, or all are damaged; in the last
+            case, the error is that of the newest.
     """
     if run.is_file():
         return *load_checkpoint(run), []
@@ -150,11 +161,18 @@ def load_newest(
 
 
 def _verify(path: Path) -> bool:
-    """Whether a file has a checksum; ValueError where it is another file's."""
+    """Verify the checksum of a file, if it has one.
+
+    Returns:
+        Whether it has one.
+
+    Raises:
+        ValueError: the checksum is wrong, or the header is truncated.
+    """
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > os.fstat(file.fileno()).st_size:
-            raise ValueError("its header is cut short")
+            raise ValueError("its header is truncated")
         header = file.read(size)
         found = CHECKSUM.search(header)
         if found is None:
@@ -169,7 +187,7 @@ def _verify(path: Path) -> bool:
 
 
 def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """State dict of the averaged model in a checkpoint: parameters averaged, buffers as they were.
+    """State dict of the averaged model in a checkpoint: averaged parameters, buffers of the model.
 
     Raises:
         KeyError: the checkpoint has no model.
@@ -177,20 +195,20 @@ def averaged_weights(groups: dict[str, dict[str, torch.Tensor]]) -> dict[str, to
     return groups.get("model", {}) | groups["average"]
 
 
-def kept_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of a model without what only the training of its quantizer needs."""
+def inference_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of a model without the training state of its quantizer."""
     training = {f"quantizer.{name}" for name in model.quantizer.training_state}
     return {name: value for name, value in model.state_dict().items() if name not in training}
 
 
-def brief(error: Exception) -> str:
-    """An error in one line; of torch's about state dicts, the first thing that is wrong."""
+def one_line(error: Exception) -> str:
+    """The message of an error in one line; for torch's state dict errors, the first mismatch."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[1].strip() if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The per-parameter state of an optimiser as flat names `index.key`."""
+    """The per-parameter state of an optimiser under flat names, `index.key`."""
     return {
         f"{index}.{key}": value
         for index, entry in optimizer.state_dict()["state"].items()
@@ -199,7 +217,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Restore an optimiser from the result of `optimizer_tensors`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
@@ -209,23 +227,21 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
-    """Load a model.safetensors, of the same architecture but for quantizer and noise.
+    """Load a model.safetensors of the same architecture; quantizer and noise may differ.
 
-    The noise of the decoder begins as it was drawn where the file has none.
+    If the file has no weights for the decoder's noise, those of the model are kept.
 
     Returns:
-        Names of the weights that were left as they were, because the quantizers differ: some of its
-        own, and of the projections into it and out of it.
+        Names of the weights that were not loaded because the quantizers differ: weights of the
+        quantizer and of the projections before and after it.
 
     Raises:
-        CheckpointError: unreadable, or of another architecture.
+        CheckpointError: the file cannot be read, or is of another architecture.
     """
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file that can be read ({error})"
-        ) from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     own, quantizer = model.state_dict(), model.quantizer
 
     def fits(name: str) -> bool:
@@ -233,7 +249,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
         if name not in found:
             return inside in quantizer.training_state
         shape = found[name].shape
-        if inside in quantizer.lazy_buffers:  # may have no rows here or there
+        if inside in quantizer.lazy_buffers:  # either may still be empty
             rows = ((0,), (quantizer.lazy_buffers[inside],))
             return shape[:1] in rows and shape[1:] == own[name].shape[1:]
         return shape == own[name].shape
@@ -245,6 +261,6 @@ def load_weights(model: torch.nn.Module, path: Path) -> list[str]:
     try:
         model.load_state_dict(found)
     except RuntimeError as error:
-        reason = brief(error)
+        reason = one_line(error)
         raise CheckpointError(f"{path}: weights of another architecture ({reason})") from None
     return left

@@ -1,4 +1,4 @@
-"""What a quantizer asks of a run: calibration on the way, and a codebook after training."""
+"""The needs of a quantizer beyond training steps: calibration, and a codebook afterwards."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .crops import Crops
 from .hardware import to_device
 from .log import RunLog
 
-LATENTS_PER_CODE = 64  # that a codebook is made of after training
-QUICK_ITERATIONS = 5  # of k-means, for a codebook that is only evaluated
+LATENTS_PER_CODE = 64  # for the codebook that is fitted after training
+QUICK_ITERATIONS = 5  # of k-means, for codebooks that are only evaluated
 
 
 class CodebookDuties:
-    """Does for a quantizer what its contract asks for beside the steps of training.
+    """Calls the parts of the quantizer contract that are not part of training steps.
 
-    With `train.decoder_only` the quantizer stays as it is, and there is nothing to do.
+    With `train.decoder_only` the quantizer stays unchanged, and there is nothing to do.
 
     Args:
-        recipe: of the run.
-        data: what codebooks are made of.
+        recipe: recipe of the run.
+        data: crops that codebooks are fitted to.
         accelerator: processes and device.
     """
 
@@ -34,16 +34,16 @@ class CodebookDuties:
         self._frozen = recipe.train.decoder_only
 
     def due(self, quantizer: Quantizer) -> bool:
-        """Whether a codebook is made after training, by this run."""
+        """Whether this run fits a codebook after training."""
         return quantizer.fit_after_training and not self._frozen
 
     def begin(self, quantizer: Quantizer) -> None:
-        """Training goes on: a codebook that was made after it is of other weights."""
+        """Drop a codebook that was fitted to earlier weights, because training continues."""
         if not self._frozen:
             quantizer.forget_codebook()
 
     def calibrate(self, quantizer: Quantizer, step: int, log: RunLog) -> None:
-        """Let the quantizer set the strength of its perturbation when it is time to."""
+        """Calibrate the strength of the perturbation, if it is due at this step."""
         every = self._recipe.calibrate_every
         if self._frozen or not every or step % every:
             return
@@ -51,13 +51,13 @@ class CodebookDuties:
             with log.console.status("calibrating the perturbation"):
                 quantizer.calibrate(seed=step)
         except ValueError as error:
-            log.message(f"step {step}: eta stays as it is: {error}")
+            log.message(f"step {step}: eta is unchanged: {error}")
 
     def make_quickly(self, quantizer: Quantizer) -> bool:
-        """Make a codebook to evaluate with, of the latents that the quantizer remembers.
+        """Fit a codebook for an evaluation to the latents in the quantizer's queue.
 
         Returns:
-            Whether it has one; there may be too few latents so far.
+            Whether there is a codebook; there may be too few latents so far.
         """
         try:
             if not quantizer.fitted:
@@ -68,22 +68,22 @@ class CodebookDuties:
 
     @torch.no_grad()
     def make(self, quantizer: Quantizer, model: Autoencoder, log: RunLog) -> None:
-        """Make the codebook of a quantizer of a model's latents of training crops.
+        """Fit the codebook of a quantizer to latents of training crops.
 
         Args:
-            quantizer: may be another than that of the model.
-            model: in eval mode.
-            log: told of it.
+            quantizer: the quantizer; not necessarily that of `model`.
+            model: computes the latents; in eval mode.
+            log: log of the run.
 
         Raises:
-            ValueError: too few latents that differ.
+            ValueError: too few different latents.
         """
         data = self._data
         wanted = LATENTS_PER_CODE * quantizer.codebook_size
         number = -(-wanted // (data.tokens * self._recipe.data.batch_size))
         device = self._accelerator.device
         with (
-            log.console.status(f"making the codebook of {wanted:,} latents"),
+            log.console.status(f"fitting the codebook to {wanted:,} latents"),
             closing(data.batches(0, number)) as batches,
         ):
             latents = torch.cat(

@@ -1,4 +1,4 @@
-"""Corpora: what folders, globs, manifests and streamed datasets hold."""
+"""Corpora: the items of folders, globs, manifests and streamed datasets."""
 
 from __future__ import annotations
 
@@ -25,88 +25,90 @@ MANIFESTS = {".txt", ".tsv", ".csv", ".jsonl"}
 
 
 class DataError(ValueError):
-    """Training data that cannot be used: one line that names the corpus, file or line."""
+    """Data cannot be used; the message is one line that names the corpus, file or line."""
 
 
 @dataclass(frozen=True)
-class FileKind:
-    """What the files of a corpus are.
+class MediaType:
+    """The media files of a modality.
 
     Attributes:
-        noun: what one is called.
+        noun: what messages call one file.
         suffixes: in lower case.
-        find: the files in a folder, relative to it; ValueError where it cannot be read.
-        errors: what reading one raises.
-        feature: class of the package `datasets` for columns of them.
-        columns: numbers that manifests may have beside the path: the default, and the names of the
-            column.
+        find_files: lists the files in a folder, relative to it; raises ValueError if the folder
+            cannot be read.
+        errors: exceptions that reading a file can raise.
+        feature: class of the package `datasets` for columns of such files.
+        columns: numeric columns that a manifest may have besides the path: name -> default, and
+            names of the column in a manifest.
     """
 
     noun: str
     suffixes: Collection[str]
-    find: Callable[[Path], list[Path]]
+    find_files: Callable[[Path], list[Path]]
     errors: tuple[type[Exception], ...]
     feature: str
     columns: Mapping[str, tuple[float, tuple[str, ...]]] = field(default_factory=dict)
 
 
 class Listing:
-    """What a corpus names: paths below `root`, and for each of these the numbers of `columns`."""
+    """The files of a corpus: paths below `root`, and for each of them the values of `columns`."""
 
     def __init__(
         self,
         root: Path,
         names: list[str],
-        kind: FileKind,
+        media: MediaType,
         columns: Mapping[str, array[float]] | None = None,
     ) -> None:
         self.root, self.names = root, names
         if columns is None:
-            defaults = {name: default for name, (default, _) in kind.columns.items()}
+            defaults = {name: default for name, (default, _) in media.columns.items()}
             self.columns = {name: np.full(len(names), value) for name, value in defaults.items()}
         else:
             self.columns = {name: np.array(column) for name, column in columns.items()}
 
 
-def list_files(path: str, kind: FileKind) -> Listing:
+def list_files(path: str, media: MediaType) -> Listing:
     """The files of a folder, a glob or a manifest.
 
-    Raises DataError where there is nothing.
+    Raises:
+        DataError: there are none.
     """
     here = Path(path)
     if here.is_dir():
-        if not (names := find(here, kind)):
-            raise DataError(f"{path}: no {kind.noun} in it")
-        return Listing(here, names, kind)
+        if not (names := find_files(here, media)):
+            raise DataError(f"{path}: no {media.noun} in it")
+        return Listing(here, names, media)
     if here.suffix.lower() in MANIFESTS and here.is_file():
-        return _read_manifest(here, kind)
+        return _read_manifest(here, media)
     if glob.has_magic(path) and not here.exists():
         names = sorted(glob.iglob(path, recursive=True))
-        names = [name for name in names if Path(name).suffix.lower() in kind.suffixes]
+        names = [name for name in names if Path(name).suffix.lower() in media.suffixes]
         if not names:
-            raise DataError(f"{path}: no {kind.noun} matches")
-        return Listing(Path(), names, kind)
+            raise DataError(f"{path}: no {media.noun} matches")
+        return Listing(Path(), names, media)
     if here.exists():
         raise DataError(f"{path}: not a folder, a glob or a manifest (.txt, .tsv, .csv, .jsonl)")
     raise DataError(f"{path}: no such folder or manifest")
 
 
-def find(folder: Path, kind: FileKind) -> list[str]:
-    """The files in a folder; DataError where it cannot be read."""
+def find_files(folder: Path, media: MediaType) -> list[str]:
+    """The files in a folder, relative to it; DataError if it cannot be read."""
     try:
-        return [str(name) for name in kind.find(folder)]
+        return [str(name) for name in media.find_files(folder)]
     except ValueError as error:
         raise DataError(str(error)) from None
 
 
 class Files:
-    """The files of a corpus: tens of millions of them fit in memory.
+    """The files of a corpus, stored compactly: tens of millions of them fit in memory.
 
     Attributes:
-        name: of the corpus.
-        unreadable: what was left out, as its length is unknown.
-        broken: numbers of those that were found to be unreadable when they were to be read.
-        failures: reads that failed since the last one that did not.
+        name: name of the corpus.
+        unreadable: files left out because they could not be read when the corpus was scanned.
+        broken: numbers of files that turned out to be unreadable later.
+        failures: number of failed reads since the last successful one.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Files:
     ) -> None:
         self.name, self.root = name, root
         self.unreadable = unreadable or []
-        # One block of bytes and no strings: less memory, and none that a fork has to copy.
+        # One block of bytes instead of strings takes less memory, and forks share it.
         encoded = [os.fsencode(text) for text in names]
         self._names = b"".join(encoded)
         self._name_ends = np.cumsum([len(text) for text in encoded])
@@ -125,7 +127,7 @@ class Files:
         return len(self._name_ends)
 
     def draw(self, share: float) -> int:
-        """Number of a file, for a random number in [0, 1): each is equally likely."""
+        """Number of the file for a random number in [0, 1); all files are equally likely."""
         return min(int(share * len(self)), len(self) - 1)
 
     def path(self, number: int) -> Path:
@@ -145,8 +147,12 @@ class Stream:
     """A dataset of the Hugging Face Hub, read in order, epoch after epoch.
 
     Args:
-        feature: class of the package `datasets` that the column has.
-        keep: how many items stay in memory, so that several threads can read them.
+        corpus: the dataset.
+        feature: class of the package `datasets` for the column.
+        seed: seed of the order of items.
+        process: number of this training process.
+        processes: number of training processes, which share the dataset.
+        keep: number of items kept in memory, so that several threads can read them.
     """
 
     def __init__(
@@ -166,7 +172,7 @@ class Stream:
                 f"{corpus.path}: streaming needs the package `datasets`: pip install datasets"
             ) from None
         self.corpus, self.name = corpus, corpus.path
-        with _naming(self.name):
+        with _as_data_error(self.name):
             dataset = datasets.load_dataset(
                 corpus.path,
                 corpus.name,
@@ -181,11 +187,11 @@ class Stream:
             self._dataset = split_dataset_by_node(dataset, process, processes)
         self._lock = threading.Lock()
         self._window: deque[dict[str, Any]] = deque(maxlen=keep)
-        self._next = 0  # number of the item after those in the window
+        self._next = 0  # number of the first item after the window
         self._items = self._read()
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        # The dataset's own `skip` would fix the order of its shards, so later epochs would differ.
+        # `skip` of `datasets` fixes the order of the shards, which would change later epochs.
         for epoch in count():
             self._dataset.set_epoch(epoch)
             row = None
@@ -195,8 +201,8 @@ class Stream:
                 raise DataError(f"{self.name}: no items for this process")
 
     def item(self, number: int) -> dict[str, Any]:
-        """Item `number`, {"bytes", "path"}, of the endless sequence of this process."""
-        with self._lock, _naming(self.name):
+        """Item `number` of the endless sequence of this process: {"bytes", "path"}."""
+        with self._lock, _as_data_error(self.name):
             if number < self._next - len(self._window):
                 self._items, self._next = self._read(), 0
                 self._window.clear()
@@ -206,7 +212,7 @@ class Stream:
             return self._window[number - self._next]
 
     def fetch(self, item: dict[str, Any]) -> bytes:
-        """The contents of a file."""
+        """The contents of the file of an item."""
         if item["bytes"] is not None:
             return item["bytes"]
         import fsspec
@@ -223,8 +229,8 @@ class Stream:
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Turn what `datasets` raises, which can be anything, into a DataError of one line."""
+def _as_data_error(name: str) -> Iterator[None]:
+    """Turn any exception of `datasets` into a DataError of one line."""
     try:
         yield
     except DataError:
@@ -234,18 +240,18 @@ def _naming(name: str) -> Iterator[None]:
         raise DataError(f"{name}: {reason}") from error
 
 
-def _read_manifest(path: Path, kind: FileKind) -> Listing:
-    names, columns = [], {name: array("d") for name in kind.columns}
+def _read_manifest(path: Path, media: MediaType) -> Listing:
+    names, columns = [], {name: array("d") for name in media.columns}
     for line, row in _rows(path):
         name = _first(row, "path", "audio_filepath")
         if not isinstance(name, str) or not name:
             raise DataError(f"{path}:{line}: no `path`")
         names.append(name)
-        for column, (default, keys) in kind.columns.items():
+        for column, (default, keys) in media.columns.items():
             columns[column].append(_number(path, line, row, default, *keys))
     if not names:
-        raise DataError(f"{path}: no {kind.noun} is listed")
-    return Listing(path.parent, names, kind, columns)
+        raise DataError(f"{path}: no {media.noun} is listed")
+    return Listing(path.parent, names, media, columns)
 
 
 def _first(row: dict[str, Any], *keys: str) -> Any:
@@ -261,15 +267,15 @@ def _number(path: Path, line: int, row: dict[str, Any], default: float, *keys: s
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value < math.inf:
-        raise DataError(f"{path}:{line}: {keys[0]} is not a number from 0 up: {text!r}")
+        raise DataError(f"{path}:{line}: {keys[0]} is not a non-negative number: {text!r}")
     return value
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, columns) of a manifest."""
+    """(line number, columns) of each entry of a manifest."""
     suffix = path.suffix.lower()
     if suffix in {".tsv", ".csv"}:
-        yield from _table(path, suffix)
+        yield from _delimited_rows(path, suffix)
         return
     for line, text in _lines(path):
         if not text.strip():
@@ -286,21 +292,21 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, row
 
 
-def _table(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, str]]]:
+def _delimited_rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, str]]]:
     lines = (text for _, text in _lines(path))
-    if suffix == ".tsv":  # tables of corpora have quotation marks in their texts
-        table = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if suffix == ".tsv":  # transcripts in the tables of corpora contain quotation marks
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        table = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True)
     try:
-        header = [name.strip() for name in next(table, [])]
+        header = [name.strip() for name in next(reader, [])]
         if not {"path", "audio_filepath"} & set(header):
             raise DataError(f"{path}:1: no column `path`")
-        for row in table:
+        for row in reader:
             if row:
-                yield table.line_num, dict(zip(header, row))
+                yield reader.line_num, dict(zip(header, row))
     except csv.Error as error:
-        raise DataError(f"{path}:{table.line_num}: {error}") from None
+        raise DataError(f"{path}:{reader.line_num}: {error}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

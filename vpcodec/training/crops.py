@@ -1,4 +1,4 @@
-"""Training data: random crops as a pure function of seed and number, so that resuming is exact."""
+"""Training data: random crops, a pure function of seed and number, so that runs resume exactly."""
 
 from __future__ import annotations
 
@@ -19,47 +19,49 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..recipe.base import Data, HuggingFaceCorpus
-from .corpora import DataError, FileKind, Files, Stream
+from .corpora import DataError, Files, MediaType, Stream
 
-RETRIES = (0.1, 1.0)  # seconds before a file is read again after an error of the system
-MAX_FAILURES = 1000  # files, or items of a stream, in a row
+RETRIES = (0.1, 1.0)  # seconds to wait before a file is read again after a system error
+MAX_FAILURES = 1000  # failed reads in a row
 GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
-COUNTED = 1024  # batches between remembered counts of the items of streams
+COUNTED = 1024  # batches between stored counts of the items of streams
 
 
 class Crops(ABC):
     """Random crops of files and streamed datasets, or of generated data.
 
-    Crop i of batch n is crop g = (n * processes + process) * batch_size + i of the training. It
-    depends on the configuration, the data and (seed, g) alone: not on workers, on which crops were
-    drawn before, or on how the crops of a step are shared among processes. Its corpus follows from
-    a sequence in g that keeps the weights as evenly as possible; in the corpus a file is drawn,
-    then a place in it.
+    Crop i of batch n is crop g = (n * processes + process) * batch_size + i of the run. It depends
+    only on the configuration, the data, the seed and g: not on workers, on which crops were drawn
+    before, or on how the crops of a step are divided among processes. A low-discrepancy sequence in
+    g chooses the corpus, so that the weights hold as evenly as possible; then a file of the corpus
+    is drawn, and a position in the file.
 
     A streamed dataset has no random access: each of its crops takes the next item of the part that
-    this process reads. These crops are the same in every run with as many processes, and a
-    resumed run reads past the items that it has had.
+    this process reads. These crops are the same in every run with the same number of processes, and
+    a resumed run skips the items that it has already used.
 
-    Files that cannot be read are left out, another being drawn, and listed in `skipped`. It is an
-    error where none is left, or MAX_FAILURES reads fail in a row.
+    A file that cannot be read is replaced by another draw and listed in `skipped`. It is an error
+    if no file is left, or if MAX_FAILURES reads fail in a row.
 
     Args:
-        config: corpora, batch size and what the kind of data needs.
-        seed: of all random draws.
-        process, processes: which of how many training processes this is.
-        workers: processes that read ahead in `batches`; 0: threads, and always for streams.
-        scan: lists the files of a corpus that is no stream.
+        config: corpora, batch size, and the options of the modality.
+        seed: seed of all random draws.
+        process, processes: number of this training process, and of all of them.
+        workers: processes that read ahead in `batches`; 0: threads, which streams always use.
+        scan: lists the files of a corpus that is not streamed.
 
     Attributes:
-        tokens: of one crop.
-        shape: of one crop.
+        media: the files that crops are taken from.
+        axes: number of axes along which a crop is positioned.
+        tokens: number of tokens of one crop.
+        shape: shape of one crop.
 
     Raises:
-        DataError: a corpus is missing, empty or damaged, or has not one file that can be read.
+        DataError: a corpus is missing, empty or damaged, or none of its files can be read.
     """
 
-    kind: ClassVar[FileKind]
-    axes: ClassVar[int]  # along which a crop has a place in what it is cut from
+    media: ClassVar[MediaType]
+    axes: ClassVar[int]
     tokens: int
     shape: tuple[int, ...]
 
@@ -85,9 +87,9 @@ class Crops(ABC):
         shares = np.cumsum([corpus.weight for corpus in config.train])
         self._shares = shares / shares[-1] if len(shares) else shares
         phase = np.random.default_rng(self.seed).integers(2**64, dtype=np.uint64)
-        self._phase = phase  # of the sequence that chooses corpora
+        self._phase = phase  # offset of the sequence that chooses corpora
         self._counts = [np.zeros(len(self._corpora), dtype=np.int64)]
-        self._counting = threading.Lock() if config.streams else None  # no lock crosses a fork
+        self._counting = threading.Lock() if config.streams else None  # locks do not survive forks
 
     @property
     def skipped(self) -> list[str]:
@@ -96,10 +98,10 @@ class Crops(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what is trained on: names, weights, and durations where files have them.
+        """Hex digest of the training data: file names, durations if known, and corpus weights.
 
-        Of a streamed dataset it is the description, not the contents. A folder that moves as a
-        whole keeps its fingerprint.
+        A streamed dataset contributes its configuration, not its contents. The fingerprint does not
+        change if a folder is moved as a whole.
         """
         digest = hashlib.sha256()
         self._describe(digest.update)
@@ -108,12 +110,13 @@ class Crops(ABC):
     @property
     @abstractmethod
     def summary(self) -> str:
-        """How much there is, in a few words; empty where that is not known."""
+        """How much data there is, in a few words; empty if that is not known."""
 
     def batch(self, number: int) -> np.ndarray:
-        """(batch_size, ...) float32, within [-1, 1]: the crops of batch `number`, from 0.
+        """The crops of batch `number`, counted from 0: (batch_size, ...) float32 within [-1, 1].
 
-        Raises DataError where no file of a corpus can be read, or a stream fails.
+        Raises:
+            DataError: no file of a corpus can be read, or a stream fails.
         """
         first = (number * self.processes + self.process) * self.config.batch_size
         numbers = np.arange(first, first + self.config.batch_size, dtype=np.uint64)
@@ -126,9 +129,12 @@ class Crops(ABC):
         return np.stack(crops)
 
     def batches(self, first: int, last: int) -> Iterator[np.ndarray]:
-        """The batches of numbers [first, last), read ahead in threads or worker processes.
+        """The batches [first, last), read ahead in threads or worker processes.
 
-        Closing the iterator ends these. Raises DataError, as `batch` does.
+        Closing the iterator ends the threads or processes.
+
+        Raises:
+            DataError: as for `batch`.
         """
         if first >= last:
             return iter(())
@@ -175,12 +181,12 @@ class Crops(ABC):
                     raise DataError(error)
                 yield batch.numpy()
         finally:
-            with suppress(RuntimeError):  # that a worker was killed, said in the midst of it
-                iterator._shutdown_workers()  # at once: a traceback may still hold the iterator
+            with suppress(RuntimeError):  # raised during the shutdown if a worker was killed
+                iterator._shutdown_workers()  # now: a traceback may keep the iterator alive
 
     @property
     def _files(self) -> list[Files]:
-        """The corpora that are no streams."""
+        """The corpora that are not streamed."""
         return [corpus for corpus in self._corpora if isinstance(corpus, Files)]
 
     def _open(self, corpus: Any, scan: Callable[[Any], Files]) -> Files | Stream:
@@ -189,10 +195,10 @@ class Crops(ABC):
             self._skipped |= dict.fromkeys(files.unreadable)
             return files
         keep = (self._ahead + 2) * self.config.batch_size
-        return Stream(corpus, self.kind.feature, self.seed, self.process, self.processes, keep)
+        return Stream(corpus, self.media.feature, self.seed, self.process, self.processes, keep)
 
     def _describe(self, write: Callable[[bytes], None]) -> None:
-        """What the fingerprint is made of."""
+        """Write the data that the fingerprint digests."""
         for corpus, config in zip(self._corpora, self.config.train):
             write(f"train {config.weight!r} ".encode())
             corpus.describe(write)
@@ -205,7 +211,7 @@ class Crops(ABC):
         return np.searchsorted(self._shares, place, side="right")
 
     def _items(self, number: int, which: np.ndarray) -> np.ndarray:
-        """How many crops of the same corpus this process draws before each one of a batch."""
+        """For each crop of a batch, the number of earlier crops of its corpus in this process."""
         with self._counting:
             while len(self._counts) <= number // COUNTED:
                 end = len(self._counts) * COUNTED
@@ -216,14 +222,14 @@ class Crops(ABC):
         return before[which] + np.tril(same, -1).sum(1)
 
     def _count(self, first: int, last: int) -> np.ndarray:
-        """Crops of each corpus in the batches [first, last) of this process."""
+        """Number of crops of each corpus in the batches [first, last) of this process."""
         size = self.config.batch_size
         starts = (np.arange(first, last) * self.processes + self.process) * size
         numbers = (starts[:, None] + np.arange(size)).astype(np.uint64)
         return np.bincount(self._choose(numbers).ravel(), minlength=len(self._corpora))
 
     def _crop(self, number: int, corpus: int, item: int) -> np.ndarray:
-        """Crop `number` of all, from item `item` if its corpus is streamed."""
+        """Crop `number` of the run, from item `item` if its corpus is streamed."""
         rng = np.random.default_rng([self.seed, number])
         if not self._corpora:
             found = self._generate(rng)
@@ -234,13 +240,13 @@ class Crops(ABC):
         return self._finish(found, rng)
 
     def _from_file(self, files: Files, rng: np.random.Generator) -> np.ndarray:
-        """A cut from somewhere in a corpus."""
+        """A cut at a random position of a random file."""
         while True:
             number, place = files.draw(rng.random()), rng.random(self.axes)
             if number not in files.broken:
                 try:
                     found = self._read_patiently(files, number, place)
-                except self.kind.errors:
+                except self.media.errors:
                     files.failures += 1
                     self._skipped[files.label(number)] = None
                     if self._is_lost(files, number):
@@ -249,10 +255,10 @@ class Crops(ABC):
                     files.failures = 0
                     return found
             if len(files.broken) == len(files) or files.failures >= MAX_FAILURES:
-                raise DataError(f"{files.name}: no {self.kind.noun} that can be read")
+                raise DataError(f"{files.name}: no {self.media.noun} that can be read")
 
     def _read_patiently(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
-        """`_read`, again where the file system and not the file is at fault."""
+        """`_read`, repeated after errors of the file system rather than of the file."""
         for pause in RETRIES:
             try:
                 return self._read(files, number, place)
@@ -263,42 +269,42 @@ class Crops(ABC):
         return self._read(files, number, place)
 
     def _from_stream(self, stream: Stream, number: int, place: np.ndarray) -> np.ndarray:
-        """A cut from item `number`, or from the next one that can be read."""
+        """A cut from item `number`, or from the next readable item."""
         for candidate in range(number, number + MAX_FAILURES):
             item = stream.item(candidate)
             try:
                 return self._decode(stream.fetch(item), place)
-            except self.kind.errors:
+            except self.media.errors:
                 self._skipped[stream.label(candidate, item)] = None
         raise DataError(f"{stream.name}: {MAX_FAILURES} items in a row cannot be read")
 
     @abstractmethod
     def _read(self, files: Files, number: int, place: np.ndarray) -> np.ndarray:
-        """A cut from a file, at `place`: per axis, from 0 to 1 of where it can begin."""
+        """A cut from a file; `place` is its position per axis, 0 to 1 of the possible range."""
 
     @abstractmethod
     def _decode(self, data: bytes, place: np.ndarray) -> np.ndarray:
-        """A cut from the contents of a file."""
+        """A cut from the contents of a file, as `_read`."""
 
     @abstractmethod
     def _generate(self, rng: np.random.Generator) -> np.ndarray:
-        """What takes the place of a cut where there is no corpus."""
+        """A generated signal in place of a cut, if there is no corpus."""
 
     @abstractmethod
     def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Make a crop, float32, of a cut."""
+        """Turn a cut into a crop, float32: augmentation and layout."""
 
     def _is_lost(self, files: Files, number: int) -> bool:
-        """Whether a file that could not be read has no part that can.
+        """Whether no part of a file that failed to read can be read.
 
-        What is drawn must not depend on what was read before, so a file is lost for all crops or
-        for none.
+        Crops must not depend on what was read before, so a file is excluded for all crops or for
+        none.
         """
         return True
 
 
 class _WorkerCrops:
-    """What a worker process holds: the crops, with a cache and a list of broken files of its own.
+    """The data set of a worker process: crops with their own cache and list of broken files.
 
     An item is (batch, newly skipped, None), or (None, newly skipped, error).
     """
@@ -312,14 +318,14 @@ class _WorkerCrops:
 
         seen, batch, problem = len(self.crops._skipped), None, None
         try:
-            batch = torch.from_numpy(self.crops.batch(number))  # a tensor goes by shared memory
+            batch = torch.from_numpy(self.crops.batch(number))  # passed in shared memory
         except DataError as error:
             problem = str(error)
         return batch, self.crops.skipped[seen:], problem
 
 
 def _begin_worker(_: int) -> None:
-    # A terminal or a scheduler sends these to all processes; the training process decides.
+    # Terminals and schedulers signal all processes; the training process decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

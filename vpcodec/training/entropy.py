@@ -1,11 +1,11 @@
-"""Makes the tables of the entropy coder: a small network trained on tokens, rounded to integers."""
+"""Fits the tables of the entropy coder: a small network trained on tokens, rounded to integers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,18 +32,19 @@ from ..entropy import (
 from ..media.audio import find_audio, load
 from ..media.files import atomic_output
 from ..model_folder import ModelFolder, read_folder, write_folder_config
+from ..progress import Progress
 
-PAST_BITS = 8  # fraction of the weights from inputs to hidden units
+PAST_BITS = 8  # fractional bits of the weights from inputs to hidden units
 PAST_MAX = (1 << 11) - 1
-HIDDEN_BITS = ONE.bit_length() - 1 + PAST_BITS - HIDDEN_SHIFT  # fraction of hidden units
-OUTPUT_BITS = 6  # fraction of the weights from hidden units to logits
+HIDDEN_BITS = ONE.bit_length() - 1 + PAST_BITS - HIDDEN_SHIFT  # fractional bits of hidden units
+OUTPUT_BITS = 6  # fractional bits of the weights from hidden units to logits
 OUTPUT_MAX = (1 << 9) - 1
-LOGIT_BITS = HIDDEN_BITS + OUTPUT_BITS - LOGIT_SHIFT  # fraction of what exponentials are taken of
+LOGIT_BITS = HIDDEN_BITS + OUTPUT_BITS - LOGIT_SHIFT  # fractional bits of logits
 EXPONENTIAL_BITS = 16
 
 
 class TableError(ValueError):
-    """Tables that cannot be made of what is given."""
+    """Tables cannot be fitted to the tokens or codebook that are given."""
 
 
 def fit_tables(
@@ -60,18 +61,22 @@ def fit_tables(
     lr: float = 1.6e-2,
     weight_decay: float = 0.06,
     seed: int = 0,
-    report: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> bytes:
-    """Train the network on tokens and round it; the bytes of a tables file.
+    """Train the network on tokens, and round it to integers.
 
     Args:
-        sequences: int64 (N,) tokens of recordings, that are not what the tables are judged by.
-        config: of the model whose tokens they are.
-        codes: float (K, D) codebook, for quantizers that have one: its codes are put in the order
-            of the leaves of a k-d tree, so that a path through it is what is coded.
-        hidden: units per digit. lags, averages, lane: see `TokenCoder`.
+        sequences: int64 (N,) tokens of recordings; evaluate the tables on other recordings.
+        config: configuration of the model that the tokens come from.
+        codes: float (K, D) codebook, for quantizers that have one. Its codes are ordered as the
+            leaves of a k-d tree, so that the digits of a token are a path through the tree.
+        hidden: hidden units per digit.
+        lags, averages, lane: see `TokenCoder`.
         steps, batch, lr, weight_decay, seed: of the training, with AdamW.
-        report: called with steps done, in all, and bits per token so far.
+        progress: called with "fitting" and the training steps done.
+
+    Returns:
+        The bytes of a tables file.
 
     Raises:
         TableError: fewer tokens than a lane, or a codebook whose size is not a power of two.
@@ -80,7 +85,7 @@ def fit_tables(
     levels, order = split_levels(config, codes)
     tokens = np.concatenate([np.asarray(s, np.int64) for s in sequences] or [np.zeros(0, np.int64)])
     if len(tokens) < lane:
-        raise TableError(f"{len(tokens)} tokens are too few to make tables of")
+        raise TableError(f"{len(tokens)} tokens are too few to fit tables to")
     if order is not None:
         tokens = order[tokens]
     radix = np.cumprod(levels) // levels
@@ -92,7 +97,6 @@ def fit_tables(
     inputs = network.prepare(digits, position)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    bits = 0.0
     for step in range(steps):
         rows = torch.randint(0, len(digits), (batch,))
         loss = network.loss(inputs, digits, position, rows)
@@ -100,20 +104,26 @@ def fit_tables(
         loss.backward()
         optimizer.step()
         schedule.step()
-        now = float(loss.detach()) / math.log(2)
-        bits = now if not step else 0.98 * bits + 0.02 * now
-        if report and (step + 1) % 20 == 0:
-            report(step + 1, steps, bits)
+        if progress and (step + 1) % 20 == 0:
+            progress("fitting", step + 1, steps)
     return network.tables(order, lane)
 
 
 def split_levels(
     config: ModelConfig, codes: np.ndarray | None = None
 ) -> tuple[tuple[int, ...], np.ndarray | None]:
-    """Levels of the digits of a token, and the order that codes are put into first, if any.
+    """How a token is split into digits.
+
+    Args:
+        config: configuration of the model.
+        codes: see `fit_tables`.
+
+    Returns:
+        Levels of the digits, and the rank of each code in the order that is coded, int64 (K,); None
+        if tokens are coded as they are.
 
     Raises:
-        TableError: a codebook without codes, or whose size is not a power of two.
+        TableError: there are no codes, or the size of the codebook is not a power of two.
     """
     quantizer = config.quantizer
     if isinstance(quantizer, GridConfig):
@@ -121,10 +131,10 @@ def split_levels(
     size = config.codebook_size
     bits = size.bit_length() - 1
     if codes is None or size != 1 << bits:
-        raise TableError(f"no tree can be made over a codebook of {size}")
+        raise TableError(f"no tree can be built over a codebook of {size}")
     parts = -(-bits // 5)
     shares = [bits // parts + (i < bits % parts) for i in range(parts)]
-    leaves = _kd_tree(codes)  # rank of each code, whose highest bits are those of the first cut
+    leaves = _kd_tree(codes)  # rank of each code; its highest bit tells the side of the first cut
     order, below = np.zeros(size, np.int64), bits
     radix = 1
     for share in shares:
@@ -135,7 +145,7 @@ def split_levels(
 
 
 def _kd_tree(codes: np.ndarray) -> np.ndarray:
-    """(K, D) -> rank of each code among the leaves of a tree of cuts at medians, int64 (K,)."""
+    """(K, D) codes -> int64 (K,) rank of each among the leaves of a tree of median cuts."""
     rank = np.empty(len(codes), np.int64)
     stack = [(np.arange(len(codes)), 0)]
     while stack:
@@ -152,7 +162,7 @@ def _kd_tree(codes: np.ndarray) -> np.ndarray:
 
 
 class _Network(nn.Module):
-    """The network of `TokenCoder` with real numbers, limited to what the integers can be."""
+    """The network of `TokenCoder` in floating point, limited to the range of the integers."""
 
     def __init__(
         self, levels: tuple[int, ...], *, hidden: int, lags: int, averages: tuple[int, ...]
@@ -223,7 +233,7 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def tables(self, order: np.ndarray | None, lane: int) -> bytes:
-        """The bytes of a tables file, checked by `TokenCoder`."""
+        """The bytes of a tables file, checked by `parse_tables`."""
 
         def rounded(x: torch.Tensor, bits: int, most: int, dtype: type) -> np.ndarray:
             return np.ascontiguousarray(
@@ -269,7 +279,7 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
 
 
 def code_length(coder: TokenCoder, sequences: Sequence[np.ndarray]) -> float:
-    """Bits per token that a coder takes for recordings, each in one block."""
+    """Bits per token that a coder needs for recordings, each coded as one block."""
     n_bytes = sum(len(coder.pack(np.asarray(s, np.int64)[:, None])) for s in sequences if len(s))
     return 8 * n_bytes / sum(map(len, sequences))
 
@@ -282,22 +292,24 @@ def add_tables(
     hidden: int = 128,
     steps: int = 3000,
     seed: int = 0,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> float:
-    """Make tables of the tokens of recordings and add them to a model folder as its newest.
+    """Fit tables to the tokens of recordings, and add them to a model folder as its newest.
 
     Args:
-        folder: of an audio model; its config.json changes last.
-        data: folder of recordings, those that the model was trained with.
-        hours: of audio, spread over all files.
+        folder: model folder of an audio model; its config.json is written last.
+        data: folder of recordings, preferably those that the model was trained on.
+        hours: hours of audio to use, from files drawn at random.
         hidden, steps, seed: see `fit_tables`.
-        report: called with what is done ("encoding", "fitting"), and how much of how much.
+        progress: called with "encoding" and with "fitting".
 
     Returns:
-        Bits per token, of the recordings themselves.
+        Bits per token on the recordings themselves.
 
     Raises:
-        TableError, AudioError, ModelError: it cannot be done.
+        TableError: not an audio model, no audio files, or tokens that no tables can be fitted to.
+        AudioError: a recording cannot be read.
+        ModelError: the model folder is missing or damaged.
     """
     model = read_folder(folder)
     if not isinstance(model.config, AudioModelConfig):
@@ -312,25 +324,30 @@ def add_tables(
         samples, rate = load(data / path)
         sequences += list(codec.encode(samples, rate))
         seconds += samples.size / rate
-        if report:
-            report("encoding", i + 1, len(paths))
+        if progress:
+            progress("encoding", i + 1, len(paths))
         if seconds >= 3600 * hours:
             break
-    if report:
-        report("encoding", 1, 1)
+    if progress:
+        progress("encoding", 1, 1)
     codes = None
     if not isinstance(model.config.quantizer, GridConfig):
         codes = _codebook(model)
-    done = (lambda step, total, bits: report("fitting", step, total)) if report else None
     tables = fit_tables(
-        sequences, model.config, codes=codes, hidden=hidden, steps=steps, seed=seed, report=done
+        sequences,
+        model.config,
+        codes=codes,
+        hidden=hidden,
+        steps=steps,
+        seed=seed,
+        progress=progress,
     )
     _add_newest(model, tables)
     return code_length(parse_tables(tables), sequences[:100])
 
 
 def _add_newest(model: ModelFolder, tables: bytes) -> None:
-    """Write a tables file and list it last; without its entry in config.json it does not count."""
+    """Write a tables file, then list it last in config.json, which is what makes it take effect."""
     digest = hashlib.sha256(tables).hexdigest()
     same = [name for name in model.tables if model.files[name] == digest]
     name = same[0] if same else f"entropy-{digest[:8]}.safetensors" if model.tables else TABLES
@@ -352,6 +369,6 @@ def _add_newest(model: ModelFolder, tables: bytes) -> None:
 
 
 def _codebook(model: ModelFolder) -> np.ndarray:
-    """Codes of a model, float32 (K, D)."""
+    """Codes of a model's codebook, float32 (K, D)."""
     tokens = torch.arange(model.config.codebook_size)
     return load_model(model).quantizer.tokens_to_latents(tokens).detach().float().numpy()

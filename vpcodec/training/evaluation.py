@@ -22,60 +22,63 @@ from ..recipe.base import Evaluation as EvalConfig
 from ..scoring.workers import Workers
 from ..tokenfile import TokenHeader, write_tokens
 from ..usage import CodebookUsage
-from .corpora import DataError, FileKind
+from .corpora import DataError, MediaType
 
 CodecFunction = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 MAX_WORKERS = 4
-MAX_RUNNING = 2  # evaluations; bounds the memory of what was decoded
+MAX_RUNNING = 2  # evaluations at a time; bounds the memory for decoded items
 
 
 class EvaluationError(ValueError):
-    """Held-out data, or a choice of metric, that cannot be used."""
+    """Held-out data or a metric cannot be used."""
 
 
 class HeldOut(ABC):
-    """What an evaluation needs to know about one kind of data.
+    """The held-out data of one modality, and how it is coded and measured.
 
-    An item is the array that is coded, with all of its samples or pixels.
+    An item is one array to code: the samples of a clip or the pixels of an image.
 
     Args:
-        config: `data` and how much of each file.
-        model: what the items are for.
+        config: `data`, and how much of each file to use.
+        model: configuration of the model that is evaluated.
+
+    Attributes:
+        media: the files that items are read from.
     """
 
-    kind: ClassVar[FileKind]
+    media: ClassVar[MediaType]
 
     def __init__(self, config: EvalConfig, model: Any) -> None:
         self.config: Any = config
         self.model = model
 
-    def find(self) -> list[Any]:
-        """Where items are, sorted; their `str` is for messages.
+    def find_items(self) -> list[Any]:
+        """Locations of the items, sorted; their `str` is used in messages.
 
         Raises:
-            EvaluationError: nothing there.
+            EvaluationError: there are none.
         """
         try:
-            return sorted(self._places())
+            return sorted(self._locations())
         except DataError as error:
             raise EvaluationError(f"eval.data: {error}") from None
 
     @abstractmethod
-    def _places(self) -> list[Any]:
-        """The same in any order; raises DataError."""
+    def _locations(self) -> list[Any]:
+        """Locations of the items in any order; DataError if there are none."""
 
     @abstractmethod
-    def read(self, place: Any) -> np.ndarray:
-        """An item; raises one of `kind.errors` where there is none to use."""
+    def read(self, location: Any) -> np.ndarray:
+        """Read an item; raises one of `media.errors` if it cannot be used."""
 
     @property
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
-        """That `submit` gives."""
+        """Names of the metrics that `submit` measures."""
 
     def missing(self) -> list[str]:
-        """Metrics whose package is not installed."""
+        """Names of metrics whose package is not installed."""
         return []
 
     @abstractmethod
@@ -84,54 +87,54 @@ class HeldOut(ABC):
 
         Args:
             model: in eval mode, with its weights on `device`.
-            device: where it runs.
+            device: device to compute on.
 
         Returns:
-            Item -> int64 tokens and the decoded item.
+            A function from an item to its int64 tokens and the decoded item.
         """
 
     @abstractmethod
     def submit(
         self, workers: Workers, item: np.ndarray, decoded: np.ndarray
     ) -> Future[dict[str, float]]:
-        """Have `metrics` measured; ValueError where the two do not fit together."""
+        """Have `metrics` measured by a worker; ValueError if the shapes do not match."""
 
     @abstractmethod
     def header(self, item: np.ndarray) -> TokenHeader:
-        """Of its token file."""
+        """Header of the token file of an item."""
 
     @abstractmethod
     def rate(self, n_bytes: int, items: list[np.ndarray]) -> dict[str, float]:
-        """What so many bytes for all items are, by its name in metrics.jsonl."""
+        """The rate if all items take `n_bytes`, under its name in metrics.jsonl."""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """An evaluation whose items are with the workers."""
+class _PendingEvaluation:
+    """An evaluation whose items the workers are measuring."""
 
     step: int
-    totals: dict[str, float]  # what is known without them
+    totals: dict[str, float]  # statistics of the tokens, known at once
     scores: list[Future[dict[str, float]]]
 
 
 class Evaluation:
-    """Held-out items, coded now and measured later.
+    """Codes held-out items at once, and has them measured in the background.
 
-    The caller's thread codes the items (`start`); processes of the lowest priority measure what
-    came out, and `results` gives the finished evaluations. No worker that ends or fails disturbs
-    the caller: its evaluation is dropped, and told of in `failures`. A context manager.
-
-    Attributes:
-        items: of `held_out`: `max_files` spread evenly over all.
-        skipped: a line for each file that could not be used.
-        missing: metrics that are left out because their package is not installed.
-        failures: a line for each evaluation that was dropped.
+    The caller's thread codes the items (`start`), processes of the lowest priority measure the
+    decoded items, and `results` returns the finished evaluations. A worker that fails or dies does
+    not disturb the caller: the evaluation is dropped and listed in `failures`. A context manager.
 
     Args:
-        held_out: where items come from, and what is done with them.
+        held_out: where the items come from, and how they are coded and measured.
+
+    Attributes:
+        items: the items of `held_out`, at most `max_files`, spread evenly over all.
+        skipped: one line for each file that could not be used.
+        missing: metrics that are left out because their package is not installed.
+        failures: one line for each evaluation that was dropped.
 
     Raises:
-        EvaluationError: no data, no item that can be used, or the package of `eval.best` missing.
+        EvaluationError: there are no usable items, or the package of `eval.best` is not installed.
     """
 
     def __init__(self, held_out: HeldOut) -> None:
@@ -143,18 +146,18 @@ class Evaluation:
         if best in self.missing:
             raise EvaluationError(f"eval.best is {best}, which needs {METRICS[best].install}")
         self.items = self._read()
-        self._running: deque[_Run] = deque()
+        self._running: deque[_PendingEvaluation] = deque()
         self._workers = Workers(min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // 2)))
 
     def start(self, step: int, codec: CodecFunction) -> None:
-        """Code all items, here and now, and have the results measured in the background.
+        """Code all items now, and have the decoded items measured in the background.
 
-        Waits for older evaluations where more than MAX_RUNNING would be under way.
+        Waits for earlier evaluations if more than MAX_RUNNING would be under way. If the codec
+        raises an exception, nothing is started.
 
         Args:
-            step: that the results shall have.
-            codec: item -> int64 tokens and the decoded item, as of `HeldOut.codec`; its errors
-                pass through, and leave nothing started.
+            step: step to file the results under.
+            codec: the result of `HeldOut.codec`.
         """
         if len(self._running) >= MAX_RUNNING:
             wait(self._running[-MAX_RUNNING].scores)
@@ -165,7 +168,7 @@ class Evaluation:
             self.held_out.submit(self._workers, item, decoded)
             for item, (_, decoded) in zip(self.items, coded, strict=True)
         ]
-        self._running.append(_Run(step, totals, scores))
+        self._running.append(_PendingEvaluation(step, totals, scores))
 
     @property
     def running(self) -> set[int]:
@@ -176,13 +179,13 @@ class Evaluation:
         """The evaluations that have finished since the last call, oldest first.
 
         Args:
-            wait: seconds to wait for each that was started.
+            wait: seconds to wait for each evaluation under way.
 
         Returns:
-            step and values of each: the metrics, means over the items that have a value (NaN if
-            none has, as PESQ of silence); `unscored`, the items that lack at least one; `entropy`
-            (bits per token), `perplexity` and `cvu` of all tokens; the rate of the items as token
-            files.
+            Step and values of each: the mean of each metric over the items that have a value (NaN
+            if none has, such as PESQ of silence); `unscored`, the number of items that lack a
+            value; `entropy` (bits per token), `perplexity` and `cvu` of all tokens; and the rate of
+            the items as token files.
         """
         found = []
         while self._running and (scores := self._collect(self._running[0], wait)) is not None:
@@ -192,7 +195,7 @@ class Evaluation:
         return found
 
     def close(self) -> None:
-        """End the workers at once; evaluations under way are dropped without a word."""
+        """Stop the workers at once and drop the evaluations under way."""
         self._running.clear()
         self._workers.close()
 
@@ -201,14 +204,14 @@ class Evaluation:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
         self.close()
 
-    def _collect(self, run: _Run, seconds: float) -> list[dict[str, float]] | None:
-        """The values of all items; none of them after a failure, None while some are not ready."""
+    def _collect(self, run: _PendingEvaluation, seconds: float) -> list[dict[str, float]] | None:
+        """The values of all items; empty after a failure, None while some are not ready."""
         done, pending = wait(run.scores, seconds, FIRST_EXCEPTION)
         for error in filter(None, (score.exception() for score in done)):
             for score in pending:
@@ -218,27 +221,27 @@ class Evaluation:
         return None if pending else [score.result() for score in run.scores]
 
     def _read(self) -> list[np.ndarray]:
-        """The items; what cannot be used goes to `skipped`."""
+        """Read the items; list those that cannot be used in `skipped`."""
         held_out, limit = self.held_out, self.held_out.config.max_files
-        places = held_out.find()
-        if len(places) > limit:
-            spread = np.linspace(0, len(places) - 1, limit).round().astype(int)
-            places = [places[i] for i in spread]
+        locations = held_out.find_items()
+        if len(locations) > limit:
+            spread = np.linspace(0, len(locations) - 1, limit).round().astype(int)
+            locations = [locations[i] for i in spread]
         items = []
-        for place in places:
+        for location in locations:
             try:
-                items.append(held_out.read(place))
-            except held_out.kind.errors as error:
-                reason = str(error).removeprefix(f"{place}: ")
-                self.skipped.append(f"{place}: {reason}")
+                items.append(held_out.read(location))
+            except held_out.media.errors as error:
+                reason = str(error).removeprefix(f"{location}: ")
+                self.skipped.append(f"{location}: {reason}")
         if not items:
             reason = f" ({self.skipped[0]})" if self.skipped else ""
-            path, noun = held_out.config.data.path, held_out.kind.noun
+            path, noun = held_out.config.data.path, held_out.media.noun
             raise EvaluationError(f"{path}: no {noun} that can be used{reason}")
         return items
 
     def _totals(self, tokens: list[np.ndarray]) -> dict[str, float]:
-        """What the tokens of all items tell."""
+        """Statistics of the tokens of all items, and their rate as token files."""
         usage = CodebookUsage(self.held_out.model.codebook_size)
         n_bytes = 0
         for item, found in zip(self.items, tokens, strict=True):
@@ -254,11 +257,11 @@ class Evaluation:
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Means of what has a value, and `unscored`."""
-    table = {name: np.array([score[name] for score in scores]) for name in scores[0]}
-    has = {name: ~np.isnan(column) for name, column in table.items()}
+    """Means over the items that have a value, and `unscored`."""
+    columns = {name: np.array([score[name] for score in scores]) for name in scores[0]}
+    has = {name: ~np.isnan(column) for name, column in columns.items()}
     means = {
         name: float(column[has[name]].mean()) if has[name].any() else math.nan
-        for name, column in table.items()
+        for name, column in columns.items()
     }
     return means | {"unscored": float((~np.logical_and.reduce(list(has.values()))).sum())}

@@ -1,4 +1,4 @@
-"""What a training runs on: processes, devices, precision, and the signals that end it."""
+"""The processes, devices and precision of a training run, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from ..recipe import Recipe
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-LONGEST_WAIT = timedelta(hours=3)  # of a process for another, which may be making a codebook
-SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, sent on by a launcher
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from glibc's malloc.h
+LONGEST_WAIT = timedelta(hours=3)  # for another process, which may be fitting a codebook
+SIGNAL_ECHO = 2.0  # seconds in which a second signal is the first one, repeated by a launcher
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the last good checkpoint is kept."""
+    """Training cannot start or continue; the last good checkpoint is kept."""
 
 
 class NoWeightsError(TrainingError):
-    """A training that needs weights to start from, and was given none."""
+    """Training needs weights to start from, and none were given."""
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Processes and devices; the precision is ours, since losses and quantizers are kept out."""
+    """The accelerator of a recipe.
+
+    Its own mixed precision is off: training autocasts the networks alone, not losses and
+    quantizers.
+
+    Raises:
+        TrainingError: a package or a device that the recipe asks for is missing.
+    """
     missing = [name for name in recipe.train.trackers if find_spec(name) is None]
     if missing:
         raise TrainingError(f"train.trackers: pip install {' '.join(missing)}")
@@ -48,13 +55,13 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise TrainingError(f"{local} processes for {torch.cuda.device_count()} GPUs")
     group: dict[str, Any] = {"timeout": LONGEST_WAIT}
     if not cpu and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        group["backend"] = "cpu:gloo,cuda:nccl"  # gloo for what is said on the CPU
+        group["backend"] = "cpu:gloo,cuda:nccl"  # gloo for tensors on the CPU
     return Accelerator(
         cpu=cpu,
         mixed_precision="no",
         log_with=list(recipe.train.trackers) or None,
         kwargs_handlers=[
-            # queues and averages of quantizers are equal in all processes as they are
+            # the buffers of quantizers are equal in all processes without it
             DistributedDataParallelKwargs(broadcast_buffers=False),
             InitProcessGroupKwargs(**group),
         ],
@@ -62,10 +69,10 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed; elsewhere nothing.
+    """Make glibc keep freed memory; on other systems, do nothing.
 
-    Else each large tensor of each step is fresh from the system and costs a page fault per 4 KiB:
-    63,000 of them per step of speech_3k on a CPU, a seventh of its time.
+    Otherwise, each large tensor of each step is allocated anew by the system and costs a page fault
+    per 4 KiB: 63,000 per step of speech_3k on a CPU, a seventh of its time.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -77,7 +84,7 @@ def keep_freed_memory() -> None:
 
 
 def lost_process(error: RuntimeError) -> bool:
-    """Whether an error says that another process of the group is not there any more."""
+    """Whether an error says that another process of the group has ended."""
     if isinstance(error, torch.distributed.DistError):
         return True
     text = str(error)
@@ -85,7 +92,7 @@ def lost_process(error: RuntimeError) -> bool:
 
 
 def loader_workers(recipe: Recipe, accelerator: Accelerator) -> int:
-    """Loader processes: threads beside a CPU training, which leaves none idle."""
+    """Number of loader processes; 0: threads, the default on CPUs, where no core is idle."""
     if recipe.data.workers is not None or recipe.data.streams:
         return recipe.data.workers or 0
     if accelerator.device.type == "cpu":
@@ -95,7 +102,13 @@ def loader_workers(recipe: Recipe, accelerator: Accelerator) -> int:
 
 
 def choose_precision(name: str, accelerator: Accelerator) -> str:
-    """What to autocast to; "auto": bf16 where it is faster, as the main process finds for all."""
+    """The precision to compute networks in.
+
+    "auto" is bf16 if that is faster than fp32; on CPUs, the main process measures it for all.
+
+    Raises:
+        TrainingError: fp16 on a CPU.
+    """
     device = accelerator.device
     if name == "fp16" and device.type == "cpu":
         raise TrainingError("train.precision: fp16 needs a GPU; bf16 and fp32 work on a CPU")
@@ -110,7 +123,7 @@ def choose_precision(name: str, accelerator: Accelerator) -> str:
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """For a few matrix products on the CPU."""
+    """Duration of a few matrix products on the CPU, s."""
     a, b = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
     a @ b
     began = time.perf_counter()
@@ -120,10 +133,10 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 def compile_options(precision: str, device: torch.device) -> dict[str, Any] | None:
-    """What torch.compile is told; None: nothing.
+    """Options of torch.compile; None for the defaults.
 
-    On processors with AMX, modules that torch 2.11 compiles for its widest vectors give no numbers
-    under bf16; with vectors of 256 bits they do.
+    On processors with AMX, modules that torch 2.11 compiles for the widest vectors return NaN under
+    bf16; with vectors of 256 bits they do not.
     """
     if precision == "bf16" and device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return {"cpp.simdlen": 256}
@@ -134,7 +147,7 @@ def any_process(flag: bool, accelerator: Accelerator) -> bool:
     """Whether the flag is set in any process."""
     if accelerator.num_processes == 1:
         return flag
-    votes = torch.tensor(int(flag))  # on the CPU, so that no GPU is waited for
+    votes = torch.tensor(int(flag))  # on the CPU, so that no process waits for its GPU
     torch.distributed.all_reduce(votes)
     return bool(votes)
 
@@ -149,29 +162,29 @@ def same_in_all_processes(number: int, accelerator: Accelerator) -> bool:
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on the device; a GPU is not waited for."""
+    """A copy on the device, made without waiting for a GPU."""
     tensor = torch.from_numpy(array)
-    if device.type == "cuda":  # a copy from other memory would wait
+    if device.type == "cuda":  # copies from pageable memory wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C or SIGTERM; the function given tells whether one came."""
+    """Defer the first Ctrl-C or SIGTERM; yields a function that tells whether one has come."""
     came: list[float] = []
     previous: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         came.append(time.monotonic())
-        if came[-1] - came[0] > SIGNAL_ECHO:  # asked again: act at once
+        if came[-1] - came[0] > SIGNAL_ECHO:  # a second request: act at once
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # signals can only be handled in the main thread
         pass
     try:
         yield lambda: bool(came)

@@ -14,12 +14,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Run `vpcodec ARGUMENTS` in several processes that know of each other, as torchrun does.
+    """Run `vpcodec ARGUMENTS` in several processes that form a group, as torchrun does.
 
-    Signals are passed on; where one process fails, the others are ended.
+    Signals are forwarded; if one process fails, the others are ended.
 
     Returns:
-        The exit code: 0, that of the first process that failed, or 128 and the signal's number.
+        The exit code: 0, that of the first process that failed, or 128 plus the number of the
+        signal.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -31,7 +32,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # they speak up
+    # The processes report their own errors.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", "vpcodec", *arguments)
     except SignalException as error:

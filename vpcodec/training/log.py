@@ -1,4 +1,4 @@
-"""What a person sees of a training: progress, metrics.jsonl, TensorBoard, the run's README."""
+"""The visible output of a training run: progress, metrics.jsonl, TensorBoard, README.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
 from .. import __version__
 from ..media.files import atomic_output
@@ -41,14 +42,14 @@ FFT, HOP = 1024, 160
 
 
 class RunLog:
-    """Progress on stderr, rows in metrics.jsonl, curves, audio and pictures in TensorBoard.
+    """Progress on stderr, rows in metrics.jsonl, and curves, audio and images in TensorBoard.
 
-    In all but the main process it does nothing.
+    Does nothing in processes other than the main process.
 
     Args:
-        folder: the run.
-        recipe: what is trained.
-        step: the step that the run goes on from.
+        folder: the run folder.
+        recipe: the recipe of the run.
+        step: the step that the run starts or continues from.
         enabled: whether this is the main process.
     """
 
@@ -63,7 +64,7 @@ class RunLog:
         again = any(folder.glob("events.out.tfevents.*"))
         self._board = SummaryWriter(str(folder), purge_step=step + 1 if again else None)
         self._rows = open(folder / METRICS, "a")
-        self._progress = Progress(
+        self._bar = ProgressBar(
             TextColumn("{task.description} {task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("{task.fields[note]}"),
@@ -72,24 +73,24 @@ class RunLog:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._progress.start()
-        self._task = self._progress.add_task("training", total=self._steps, completed=step, note="")
+        self._bar.start()
+        self._bar_task = self._bar.add_task("training", total=self._steps, completed=step, note="")
         self._began = time.monotonic()
         self._first = step
 
     def close(self) -> None:
-        """End the display and close the files."""
+        """Stop the progress bar and close the files."""
         if self.enabled:
-            self._progress.stop()
+            self._bar.stop()
             self._rows.close()
             self._board.close()
 
     def message(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line to stderr."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def row(self, step: int, seconds: float, values: dict[str, float]) -> None:
-        """A row of metrics.jsonl and a point on each curve."""
+        """Append a row to metrics.jsonl, and a point to each curve."""
         if not self.enabled:
             return
         for name, value in values.items():
@@ -102,11 +103,11 @@ class RunLog:
         print(json.dumps(row), file=self._rows, flush=True)
 
     def progress(self, step: int, note: str) -> None:
-        """Say where the training is and how fast."""
+        """Show the current step, with a note on losses and speed."""
         if not self.enabled:
             return
         if self.console.is_terminal:
-            self._progress.update(self._task, completed=step, note=note)
+            self._bar.update(self._bar_task, completed=step, note=note)
             return
         done = max(1, step - self._first)
         left = (time.monotonic() - self._began) / done * (self._steps - step)
@@ -114,7 +115,7 @@ class RunLog:
         self.message(f"step {step}/{self._steps}  {note}{eta}")
 
     def audio(self, step: int, name: str, samples: torch.Tensor, rate: int) -> None:
-        """(T,) samples to listen to, and their spectrogram to look at."""
+        """Log (T,) samples at `rate` Hz, and their spectrogram."""
         if not self.enabled:
             return
         samples = samples.detach().float().cpu()
@@ -122,35 +123,40 @@ class RunLog:
         self._board.add_image(f"{name} spectrogram", spectrogram(samples), step)
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
-        """(3, H, W) picture to look at; what is outside of 0 to 1 is clipped."""
+        """Log a (3, H, W) image; values are clipped to 0 to 1."""
         if self.enabled:
             self._board.add_image(name, image.detach().float().cpu().clamp(0, 1), step)
 
 
 class Clock:
-    """Time and data of the training itself, and how much of the time was waiting for data.
+    """Measures the time and data of training steps, and the share of time spent waiting for data.
 
-    What is done in between (saving, evaluating) does not count.
+    Work between steps (saving, evaluating) does not count.
+
+    Attributes:
+        numbers: array elements of the batches since the last lap.
     """
 
     def __init__(self) -> None:
-        self.numbers = 0  # of the batches
+        self.numbers = 0
         self._spent = self._waited = 0.0
 
     @contextmanager
     def training(self) -> Iterator[None]:
+        """A context manager around a training step."""
         began = time.perf_counter()
         yield
         self._spent += time.perf_counter() - began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
+        """A context manager around waiting for data, inside `training`."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
 
     def lap(self) -> tuple[float, float, float]:
-        """Seconds, numbers per second and share of waiting since the last lap."""
+        """Seconds, array elements per second and share of waiting since the last lap."""
         spent = max(self._spent, 1e-9)
         found = self._spent, self.numbers / spent, self._waited / spent
         self.numbers, self._spent, self._waited = 0, 0.0, 0.0
@@ -158,7 +164,7 @@ class Clock:
 
 
 def spectrogram(samples: torch.Tensor) -> torch.Tensor:
-    """(T,) samples -> (1, bins, frames) in 0..1: decibels from -80 to 0 of a full-scale sine."""
+    """(T,) samples -> (1, bins, frames) in 0..1: -80 to 0 dB relative to a full-scale sine."""
     window = torch.hann_window(FFT)
     padded = torch.nn.functional.pad(samples.float(), (0, max(0, FFT - len(samples))))
     spectrum = torch.stft(padded, FFT, HOP, window=window, return_complex=True).abs() * (4 / FFT)
@@ -166,8 +172,8 @@ def spectrogram(samples: torch.Tensor) -> torch.Tensor:
     return (1 - decibels / FLOOR_DB).clamp(0, 1).flip(0).unsqueeze(0)
 
 
-def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the rows of steps after a checkpoint, which will come again, and torn ones."""
+def truncate_metrics(folder: Path, step: int) -> None:
+    """Drop incomplete rows of metrics.jsonl, and those after `step`, which will come again."""
     path = folder / METRICS
     if path.exists():
         rows = [(line, row) for line, row in read_metrics(folder) if row["step"] <= step]
@@ -176,7 +182,7 @@ def cut_metrics(folder: Path, step: int) -> None:
 
 
 def read_metrics(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines and rows of metrics.jsonl that are whole."""
+    """The complete lines of metrics.jsonl, each with the row that it holds."""
     found = []
     path = folder / METRICS
     if path.exists():
@@ -189,13 +195,13 @@ def read_metrics(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def write_readme(folder: Path, recipe: Recipe, *, parameters: dict[str, int], data: str) -> None:
-    """The run's README.md: recipe, state of the code, versions, hardware, what to do next.
+    """Write README.md of a run: command, recipe, versions, hardware, and the next commands.
 
     Args:
-        folder: the run.
-        recipe: what is trained.
-        parameters: numbers of parameters by name.
-        data: a line on the training data.
+        folder: the run folder.
+        recipe: the recipe of the run.
+        parameters: number of parameters by name of the network.
+        data: one line that describes the training data.
     """
     import yaml
 
@@ -211,14 +217,14 @@ def write_readme(folder: Path, recipe: Recipe, *, parameters: dict[str, int], da
 - {versions()}
 - {hardware()}
 
-Repeat the command to resume. `vpcodec export {folder} -o FOLDER` makes a model folder of the newest
-checkpoint, `vpcodec export {folder}/best.safetensors -o FOLDER` of the weights that did best on
-held-out data. `metrics.jsonl` has a row per logged step; `tensorboard --logdir {folder}` shows
-curves and samples.
+Repeat the command to resume. `vpcodec export {folder} -o FOLDER` makes a model folder from the
+newest checkpoint, `vpcodec export {folder}/best.safetensors -o FOLDER` from the weights that scored
+best on held-out data. `metrics.jsonl` has a row per logged step; `tensorboard --logdir {folder}`
+shows curves and samples.
 
 ## Recipe
 
-What it sets; `recipe.json` has every field.
+The fields that were set; `recipe.json` has all of them.
 
 ```yaml
 {yaml.safe_dump(settings, sort_keys=False).rstrip()}
@@ -229,7 +235,7 @@ What it sets; `recipe.json` has every field.
 
 
 def command() -> str:
-    """The command line of this process, by its program's name."""
+    """The command line of this process, starting with the name of its program."""
     import shlex
 
     name = Path(sys.argv[0]).name
@@ -237,7 +243,7 @@ def command() -> str:
 
 
 def git_state() -> str:
-    """Commit of the package's repository, and whether files differ from it."""
+    """Commit of the package's repository, and the number of files changed since."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -252,12 +258,12 @@ def git_state() -> str:
             return "not a git checkout"
         changed = len(git("status", "--porcelain").splitlines())
     except (OSError, subprocess.SubprocessError):
-        return "git cannot tell the state of the code"
+        return "the state of the code is unknown (git failed)"
     return f"commit {commit}" + (f", {changed} files changed since" if changed else "")
 
 
 def versions() -> str:
-    """Python and the packages that a training depends on."""
+    """Versions of Python and of the packages that training depends on."""
     found = [f"Python {platform.python_version()}"]
     for package in PACKAGES:
         try:
@@ -268,7 +274,7 @@ def versions() -> str:
 
 
 def hardware() -> str:
-    """What computes."""
+    """The processors that training runs on."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f"{len(names)} GPU: {names[0]}; {os.cpu_count()} CPU cores"

@@ -10,11 +10,11 @@ import torch
 
 from ..recipe.base import Discriminator, OptimConfig
 
-ONECYCLE_START = 0.1  # of the peak
+ONECYCLE_START = 0.1  # relative to the peak
 
 
 def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
-    """Of the update number `step` (from 0) of `steps`; see `OptimConfig.schedule`."""
+    """Learning rate of update `step` (from 0) of `steps`; see `OptimConfig.schedule`."""
     if optim.schedule == "onecycle":
         peak = optim.peak_at * (steps - 1)
         if step < peak:
@@ -29,16 +29,16 @@ def learning_rate(step: int, steps: int, optim: OptimConfig) -> float:
 
 
 def _between(start: float, end: float, done: float) -> float:
-    """Half a cosine from `start` to `end`."""
+    """A half cosine from `start` to `end`; `done` is 0 to 1."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
 def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for matrices of linear layers and AdamW for the rest.
+    """AdamW for all parameters, or Muon for matrices of linear layers and AdamW for the rest.
 
     Parameters that need no gradient are left out. Weight decay applies to matrices and kernels, not
-    to biases, norms and Snake's scale. Each group says in `scale` what its learning rate is over
-    that of the step.
+    to biases, norms and Snake's scale. The learning rate of each group is that of the step times
+    the group's `scale`.
     """
     parts = {"encoder.": optim.encoder_lr} if optim.encoder_lr != 1 else {}
     adamw: list[dict[str, Any]] = []
@@ -71,7 +71,7 @@ def build_optimizers(model: torch.nn.Module, optim: OptimConfig) -> list[torch.o
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Of the next update; each group's `scale`, where it has one, is a factor of it."""
+    """Set the learning rate of the next update: `rate` times the `scale` of each group, if any."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)

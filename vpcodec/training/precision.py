@@ -1,7 +1,7 @@
-"""Whether networks compute in half precision what they compute in float32.
+"""Checks that networks compute the same in half precision as in float32.
 
-They do up to rounding, unless a library is wrong on the processor at hand: on Intel processors with
-AMX, torch 2.11 gives no numbers for some convolutions in bf16 and for compiled modules.
+They should, up to rounding, but libraries have faults on some processors: on Intel processors with
+AMX, torch 2.11 returns NaN for some convolutions in bf16 and for compiled modules.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import nn
 
-# Relative errors of tensors. Rounding to bf16 gives 0.012 and 0.07 at most, in all recipes.
+# Largest relative errors of tensors. Rounding to bf16 gives at most 0.012 and 0.07, in all recipes.
 OUTPUT_ERROR, GRADIENT_ERROR = 0.05, 0.25
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network and what it is tried with.
+    """A network to check, with an input.
 
     Attributes:
-        name: for people.
-        module: takes `example`; gives a tensor, or lists of them.
+        name: name of the network in messages.
+        module: maps `example` to a tensor, or to lists of tensors.
         example: a batch; its gradient is compared as well if it requires one.
     """
 
@@ -34,37 +34,36 @@ class Network:
 
 
 def find_fault(networks: Iterable[Network], dtype: torch.dtype, *, compiled: bool) -> str | None:
-    """Compare one pass of each network under autocast, forward and backward, with float32.
+    """Compare a forward and backward pass of each network under autocast with one in float32.
 
-    The state of all random number generators, and the gradients that parameters hold, stay as they
-    are.
+    The states of random number generators and the gradients of parameters are left unchanged.
 
     Args:
-        networks: to try.
-        dtype: what to autocast to.
-        compiled: the networks are; they are tried compiled and not.
+        networks: the networks to check.
+        dtype: the type to autocast to.
+        compiled: whether the networks are compiled; then they are checked both ways.
 
     Returns:
-        What is wrong with the first network where something is, such as "the decoder, compiled,
-        gives values that are not finite"; None if all is well.
+        The first fault found, such as "the decoder, compiled, gives values that are not finite";
+        None if there is none.
     """
     for network in networks:
         module = network.module
-        ways: dict[str, Callable[..., Any]] = {"": module.forward}  # which is never compiled
+        variants: dict[str, Callable[..., Any]] = {"": module.forward}  # never compiled
         if compiled:
-            ways[", compiled,"] = module
+            variants[", compiled,"] = module
         exact = _pass(network, module.forward, None)
-        for way, function in ways.items():
-            with _same_random_numbers() if way else nullcontext():
+        for label, function in variants.items():
+            with _same_random_numbers() if label else nullcontext():
                 found = _pass(network, function, dtype)
             fault = _compare(found, exact)
             if fault is not None:
-                return f"the {network.name}{way} {fault}"
+                return f"the {network.name}{label} {fault}"
     return None
 
 
 def _same_random_numbers() -> AbstractContextManager[Any]:
-    """Modules that are compiled inside draw the random numbers that they draw uncompiled."""
+    """Modules compiled in this context draw the same random numbers as uncompiled ones."""
     from torch._inductor import config
 
     return config.patch(fallback_random=True)
@@ -72,7 +71,7 @@ def _same_random_numbers() -> AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Outputs, the example's gradient if any, and those of the parameters; all float32."""
+    """Outputs, and gradients of the example (if any) and of the parameters; all float32."""
 
     outputs: list[torch.Tensor]
     inputs: list[torch.Tensor]
@@ -80,7 +79,7 @@ class _Pass:
 
 
 def _pass(network: Network, function: Callable[..., Any], dtype: torch.dtype | None) -> _Pass:
-    """One pass in `dtype`, None: float32, with random numbers that are the same each time."""
+    """One pass in `dtype` (None: float32), with the same random numbers each time."""
     example = network.example
     device = example.device
     inputs = [example] if example.requires_grad else []
@@ -93,9 +92,9 @@ def _pass(network: Network, function: Callable[..., Any], dtype: torch.dtype | N
         outputs = [x.float() for x in outputs]
         gradients: list[torch.Tensor] = []
         if inputs or parameters:
-            ways = [torch.randn(x.shape, device=device) / x.numel() ** 0.5 for x in outputs]
+            weights = [torch.randn(x.shape, device=device) / x.numel() ** 0.5 for x in outputs]
             found = torch.autograd.grad(
-                outputs, [*inputs, *parameters], ways, allow_unused=True, materialize_grads=True
+                outputs, [*inputs, *parameters], weights, allow_unused=True, materialize_grads=True
             )
             gradients = [x.float() for x in found]
     outputs = [x.detach() for x in outputs]
@@ -103,7 +102,7 @@ def _pass(network: Network, function: Callable[..., Any], dtype: torch.dtype | N
 
 
 def _compare(found: _Pass, exact: _Pass) -> str | None:
-    """What is wrong with a pass."""
+    """The fault of a pass, given the exact one; None if there is none."""
     for x in (*found.outputs, *found.inputs, *found.parameters):
         if not torch.isfinite(x).all():
             return "gives values that are not finite"
@@ -116,7 +115,7 @@ def _compare(found: _Pass, exact: _Pass) -> str | None:
 
 
 def _error(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    """The largest relative error of a tensor, those that are small beside the others spared."""
+    """The largest relative error of a tensor; small tensors are compared with the typical norm."""
     if not exact:
         return 0.0
     sizes = torch.stack([x.norm() for x in exact])

@@ -1,17 +1,17 @@
-"""Smaller audio models from trained ones: hidden units that matter least are taken out.
+"""Pruning: smaller audio models from trained ones, without the hidden units that matter least.
 
-A hidden layer's units are removed one by one with Optimal Brain Surgeon (Hassibi and Stork, 1993),
-here for the whole column that a unit has in the matrix W after the layer. With H = E[h h^T] of the
-hidden units h on real signals, removing unit p costs
+The units of a hidden layer are removed one at a time with Optimal Brain Surgeon (Hassibi and Stork,
+1993), applied to the whole column of a unit in the matrix W that follows the layer. With
+H = E[h h^T] over the hidden activations h on real signals, removing unit p costs
 
     |w_p|^2 / (2 [H^-1]_pp),    and    W <- W - w_p [H^-1]_p / [H^-1]_pp
 
-makes the others stand in for it as well as they can. Training goes on from there.
+is the update of the remaining columns that compensates for it best. Training continues from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -27,20 +27,23 @@ from ..models import build_model
 from ..models.audio import AudioAutoencoder
 from ..models.layers import ConvUnit
 from ..models.local_attention import LocalAttention, TransformerLayer
+from ..progress import Progress
 from ..recipe import Recipe
-from .kinds import make_task
+from .modalities import make_task
 
-DAMPING = 1e-4  # of the mean of H's diagonal
+DAMPING = 1e-4  # relative to the mean of the diagonal of H
+# Fields whose values can become smaller.
 SHRINK = {"attention_window", "expansion"} | {
     f"{part}_{what}"
     for part in PARTS
     for what in ("depths", "layers", "expansions", "feedforward_dim")
-}  # fields whose values can become smaller
+}
+# Fields that may differ in any way.
 FREE = {"name", "description", "license"}
 
 
 class PruningError(ValueError):
-    """A model that cannot be made smaller in this way."""
+    """A model cannot be pruned to the configuration that is asked for."""
 
 
 def prune_folder(
@@ -49,22 +52,24 @@ def prune_folder(
     target: Path,
     *,
     batches: int = 16,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
-    """Weights of a recipe's model from those of a larger one, as `--init-from` takes them.
+    """Prune a model to the smaller one of a recipe; training can start from the result.
 
     Args:
-        folder: of a native audio model.
-        recipe: of the smaller one; hidden units are judged by its data.
-        target: safetensors file to make.
-        batches: of the recipe's data.
-        report: called with "batches", how many are done and how many there are.
+        folder: model folder of a native audio model.
+        recipe: recipe of the smaller model; its data decide which hidden units matter.
+        target: safetensors file to write.
+        batches: number of batches of the recipe's data to use.
+        progress: called with "batches".
 
     Returns:
-        Parameters of the smaller model.
+        Number of parameters of the smaller model.
 
     Raises:
-        PruningError, DataError, ModelError: it cannot be done.
+        PruningError: the model cannot be pruned to that of the recipe.
+        DataError: the data of the recipe cannot be used.
+        ModelError: the model folder is missing or damaged.
     """
     found = read_folder(folder)
     for config in (found.config, recipe.model):
@@ -76,8 +81,8 @@ def prune_folder(
         def samples() -> Iterator[torch.Tensor]:
             for done, batch in enumerate(read, 1):
                 yield torch.from_numpy(batch)
-                if report:
-                    report("batches", done, batches)
+                if progress:
+                    progress("batches", done, batches)
 
         smaller = prune(load_model(found), recipe.model, samples())
     with atomic_output(target) as file:
@@ -89,18 +94,20 @@ def prune_folder(
 def prune(
     model: AudioAutoencoder, config: AudioConfig, batches: Iterable[torch.Tensor]
 ) -> AudioAutoencoder:
-    """A model of `config` with what `model` knows.
+    """A smaller model with weights taken from a trained one.
 
-    Hidden layers may be narrower (`expansion` and its like, `*_feedforward_dim`), stages and
-    Transformers shorter, whose first units are kept, and `attention_window` too.
+    Hidden layers can become narrower (`expansion`, `*_expansions`, `*_feedforward_dim`), stages and
+    Transformers shallower (their first units are kept), and `attention_window` shorter.
 
     Args:
-        model: to take the weights of; fitted.
-        config: of the smaller one.
-        batches: (B, T) samples that the model is meant for, at its rate, T a multiple of the hop.
+        model: the trained model; its quantizer is fitted.
+        config: configuration of the smaller model.
+        batches: (B, T) samples typical of the model's use, at its sample rate, T a multiple of the
+            hop.
 
     Raises:
-        PruningError: something is larger in `config`, or another part differs.
+        PruningError: `config` is larger somewhere, or differs in a field that pruning cannot
+            change.
     """
     for field in sorted(AudioConfig.model_fields.keys() - SHRINK - FREE):
         if getattr(config, field) != getattr(model.config, field):
@@ -109,28 +116,30 @@ def prune(
             )
     smaller = build_model(config).eval()
     wide, narrow = dict(model.named_modules()), dict(smaller.named_modules())
-    kinds = (ConvUnit, TransformerLayer)
+    prunable = (ConvUnit, TransformerLayer)
     names = [
         name
         for name, layer in narrow.items()
-        if isinstance(layer, kinds)
+        if isinstance(layer, prunable)
         and type(wide.get(name)) is type(layer)
         and layer.narrow.in_features < wide[name].narrow.in_features
     ]
     weights = model.state_dict()
     for name, layer in narrow.items():
-        at = f"{name}.distance_bias"
-        if isinstance(layer, LocalAttention) and at in weights:
-            weights[at] = weights[at][: layer.window]
+        bias = f"{name}.distance_bias"
+        if isinstance(layer, LocalAttention) and bias in weights:
+            weights[bias] = weights[bias][: layer.window]
     thinned = {f"{name}.{part}" for name in names for part in ("widen", "gate", "narrow")}
     for name, value in smaller.state_dict().items():
-        if name.startswith("quantizer."):  # whose tables may be empty here
+        if name.startswith("quantizer."):  # its lazy buffers may be empty in the smaller model
             continue
-        if name.rpartition(".")[0] in thinned:  # below
+        if name.rpartition(".")[0] in thinned:  # pruned below
             continue
         if name not in weights or weights[name].shape != value.shape:
-            there = tuple(weights[name].shape) if name in weights else "absent"
-            raise PruningError(f"{name}: larger than in the model, {tuple(value.shape)}, {there}")
+            found = tuple(weights[name].shape) if name in weights else "absent"
+            raise PruningError(
+                f"{name}: larger than in the model: {tuple(value.shape)} instead of {found}"
+            )
     moments = _second_moments(model, {name: wide[name].narrow for name in names}, batches)
     for name in names:
         keep = narrow[name].narrow.in_features
@@ -142,22 +151,22 @@ def prune(
 def _second_moments(
     model: AudioAutoencoder, layers: dict[str, nn.Linear], batches: Iterable[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """E[h h^T] of what goes into each layer, followed by 1: float64 (H + 1, H + 1)."""
-    if not layers:  # nothing to judge, as where only depths shrink
+    """E[h h^T] of the inputs h of each layer, with a 1 appended: float64 (H + 1, H + 1)."""
+    if not layers:  # only depths shrink
         return {}
     sums = {name: torch.zeros((), dtype=torch.float64) for name in layers}
     rows = dict.fromkeys(layers, 0)
 
-    def watch(name: str):
-        def see(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def accumulate_into(name: str):
+        def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             h = inputs[0].flatten(0, -2).double()
             h = torch.cat([h, torch.ones_like(h[:, :1])], 1)
             sums[name] = sums[name] + h.T @ h
             rows[name] += len(h)
 
-        return see
+        return hook
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(accumulate_into(name)) for name, layer in layers.items()]
     try:
         for samples in batches:
             model.decode(model.encode(samples))
@@ -172,13 +181,13 @@ def _second_moments(
 def _thin(
     layer: ConvUnit | TransformerLayer, moments: torch.Tensor, keep: int
 ) -> dict[str, torch.Tensor]:
-    """Weights of a layer with `keep` of its hidden units, by name within it."""
+    """Weights of a layer reduced to `keep` hidden units, by their name within the layer."""
     last = layer.narrow
     if isinstance(layer, TransformerLayer):
         kept, weight = surgeon(moments[:-1, :-1], last.weight, keep)
-        gate = torch.cat([kept, last.in_features + kept])  # values, then gates
+        gate = torch.cat([kept, last.in_features + kept])  # rows of the values, then of the gates
         return {"gate.weight": layer.gate.weight[gate], "narrow.weight": weight}
-    # The bias is the column of a unit that is always 1, which stays.
+    # The bias is the column of a unit that is always 1, which is never removed.
     columns = torch.cat([last.weight, last.bias[:, None]], 1)
     kept, columns = surgeon(moments, columns, keep + 1, fixed=1)
     first = layer.widen
@@ -193,22 +202,23 @@ def _thin(
 def surgeon(
     moments: torch.Tensor, weight: torch.Tensor, keep: int, *, fixed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Optimal Brain Surgeon over the columns of a matrix.
+    """Optimal Brain Surgeon on the columns of a matrix.
 
     Args:
-        moments: H, (N, N), of the N inputs that the matrix has.
+        moments: H, (N, N), second moments of the N inputs of the matrix.
         weight: W, (C, N).
-        keep: how many of the inputs stay.
-        fixed: the last so many of them stay in any case.
+        keep: number of inputs to keep.
+        fixed: number of inputs at the end that are always kept.
 
     Returns:
-        Which stay, rising, int64 (keep,), and their columns, float32 (C, keep).
+        Indices of the inputs that are kept, ascending, int64 (keep,), and their columns, float32
+        (C, keep).
     """
     h, w = moments.double(), weight.double().clone()
     n = len(h)
     inverse = torch.linalg.inv(h + DAMPING * h.diagonal().mean() * torch.eye(n).to(h))
-    there = torch.ones(n, dtype=torch.bool)
-    removable = there.clone()
+    present = torch.ones(n, dtype=torch.bool)
+    removable = present.clone()
     removable[n - fixed :] = False
     for _ in range(n - keep):
         costs = w.square().sum(0) / inverse.diagonal()
@@ -216,7 +226,7 @@ def surgeon(
         row, pivot = inverse[p].clone(), inverse[p, p].clone()
         w -= torch.outer(w[:, p], row / pivot)
         inverse -= torch.outer(row, row) / pivot
-        w[:, p], inverse[p, p] = 0, 1  # out of the game
-        there[p] = removable[p] = False
-    kept = torch.nonzero(there)[:, 0]
+        w[:, p], inverse[p, p] = 0, 1
+        present[p] = removable[p] = False
+    kept = torch.nonzero(present)[:, 0]
     return kept, w[:, kept].float()

@@ -1,4 +1,4 @@
-"""Which weights of a run are the best: their scores on held-out data, and the ones to keep."""
+"""Selection of the best weights of a run by their scores on held-out data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from ..metrics.registry import METRICS
 from ..models import Autoencoder
 from ..recipe import Recipe
-from .checkpoints import BEST, DamagedError, kept_weights, load_checkpoint, save_checkpoint
+from .checkpoints import BEST, DamagedError, inference_weights, load_checkpoint, save_checkpoint
 from .evaluation import Evaluation, HeldOut
 from .log import RunLog, read_metrics
 
@@ -23,17 +23,17 @@ SHOWN = (
 
 
 class Selection:
-    """Evaluates weights in the background, logs their scores and keeps the best in a file.
+    """Evaluates weights in the background, logs their scores, and keeps the best in a file.
 
-    `best.safetensors` itself is the record of what was best, so that nothing is forgotten when a
-    run is killed.
+    The best score is stored in `best.safetensors` itself, so that it survives when a run is killed.
 
     Args:
-        recipe: of the run.
-        folder: of the run.
-        log: where scores go.
-        held_out: what the weights are tried on.
-        publish: takes a row of scores and the step of now, for services that do not go back.
+        recipe: recipe of the run.
+        folder: the run folder.
+        log: log of the run.
+        held_out: data to evaluate on.
+        publish: called with a row of scores and the current step, for tracking services whose steps
+            can only increase.
     """
 
     def __init__(
@@ -58,21 +58,23 @@ class Selection:
             log.message(f"{name} is left out: {METRICS[name].install}")
 
     def close(self) -> None:
-        """End the evaluations under way."""
+        """Stop the evaluations under way."""
         self._evaluation.close()
 
     def start(self, step: int, model: Autoencoder, device: torch.device) -> None:
-        """Code the held-out data with a model in eval mode, now; scores come in the background."""
-        self._candidates[step] = {name: value.cpu() for name, value in kept_weights(model).items()}
+        """Code the held-out data with a model in eval mode; it is scored in the background."""
+        self._candidates[step] = {
+            name: value.cpu() for name, value in inference_weights(model).items()
+        }
         self._evaluation.start(step, self._held_out.codec(model, device))
 
     def report(self, now: int, seconds: float, wait: float = 0.0) -> None:
-        """Log the evaluations that have ended and keep the best weights.
+        """Log the evaluations that have finished, and keep the best weights.
 
         Args:
-            now: step of the training.
-            seconds: of training so far.
-            wait: longest time to wait for each that is under way, seconds.
+            now: current step of training.
+            seconds: duration of training so far.
+            wait: longest time to wait for each evaluation under way, s.
         """
         for step, values in self._evaluation.results(wait):
             row = {f"eval/{name}": value for name, value in values.items()}
@@ -89,12 +91,14 @@ class Selection:
         self._candidates = {step: self._candidates[step] for step in running}
 
     def refine(self, last: int, model: Autoencoder, make_codebook: Callable[[], None]) -> None:
-        """Give the best weights a codebook as good as that of the last ones, which have theirs.
+        """Fit the codebook of the best weights as thoroughly as that of the last ones.
+
+        Does nothing if the best weights are the last ones, whose codebook is already fitted.
 
         Args:
             last: step of the last weights.
-            model: that the best weights are loaded into.
-            make_codebook: makes the model's codebook; ValueError where it cannot.
+            model: a model to load the best weights into.
+            make_codebook: fits the codebook of `model`; raises ValueError if that fails.
         """
         if not self._path.exists():
             return
@@ -105,9 +109,9 @@ class Selection:
         try:
             make_codebook()
         except ValueError as error:
-            self._log.message(f"the best weights keep a quick codebook: {error}")
+            self._log.message(f"the best weights keep a quickly fitted codebook: {error}")
             return
-        self._keep(state["step"], kept_weights(model), state["value"], refined=True)
+        self._keep(state["step"], inference_weights(model), state["value"], refined=True)
 
     def _is_best(self, value: float) -> bool:
         if math.isnan(value):
@@ -132,7 +136,7 @@ class Selection:
         save_checkpoint(self._path, {"average": weights}, state)
 
 
-def evaluated(run: Path, step: int) -> bool:
+def has_evaluation(run: Path, step: int) -> bool:
     """Whether metrics.jsonl has an evaluation of a step."""
     rows = (row for _, row in read_metrics(run) if row["step"] == step)
     return any("eval/entropy" in row for row in rows)

@@ -1,4 +1,4 @@
-"""The state of a run: all that changes from step to step, and the checkpoints that keep it."""
+"""The state of a run: everything that changes from step to step, saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .balancer import Balancer
 from .checkpoints import (
     CheckpointError,
     averaged_weights,
-    brief,
     checkpoint_path,
     checkpoints,
     load_weights,
+    one_line,
     optimizer_tensors,
-    prune,
+    remove_old_checkpoints,
     restore_optimizer,
     save_checkpoint,
 )
@@ -33,25 +33,25 @@ from .task import Task
 
 
 class RunState:
-    """Models, optimisers and counters of a run, fresh from the seed or as a checkpoint had them.
+    """Models, optimisers and counters of a run, initialised from the seed or from a checkpoint.
+
+    Args:
+        recipe: recipe of the run. With `train.decoder_only`, everything but the decoder is frozen.
+        folder: the run folder.
+        task: makes the discriminators.
+        accelerator: processes and device.
+        precision: fp32, bf16 or fp16; the networks are computed in it.
 
     Attributes:
         model: the codec.
         average: its parameters averaged over the steps, by name.
-        optimizers: of the codec.
-        discriminators, discriminator_optimizer: None where the recipe has none.
-        balancer: averages of the norms of gradients.
-        scalers: of the gradients of codec and discriminators, for fp16.
-        meter: what was measured since the last row of the log.
-        step: updates done.
-        seconds: that they took.
-
-    Args:
-        recipe: what is trained. With `train.decoder_only` all but the decoder is frozen.
-        folder: of the run.
-        task: makes the discriminators.
-        accelerator: has the device.
-        precision: fp32, bf16 or fp16; what the networks are computed in.
+        optimizers: optimisers of the codec.
+        discriminators, discriminator_optimizer: None if the recipe has no discriminators.
+        balancer: averages of gradient norms.
+        scalers: gradient scalers of codec and discriminators, for fp16.
+        meter: statistics since the last row of the log.
+        step: number of updates done.
+        seconds: duration of these updates.
     """
 
     def __init__(
@@ -84,27 +84,27 @@ class RunState:
         self.seconds = 0.0
 
     def load_weights(self, path: Path) -> list[str]:
-        """Begin with the weights of a model.safetensors; see `checkpoints.load_weights`."""
+        """Start from the weights of a model.safetensors; see `checkpoints.load_weights`."""
         left = load_weights(self.model, path)
         self.average = self._parameters()
         return left
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averaged weights to those of this step."""
+        """Move the averaged weights towards those of this step."""
         decay = min(self.recipe.optim.ema_decay, (1 + self.step) / (10 + self.step))
         current = [parameter.detach() for parameter in self.model.parameters()]
         torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
 
     def averaged_model(self) -> Autoencoder:
-        """A copy of the model with the averaged weights, its buffers those of now, in eval mode."""
+        """A copy of the model in eval mode, with the averaged weights and the current buffers."""
         model = copy.deepcopy(self.model)
         groups = {"model": self.model.state_dict(), "average": self.average}
         model.load_state_dict(averaged_weights(groups))
         return model.eval()
 
-    def kept(self, step: int) -> str:
-        """What is left if the run cannot go on after a step, for messages."""
+    def last_good(self, step: int) -> str:
+        """Which checkpoint remains if the run cannot continue after a step, for messages."""
         last = checkpoint_path(self.folder, step)  # later ones are damaged
         found = [path for path in checkpoints(self.folder) if path <= last]
         return f"{found[-1]} is the last good one" if found else "there is no checkpoint yet"
@@ -113,7 +113,7 @@ class RunState:
         """Write a checkpoint, and remove old ones.
 
         Args:
-            data: JSON-serialisable facts on where crops come from, to compare when it is resumed.
+            data: JSON-serialisable facts about the source of crops, compared when the run resumes.
         """
         measured, counts = self.meter.stored()
         groups: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ class RunState:
             "scalers": [scaler.state_dict() for scaler in self.scalers],
         }
         save_checkpoint(checkpoint_path(self.folder, self.step), groups, state)
-        prune(self.folder, self.recipe.train.keep, self.step)
+        remove_old_checkpoints(self.folder, self.recipe.train.keep, self.step)
 
     def restore(
         self,
@@ -148,17 +148,18 @@ class RunState:
         state: dict[str, Any],
         data: dict[str, Any],
     ) -> list[str]:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Args:
-            groups, state: its contents.
-            data: as of `save`.
+            groups, state: contents of the checkpoint.
+            data: as for `save`.
 
         Returns:
-            Names of the facts in `data` that are others now.
+            Names of the facts in `data` that have changed since.
 
         Raises:
-            CheckpointError: of another model, optimiser or discriminators, or incomplete.
+            CheckpointError: the checkpoint is of another model, optimiser or discriminators, or
+                incomplete.
         """
         recipe, folder = self.recipe, self.folder
         path = checkpoint_path(folder, int(state.get("step", 0)))
@@ -167,7 +168,7 @@ class RunState:
                 raise CheckpointError(f"{folder}: holds a run of another model configuration")
             if parse_training(state["config"], state.get("quantizer", {})) != recipe.quantizer:
                 raise CheckpointError(
-                    f"{folder}: holds a run whose quantizer is trained in another way"
+                    f"{folder}: holds a run with other training options of the quantizer"
                 )
             if state["optimizer"] != recipe.optim.name:
                 raise CheckpointError(f"{folder}: holds a run of another optimiser")
@@ -188,7 +189,7 @@ class RunState:
             return [name for name, value in data.items() if state[name] != value]
         except (KeyError, TypeError, ConfigError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: the checkpoint is incomplete ({brief(error)})"
+                f"{path}: the checkpoint is incomplete ({one_line(error)})"
             ) from None
 
     def _restore_discriminators(self, groups: dict[str, dict[str, torch.Tensor]]) -> None:

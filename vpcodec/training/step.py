@@ -1,4 +1,4 @@
-"""One step of training: an update of the codec, and of the discriminators when it is their turn."""
+"""One training step: an update of the codec, and at their intervals of the discriminators."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from .precision import Network, find_fault
 from .state import RunState
 from .task import Task
 
-PENALTY_EVERY = 4  # of the discriminators' updates
+PENALTY_EVERY = 4  # updates of the discriminators
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep:
-    """Updates the state of a run, a batch (or several) at a time.
+    """Updates the state of a run on one or more batches per call.
 
-    All of its randomness is a function of the seed and the number of the step. Make it when the
-    state is where the run goes on: processes agree on the weights here.
+    All random numbers are a function of the seed and the step. Create it only after the state is
+    restored, because it synchronises the weights of all processes.
 
     Args:
         state: models, optimisers and counters, changed by each call.
-        task: weights of the losses, options of the forward pass.
-        loss: takes target and output, gives the terms as scalars, unweighted.
+        task: weights of the losses, and options of the forward pass.
+        loss: maps target and output to the terms: scalars, unweighted.
         accelerator: processes and device.
     """
 
@@ -56,17 +56,18 @@ class TrainStep:
         self._bad_step = torch.tensor(-1, device=state.device)
 
     def learning_rate(self, step: int) -> float:
-        """Of the codec at a step; the discriminators' is the same share of their peak."""
+        """Learning rate of the codec at a step; that of the discriminators is proportional."""
         return learning_rate(step, self.recipe.train.steps, self.recipe.optim)
 
     def __call__(self, *batches: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One update on one or more batches, their gradients averaged.
+        """One update on one or more batches, with averaged gradients.
 
-        Returns the loss terms, unweighted, their weighted sum `loss`, gradient norms and
-        statistics; scalars of this process.
+        Returns:
+            Scalars of this process: the unweighted loss terms, their weighted sum `loss`, gradient
+            norms and statistics.
 
         Raises:
-            TrainingError: the gradient is not finite (on a GPU this is noticed when it is logged).
+            TrainingError: the gradient is not finite (on a GPU, this is noticed when it is logged).
         """
         state, config = self.state, self.recipe.discriminator
         rate = self.learning_rate(state.step)
@@ -77,7 +78,7 @@ class TrainStep:
         turn = adversarial and since % config.every == 0
         rows, pairs = [], []
         for i, batch in enumerate(batches):
-            with self._last(i, len(batches), self.codec):
+            with self._synchronised_last(i, len(batches), self.codec):
                 self.seed(state.step * len(batches) + i)
                 if adversarial:
                     state.discriminators.draw()
@@ -104,13 +105,16 @@ class TrainStep:
     def codec_pass(
         self, batch: torch.Tensor, share: float = 1.0, *, adversarial: bool, learn: bool = True
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Forward and backward of a batch: the terms, the target and the output.
+        """Forward and backward pass of the codec on a batch.
 
         Args:
             batch: (B, T) samples or (B, 3, H, W) images.
             share: factor of the gradient.
-            adversarial: whether the discriminators have their say.
-            learn: no: forward alone, while the discriminators warm up.
+            adversarial: whether to include the losses of the discriminators.
+            learn: whether to run the backward pass; not while the discriminators warm up.
+
+        Returns:
+            The loss terms, the target and the output.
         """
         state = self.state
         with torch.set_grad_enabled(learn):
@@ -149,7 +153,7 @@ class TrainStep:
         return {name: value.detach() for name, value in terms.items()}, target, output
 
     def update_codec(self) -> torch.Tensor:
-        """Step with the codec's gradients; their norm."""
+        """Update the codec with its accumulated gradients; returns their norm."""
         state = self.state
         return self._update(
             state.optimizers, state.model, self.recipe.optim.grad_clip, state.scalers[0]
@@ -158,14 +162,14 @@ class TrainStep:
     def update_discriminators(
         self, pairs: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
-        """One update of the discriminators on batches of targets and outputs."""
+        """Update the discriminators on batches of targets and outputs; returns terms and norm."""
         state, config = self.state, self.recipe.discriminator
         state.discriminators.requires_grad_(True)
         updates = (state.step - config.start_step) // config.every
         penalised = config.penalty > 0 and updates % PENALTY_EVERY == 0
         losses, chances, penalties = [], [], []
         for i, (target, output) in enumerate(pairs):
-            with self._last(i, len(pairs), self.discriminators):
+            with self._synchronised_last(i, len(pairs), self.discriminators):
                 data = torch.cat([target, output])
                 with self._autocast():
                     both = self.discriminators(data)
@@ -191,24 +195,27 @@ class TrainStep:
         return means | {"discriminator_grad_norm": norm}
 
     def check_finite(self) -> None:
-        """Raise TrainingError if a gradient was not finite.
+        """Check that all gradients so far were finite.
 
-        All processes have the same gradients, and stop together.
+        All processes have the same gradients, so they stop together.
+
+        Raises:
+            TrainingError: a gradient was not finite.
         """
         bad = int(self._bad_step)
         if bad < 0 and any(s.is_enabled() and s.get_scale() < 1 for s in self.state.scalers):
-            bad = self.state.step  # the scale fell and fell
+            bad = self.state.step  # the scale kept falling
         if bad >= 0:
             raise self._not_finite(bad)
 
     def check_precision(self, shape: tuple[int, ...]) -> str | None:
-        """Take float32 where a network gives something else in half precision.
+        """Switch to float32 if half precision changes the output of a network.
 
         Args:
-            shape: of a crop.
+            shape: shape of a crop.
 
         Returns:
-            What is wrong; None if all is well.
+            The fault that was found; None if there is none.
         """
         state, precision = self.state, self.state.precision
         if precision not in AUTOCAST:
@@ -216,18 +223,18 @@ class TrainStep:
         compiled = self.recipe.train.compile
         fault = find_fault(self.networks(shape), AUTOCAST[precision], compiled=compiled)
         if compiled:
-            torch.compiler.reset()  # compiled for the run as in one that is resumed
+            torch.compiler.reset()  # so that the run compiles the same as one that resumes
         if not any_process(fault is not None, self.accelerator):
             return None
         state.precision = "fp32"
         self._compile()
-        return f"in {precision} on this machine, {fault or 'another process has found a fault'}"
+        return f"in {precision} on this machine, {fault or 'another process found a fault'}"
 
     def networks(self, shape: tuple[int, ...]) -> list[Network]:
-        """The networks with batches of noise like those that they are trained on.
+        """The networks, with batches of noise shaped like training batches.
 
         Args:
-            shape: of a crop.
+            shape: shape of a crop.
         """
         state, data = self.state, self.recipe.data
         size = data.batch_size if self.recipe.train.compile else min(data.batch_size, 4)
@@ -247,7 +254,7 @@ class TrainStep:
         return networks
 
     def seed(self, batch: int) -> None:
-        """The random numbers of a batch: the same in all processes, which share them out."""
+        """Seed the random numbers of a batch, the same in all processes; each uses its own part."""
         seeds = np.random.SeedSequence([self.recipe.train.seed, batch]).generate_state(2)
         torch.manual_seed(int(seeds[0]) << 31 | int(seeds[1]) >> 1)
 
@@ -258,11 +265,11 @@ class TrainStep:
         grad_clip: float,
         scaler: torch.amp.GradScaler,
     ) -> torch.Tensor:
-        """Clip the whole gradient, once, and step; the norm before clipping."""
+        """Clip the gradient by its total norm, and update; returns the norm before clipping."""
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip)
-        if not scaler.is_enabled():  # which skips such steps, and makes some on purpose
+        if not scaler.is_enabled():  # a scaler skips such steps, and expects some
             bad = (self._bad_step < 0) & ~torch.isfinite(norm)
             self._bad_step = torch.where(bad, self.state.step, self._bad_step)
             if self.state.device.type == "cpu":
@@ -274,7 +281,7 @@ class TrainStep:
         return norm
 
     def _compile(self) -> None:
-        """Have the networks compiled at their next use, if the recipe says so."""
+        """Have the networks compiled at their next use, if the recipe asks for it."""
         if not self.recipe.train.compile:
             return
         state = self.state
@@ -286,7 +293,7 @@ class TrainStep:
     def _not_finite(self, step: int) -> TrainingError:
         advice = "; train.precision=fp32 may help" if self.state.precision != "fp32" else ""
         return TrainingError(
-            f"step {step}: loss or gradient is not finite; {self.state.kept(step)}{advice}"
+            f"step {step}: loss or gradient is not finite; {self.state.last_good(step)}{advice}"
         )
 
     def _autocast(self) -> torch.autocast:
@@ -297,8 +304,8 @@ class TrainStep:
             enabled=precision in AUTOCAST,
         )
 
-    def _last(self, index: int, number: int, module: nn.Module) -> Any:
-        """Processes share the gradients of the last of several batches alone."""
+    def _synchronised_last(self, index: int, number: int, module: nn.Module) -> Any:
+        """Context of one of several batches: only the last one synchronises gradients."""
         return nullcontext() if index == number - 1 else self.accelerator.no_sync(module)
 
 

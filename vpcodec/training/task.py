@@ -1,4 +1,4 @@
-"""What the training of one kind of model has of its own."""
+"""The parts of training that depend on the modality."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .log import RunLog
 
 
 class Task(ABC):
-    """Makes the parts of a training that depend on whether it is of audio or of images.
+    """Makes the parts of training that differ between audio and images.
 
     Attributes:
         terms: names of the loss terms that are functions of the output.
-        shown: the one that stands in progress lines.
-        forward_options: of the model's forward pass in training, beside the batch.
-        speed: what is counted per second: its name in metrics.jsonl, numbers of a batch that make
-            one of it, its unit in progress lines.
+        shown: the term that progress lines show.
+        forward_options: arguments of the model's forward pass in training, after the batch.
+        speed: how speed is measured: its name in metrics.jsonl, the array elements of a batch per
+            unit, and the unit in progress lines.
     """
 
     terms: tuple[str, ...]
@@ -35,17 +35,17 @@ class Task(ABC):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of the loss terms that are functions of the output."""
+        """Weights of the loss terms that are functions of the output."""
         loss = self.recipe.loss
         return {name: getattr(loss, name) for name in (*self.terms, "adversarial", "feature")}
 
     @abstractmethod
     def losses(self) -> nn.Module:
-        """Takes target and output, gives the terms as scalars, unweighted."""
+        """A module from target and output to the terms: scalars, unweighted."""
 
     @abstractmethod
     def discriminators(self) -> nn.Module:
-        """Takes a batch, gives per discriminator its hidden activations, then its logits."""
+        """A module from a batch to hidden activations, then logits, of each discriminator."""
 
     @abstractmethod
     def crops(self, *, process: int, processes: int, workers: int) -> Crops:
@@ -53,8 +53,8 @@ class Task(ABC):
 
     @abstractmethod
     def held_out(self) -> HeldOut:
-        """The data of evaluations; the recipe has some."""
+        """The held-out data of a recipe that has any."""
 
     @abstractmethod
     def show(self, log: RunLog, step: int, name: str, sample: torch.Tensor) -> None:
-        """Give a person one item of a batch."""
+        """Log one item of a batch for people to hear or see."""

@@ -1,9 +1,9 @@
-"""The trainer: any number of processes, adversarial or not, resumed exactly.
+"""The trainer: any number of processes, with or without discriminators, exact when resumed.
 
-All randomness of a step is a function of the seed and the number of the step, or part of the
-checkpoint, and the losses, noise and statistics of several processes are those of one process with
-all of the batch. So a run that is interrupted anywhere and resumed gives the same weights as one
-that was not, and two processes give what one gives with twice the batch, both up to rounding.
+All random numbers of a step are a function of the seed and the step, or part of the checkpoint; and
+the losses, noise and statistics of several processes are those of one process with the joint batch.
+So a run that was interrupted anywhere and resumed ends with the same weights as one that was not,
+and two processes with the same weights as one with twice the batch, both up to rounding.
 """
 
 from __future__ import annotations
@@ -33,37 +33,40 @@ from .hardware import (
     same_in_all_processes,
     to_device,
 )
-from .kinds import make_task
-from .log import Clock, RunLog, cut_metrics, write_readme
-from .selection import Selection, evaluated
+from .log import Clock, RunLog, truncate_metrics, write_readme
+from .modalities import make_task
+from .selection import Selection, has_evaluation
 from .state import RunState
 from .step import TrainStep
 
-STOP_SECONDS = 5.0  # that a run which is stopped waits for evaluations under way
-FINAL_SECONDS = 1800.0  # that one which has ended does
+STOP_SECONDS = 5.0  # longest wait for evaluations under way when a run is interrupted
+FINAL_SECONDS = 1800.0  # and when it ends
 
 
 class Trainer:
     """Trains one recipe in one run folder.
 
-    The folder holds README.md and recipe.json, `checkpoints/` (model, averaged weights, optimisers,
+    The folder holds README.md, recipe.json, `checkpoints/` (model, averaged weights, optimisers,
     discriminators), `best.safetensors`, metrics.jsonl and TensorBoard events.
 
     Args:
-        recipe: what to train.
-        folder: the run; created. An existing run is resumed if its recipe trains the same model.
-        init_from: model.safetensors to start from, for a new run.
+        recipe: the recipe to train.
+        folder: the run folder, created if missing. An existing run resumes, if its recipe trains
+            the same model.
+        init_from: model.safetensors to start a new run from.
 
     Attributes:
-        state: what changes from step to step.
-        train_step: does one.
-        data: where crops come from.
-        notes: lines for whoever starts the run.
+        state: everything that changes from step to step.
+        train_step: one training step.
+        data: the source of crops.
+        notes: messages to show when training starts.
 
     Raises:
-        TrainingError, CheckpointError, DataError, EvaluationError, PerceptualError: what the recipe
-            asks for is not there; it trains the decoder alone, and there are no weights for the
-            rest.
+        TrainingError: the device or a package is missing, or `train.decoder_only` has no weights to
+            start from.
+        CheckpointError: the checkpoint or `init_from` cannot be used.
+        DataError: the training data cannot be used.
+        EvaluationError: the held-out data cannot be used.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, *, init_from: Path | None = None) -> None:
@@ -80,13 +83,13 @@ class Trainer:
         precision = choose_precision(precision, self.accelerator)
         self.task = make_task(recipe)
         if recipe.eval.data is not None and self.main:
-            self.task.held_out().find()  # before anything that takes long
+            self.task.held_out().find_items()  # fail before anything that takes long
         self.state = RunState(recipe, folder, self.task, self.accelerator, precision)
         if found is None:
             self._begin(init_from)
         elif init_from is not None:
-            self.notes.append(f"the run goes on: {init_from} is not used")
-        with self.accelerator.local_main_process_first():  # which fetches what is missing
+            self.notes.append(f"the run resumes: {init_from} is not used")
+        with self.accelerator.local_main_process_first():  # it downloads what is missing
             loss = self.task.losses().to(self.device)
             self.data = self.task.crops(
                 process=self.accelerator.process_index,
@@ -94,37 +97,37 @@ class Trainer:
                 workers=loader_workers(recipe, self.accelerator),
             )
         self.codebook = CodebookDuties(recipe, self.data, self.accelerator)
-        self._listed = 0  # of files that cannot be read
+        self._listed = 0  # files written to skipped.txt
         folder.mkdir(parents=True, exist_ok=True)
         if found is not None:
             changed = self.state.restore(*found, self._data_facts())
             if "data" in changed:
-                self.notes.append("the training data changed since the run was interrupted")
+                self.notes.append("the training data have changed since the run was interrupted")
             if "batch" in changed:
-                self.notes.append("batches are of another size than before: other crops will come")
+                self.notes.append("the batch size has changed, so the following crops are others")
         if not same_in_all_processes(self.state.step, self.accelerator):
-            raise TrainingError(f"{folder}: processes see different checkpoints in it")
+            raise TrainingError(f"{folder}: the processes see different checkpoints")
         if self.main:
-            cut_metrics(folder, self.step)
+            truncate_metrics(folder, self.step)
         if self.step < recipe.train.steps:
             self.codebook.begin(self.state.model.quantizer)
         self.train_step = TrainStep(self.state, self.task, loss, self.accelerator)
         if found is None and recipe.train.precision == "auto":
             fault = self.train_step.check_precision(self.data.shape)
             if fault is not None:
-                self.notes.append(f"train.precision=auto takes fp32: {fault}")
+                self.notes.append(f"train.precision=auto uses fp32: {fault}")
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Number of updates done."""
         return self.state.step
 
     def _find_checkpoint(self) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-        """The newest checkpoint that is whole, if there are any."""
+        """The newest undamaged checkpoint; None if there are no checkpoints."""
         if not checkpoints(self.folder):
             return None
         groups, state, damaged = load_newest(self.folder)
-        self.notes += [f"{error}; the one before it is taken" for error in damaged]
+        self.notes += [f"{error}; using the one before it" for error in damaged]
         return groups, state
 
     def _begin(self, init_from: Path | None) -> None:
@@ -132,7 +135,7 @@ class Trainer:
         left = [] if init_from is None else self.state.load_weights(init_from)
         if left:
             self.notes.append(
-                f"{init_from} has another quantizer: {', '.join(left)} begin as they were drawn"
+                f"{init_from} has another quantizer: {', '.join(left)} start from random weights"
             )
         if self.recipe.train.decoder_only:
             if init_from is None:
@@ -143,11 +146,11 @@ class Trainer:
                 raise TrainingError(f"train.decoder_only: {init_from} has no codebook")
 
     def train(self) -> None:
-        """Run to the last step; on Ctrl-C or SIGTERM finish the step, save and stop.
+        """Train to the last step; on Ctrl-C or SIGTERM, finish the step, save and stop.
 
         Raises:
-            KeyboardInterrupt: it was stopped, and has saved.
-            TrainingError: it cannot go on.
+            KeyboardInterrupt: the run was interrupted, and a checkpoint is saved.
+            TrainingError: the run cannot continue.
         """
         train = self.recipe.train
         if not any_process(self._unfinished(), self.accelerator):
@@ -166,8 +169,8 @@ class Trainer:
             )
             if self.step < train.steps:
                 stack.enter_context(closing(batches))
-                if self._selection_is_due() and not evaluated(self.folder, self.step):
-                    self._select(selection, log)  # it was lost when the run ended
+                if self._selection_is_due() and not has_evaluation(self.folder, self.step):
+                    self._select(selection, log)  # it was lost when the run was interrupted
             clock = Clock()
             while self.step < train.steps:
                 with clock.training():
@@ -195,10 +198,10 @@ class Trainer:
             self._finish(selection, log)
 
     def save(self) -> None:
-        """Write the checkpoint; returns when it is there, in every process.
+        """Write a checkpoint; returns in every process once it is written.
 
         Raises:
-            TrainingError: a gradient was not finite, so there is nothing worth keeping.
+            TrainingError: a gradient was not finite, so the state is not worth keeping.
         """
         self.train_step.check_finite()
         self._list_skipped()
@@ -210,24 +213,26 @@ class Trainer:
     def _unfinished(self) -> bool:
         if not self.main:
             return False
-        lost = self.recipe.eval.data is not None and not evaluated(self.folder, self.step)
         steps_left = self.step < self.recipe.train.steps
-        return steps_left or not self.state.model.quantizer.fitted or lost
+        unevaluated = self.recipe.eval.data is not None and not has_evaluation(
+            self.folder, self.step
+        )
+        return steps_left or not self.state.model.quantizer.fitted or unevaluated
 
     def _finish(self, selection: Selection | None, log: RunLog) -> None:
-        """Make the codebook if that is due, save, evaluate for the last time."""
+        """Fit the codebook if that is due, save, and evaluate for the last time."""
         error, quantizer = None, self.state.model.quantizer
         due = self.codebook.due(quantizer)
         if self.main and due and not quantizer.fitted:
             try:
                 self.codebook.make(quantizer, self.state.averaged_model(), log)
-            except ValueError as found:  # too few latents that differ
-                error = found
+            except ValueError as reason:  # too few different latents
+                error = reason
         self.save()
         if error is not None:
             raise TrainingError(f"no codebook: {error}; the weights are saved")
         if selection is not None:
-            if not evaluated(self.folder, self.step):
+            if not has_evaluation(self.folder, self.step):
                 self._select(selection, log)
             selection.report(self.step, self.state.seconds, FINAL_SECONDS)
             if due:
@@ -238,7 +243,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _data_facts(self) -> dict[str, Any]:
-        """What decides, beside the seed, which crops a step has."""
+        """Everything besides the seed that determines the crops of a step."""
         sizes = [self.recipe.data.batch_size, self.recipe.train.accumulate]
         return {
             "data": self.data.fingerprint,
@@ -246,7 +251,7 @@ class Trainer:
         }
 
     def _list_skipped(self) -> None:
-        """Files that could not be read, in the run folder."""
+        """List files that could not be read in the run folder."""
         skipped, process = self.data.skipped, self.accelerator.process_index
         if len(skipped) > self._listed:
             self._listed = len(skipped)
@@ -256,7 +261,7 @@ class Trainer:
                 file.write("".join(f"{name}\n" for name in skipped).encode())
 
     def _describe(self, log: RunLog) -> None:
-        """README.md, and on stderr what a person should know first."""
+        """Write README.md and recipe.json, and show the notes on stderr."""
         sources = ", ".join(corpus.path for corpus in self.recipe.data.train) or "generated"
         data = f"{sources} ({self.data.summary})" if self.data.summary else sources
         parameters = {"codec": self.state.model, "discriminators": self.state.discriminators}
@@ -279,7 +284,7 @@ class Trainer:
         self._list_skipped()
 
     def _log(self, clock: Clock, log: RunLog) -> None:
-        """A row of the means since the last one."""
+        """Log a row: the means since the last one."""
         meter = self.state.meter
         meter.share(self.accelerator)
         row = meter.means()
@@ -301,7 +306,7 @@ class Trainer:
         log.progress(self.step, f"{note}  {row[name]:.3g} {unit}")
 
     def _show(self, batch: np.ndarray, log: RunLog) -> None:
-        """First crop and its reconstruction by the averaged weights, really quantized."""
+        """Show the first crop, and its reconstruction from tokens by the averaged weights."""
         if not self.main:
             return
         model = self._averaged()
@@ -314,9 +319,13 @@ class Trainer:
         self.task.show(log, self.step, "decoded", output[0])
 
     def _averaged(self) -> Autoencoder | None:
-        """The averaged model with a codebook, maybe a quick one; None if there cannot be one yet.
+        """The averaged model, with a quickly fitted codebook if it has none.
 
-        Raises TrainingError where a gradient was not finite.
+        Returns:
+            The model; None if no codebook can be fitted yet.
+
+        Raises:
+            TrainingError: a gradient was not finite.
         """
         self.train_step.check_finite()
         model = self.state.averaged_model()
@@ -335,7 +344,7 @@ class Trainer:
         return selection
 
     def _select(self, selection: Selection | None, log: RunLog) -> None:
-        """Have the averaged weights of this step evaluated."""
+        """Start an evaluation of the averaged weights of this step."""
         if selection is None:
             return
         model = self._averaged()

@@ -1,9 +1,9 @@
-"""Audio in and out: files, pipes, folders and resampling, in constant memory.
+"""Reading, writing and resampling of audio: files, pipes and folders, in constant memory.
 
 Samples are float32 arrays of shape (C, T), channels first, with full scale at -1 and 1.
-Containers are parsed here, so that every byte of a file is accounted for; libsndfile (through
-soundfile) decodes and encodes, ffmpeg decodes what it cannot, soxr resamples. Linear PCM is read
-and written here.
+Containers are parsed here, so that every byte of a file is accounted for, and linear PCM is read
+and written here. libsndfile (through soundfile) decodes and encodes, ffmpeg decodes what libsndfile
+cannot, and soxr resamples.
 """
 
 from .common import AUDIO_SUFFIXES, OUTPUT_SUFFIXES, AudioError, PartialAudioError, RawFormat

@@ -1,7 +1,7 @@
-"""Containers made of chunks: where the audio lies in AIFF, AU, CAF and W64, and what is behind it.
+"""Containers made of chunks: the position of the audio in AIFF, AU, CAF and W64.
 
-What they share with WAV is here too: a size that its writer did not know, and that every byte
-behind the audio is accounted for.
+The parts that they share with WAV are here, too: sizes that the writer did not know, and the check
+that every byte after the audio is accounted for.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import NamedTuple
 from .common import READ_WIDTHS, AudioError, PartialAudioError
 from .stream import ByteStream
 
-MAX_CHUNKS = 10_000  # before the audio, and behind it
-_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
+MAX_CHUNKS = 10_000  # before the audio, and after it
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # end of the GUIDs of chunks
 _W64_RIFF = b"riff" + bytes.fromhex("2e91cf11a5d628db04c10000")
 
 
 class Style(NamedTuple):
-    """How chunks are written: a name, a size, data, and zeros up to a multiple of `pad`."""
+    """The layout of chunks: a name, a size, data, and zeros up to a multiple of `pad`."""
 
     name: int  # bytes
-    size: str  # as struct has it
+    size: str  # format for struct
     pad: int
     counts_head: bool  # whether the size counts name and size
     audio: bytes  # name of the chunk of samples
-    known: frozenset[bytes]  # names, in lower case and without spaces, of others
+    known: frozenset[bytes]  # names of other chunks, in lower case and without spaces
 
     @property
     def head(self) -> int:
+        """Bytes of name and size."""
         return self.name + struct.calcsize(self.size)
 
     def parse(self, head: bytes) -> tuple[bytes, int]:
-        """Name and size of the data."""
+        """The name, and the size of the data."""
         (size,) = struct.unpack(self.size, head[self.name : self.head])
         return head[: self.name], size - self.head if self.counts_head else size
 
@@ -57,21 +58,21 @@ RIFF = Style(4, "<I", 2, False, b"data", _ANY | _RIFF)
 IFF = Style(4, ">I", 2, False, b"SSND", _ANY | _IFF)
 W64 = Style(16, "<Q", 8, True, b"data" + _W64_TAIL, frozenset())
 CAF = Style(4, ">q", 1, False, b"data", _ANY | _CAF)
-_FILES = (b"RIFF", b"RF64", b"FORM", b"caff", b".snd")  # how files begin
+_FILES = (b"RIFF", b"RF64", b"FORM", b"caff", b".snd")  # first bytes of files
 
 
 class Layout(NamedTuple):
-    """Where audio lies."""
+    """The position and coding of the audio in a file."""
 
     format: str
-    coding: str | None  # of linear PCM; None of other kinds
+    coding: str | None  # of linear PCM; None for others
     sample_rate: int
     channels: int
     align: int  # bytes per sample of all channels
-    start: int  # first byte
-    n_bytes: int  # as the header says
-    is_known: bool = True  # whether that is meant
-    style: Style | None = None  # of what is behind; None: nothing may be
+    start: int  # position of the first byte
+    n_bytes: int  # according to the header
+    is_known: bool = True  # whether `n_bytes` is not a placeholder
+    style: Style | None = None  # of chunks after the audio; None: there must be none
     order: str = "<"
     is_mpeg: bool = False  # MPEG audio in WAV
 
@@ -90,7 +91,7 @@ _MPEG_TAGS = (0x50, 0x55)
 
 
 def wav_coding(layout: Layout, tag: int, bits: int) -> Layout:
-    """A layout with the coding that a format tag of WAV means."""
+    """A layout completed with the coding of a WAV format tag."""
     width = (bits + 7) // 8
     coding = _WAV_CODINGS.get((tag, width)) if layout.align == width * layout.channels else None
     if tag == 1 and width == 3 and layout.align == 4 * layout.channels:
@@ -99,7 +100,7 @@ def wav_coding(layout: Layout, tag: int, bits: int) -> Layout:
 
 
 def take(stream: ByteStream, n: int) -> bytes:
-    """Bytes of a header; AudioError where they are not there."""
+    """Read `n` bytes of a header; AudioError if they are missing."""
     data = stream.read(n)
     if len(data) < n:
         raise AudioError("not an audio file (its header is not complete)")
@@ -107,7 +108,7 @@ def take(stream: ByteStream, n: int) -> bytes:
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a chunk size is one that programs write where they cannot know it."""
+    """Whether a chunk size is a value that programs write if they do not know it."""
     return (
         size == 0
         or 0x7FFFF000 <= size <= 0x80000000
@@ -118,21 +119,25 @@ def is_placeholder(size: int) -> bool:
 
 
 def is_known_chunk(style: Style, head: bytes) -> bool:
-    """Whether bytes begin a chunk with a name that is in use."""
+    """Whether bytes start with the name of a known chunk."""
     if style is W64:
         return head[4:16] == _W64_TAIL
     return head[: style.name].lower().strip() in style.known
 
 
 def parts_behind(stream: ByteStream, style: Style | None, odd: bool) -> list[tuple[int, int]]:
-    """Account for all that is behind a chunk of samples: (start, size) of further ones.
+    """Account for everything after a chunk of samples.
 
     Args:
-        stream: at the first byte behind, which is left at the end.
-        style: of the chunks.
-        odd: whether the chunk has an odd size; some writers leave out the zero that is due.
+        stream: at the first byte after the chunk; read to its end.
+        style: layout of the chunks.
+        odd: whether the chunk has an odd size; some writers omit the padding byte.
 
-    Raises AudioError for bytes that are neither chunks nor tags.
+    Returns:
+        (start, size) of further chunks of samples.
+
+    Raises:
+        AudioError: there are bytes that are neither chunks nor tags.
     """
     parts: list[tuple[int, int]] = []
     if odd and stream.peek(1) == b"\0":
@@ -170,7 +175,7 @@ def _is_tag(head: bytes) -> bool:
 
 
 def _check_zeros(stream: ByteStream) -> None:
-    """Only zeros may follow."""
+    """Check that only zeros follow."""
     place = stream.tell()
     magic = stream.peek(4)
     while data := stream.some():
@@ -183,7 +188,7 @@ def _check_zeros(stream: ByteStream) -> None:
 
 
 def w64_layout(stream: ByteStream) -> Layout | None:
-    """The layout of a Sony Wave64 file; as `wav_layout`."""
+    """The layout of a Sony Wave64 file; see `wav_layout`."""
     if not stream.peek(40).startswith(_W64_RIFF):
         return None
     stream.skip(40)
@@ -225,7 +230,7 @@ _AU_CODINGS = {
 
 
 def au_layout(stream: ByteStream) -> Layout | None:
-    """The layout of a Sun or NeXT file; as `wav_layout`."""
+    """The layout of a Sun or NeXT file; see `wav_layout`."""
     head = stream.peek(24)
     if head[:4] not in (b".snd", b"dns.") or len(head) < 24:
         return None
@@ -252,9 +257,9 @@ _AIFF_CODINGS = {  # compression, bits: coding, order
 
 
 def aiff_layout(stream: ByteStream) -> Layout | None:
-    """The layout of an AIFF or AIFF-C file; as `wav_layout`.
+    """The layout of an AIFF or AIFF-C file; see `wav_layout`.
 
-    None too where the format comes behind the audio, and of a rate that is no whole number.
+    It is also None if the format comes after the audio, or the sample rate is not an integer.
     """
     if (head := stream.peek(12))[:4] != b"FORM" or head[8:12] not in (b"AIFF", b"AIFC"):
         return None
@@ -289,7 +294,7 @@ def aiff_layout(stream: ByteStream) -> Layout | None:
 
 
 def caf_layout(stream: ByteStream) -> Layout | None:
-    """The layout of a Core Audio file; as `wav_layout`."""
+    """The layout of a Core Audio file; see `wav_layout`."""
     if not stream.peek(8).startswith(b"caff"):
         return None
     stream.skip(8)

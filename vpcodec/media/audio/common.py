@@ -1,4 +1,4 @@
-"""What the parts of this room share: errors, limits, and the names of formats."""
+"""The parts that this package shares: errors, limits, and names of formats."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _MORE_SUFFIXES = (
     ".mpa .mpga .m4a .m4b .m4r .mp4 .aac .adts .webm .weba .mka .mkv .mov .3gp .3g2 .wma .asf .wmv "
     ".amr .awb .ac3 .ape .wv .tta .mpc .spx .flv .avi .dsf .ra .rm"
 )
-AUDIO_SUFFIXES = OUTPUT_SUFFIXES | frozenset(_MORE_SUFFIXES.split())  # of what can be read
+AUDIO_SUFFIXES = OUTPUT_SUFFIXES | frozenset(_MORE_SUFFIXES.split())  # of inputs
 WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
 READ_WIDTHS = {**WIDTHS, "PCM_S8": 1, "ULAW": 1, "ALAW": 1}
 RAW_CODINGS = {"s16": "PCM_16", "s24": "PCM_24", "s32": "PCM_32", "f32": "FLOAT"}
-BLOCK = 65536  # samples per channel at a time, where no caller chooses
+BLOCK = 65536  # samples per channel at a time, by default
 
 
 class AudioError(ValueError):
-    """Audio that cannot be read or written: one line that names the file and the cause."""
+    """Audio cannot be read or written; the message is one line with the file and the cause."""
 
 
 class PartialAudioError(AudioError):
-    """Audio of which only a part can be read; `truncated="keep"` reads that part."""
+    """Only a part of the audio can be read; `truncated="keep"` reads that part."""
 
 
 @dataclass(frozen=True)
 class RawFormat:
-    """Headerless PCM: interleaved little-endian samples, `encoding` s16, s24, s32 or f32."""
+    """Headerless PCM: interleaved little-endian samples in the `encoding` s16, s24, s32 or f32."""
 
     sample_rate: int
     channels: int = 1
@@ -66,6 +66,7 @@ class RawFormat:
 
 
 def check_limits(sample_rate: int, channels: int) -> None:
+    """Raise AudioError for a sample rate or a number of channels out of bounds."""
     if not 1 <= sample_rate <= MAX_SAMPLE_RATE:
         raise AudioError(f"a sample rate of {sample_rate} Hz is not in 1 to {MAX_SAMPLE_RATE}")
     if not 1 <= channels <= MAX_CHANNELS:
@@ -73,13 +74,14 @@ def check_limits(sample_rate: int, channels: int) -> None:
 
 
 def raw_coding(encoding: str) -> str:
+    """libsndfile's name of a raw encoding; AudioError if it is unknown."""
     if encoding not in RAW_CODINGS:
         raise AudioError(f"raw encoding {encoding!r} is not one of {', '.join(RAW_CODINGS)}")
     return RAW_CODINGS[encoding]
 
 
 def cut_short(n_read: int, n_promised: int, sample_rate: int) -> str:
-    """What to say of audio that has only `n_read` samples."""
+    """The message for audio that ends after `n_read` samples."""
     ends, promised = n_read / sample_rate, n_promised / sample_rate
     return (
         f"truncated: it ends at sample {n_read:,} of {n_promised:,} "
@@ -88,7 +90,7 @@ def cut_short(n_read: int, n_promised: int, sample_rate: int) -> str:
 
 
 def choose_format(suffix: str, subtype: str | None, raw: str | None) -> tuple[str, str]:
-    """libsndfile's names for the format and the subtype of an output."""
+    """libsndfile's names of the format and the subtype of an output; AudioError if unknown."""
     if raw is not None:
         return "RAW", raw_coding(raw)
     if suffix not in FORMATS:
@@ -103,12 +105,13 @@ def choose_format(suffix: str, subtype: str | None, raw: str | None) -> tuple[st
 
 
 def is_regular(file: BinaryIO) -> bool:
+    """Whether an open file is a regular file, not a pipe or a device."""
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """`files.naming` for AudioErrors, of libsndfile's errors too."""
+    """`files.naming` with AudioError, for errors of libsndfile as well."""
     with files.naming(name, AudioError):
         try:
             yield
@@ -117,4 +120,5 @@ def naming(name: str) -> Iterator[None]:
 
 
 def reason(error: sf.LibsndfileError) -> str:
+    """The message of an error of libsndfile."""
     return error.error_string.removeprefix("Error : ").rstrip(".")

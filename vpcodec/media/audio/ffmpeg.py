@@ -1,4 +1,4 @@
-"""Formats that libsndfile does not read, through ffmpeg where it is installed."""
+"""Formats that libsndfile does not read, through ffmpeg if it is installed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .pcm import PcmSource
 from .stream import ByteStream
 from .wav import wav_layout
 
-PATIENCE = 60.0  # seconds without a sign of life before ffmpeg is stopped
-_MAX_MESSAGES = 2**16  # bytes of what it says that are kept
-_MAX_ALLOCATION = 2**28  # bytes in one piece
+PATIENCE = 60.0  # seconds without output after which ffmpeg is stopped
+_MAX_MESSAGES = 2**16  # bytes of its messages that are kept
+_MAX_ALLOCATION = 2**28  # bytes per allocation
 
-# Magic bytes and where they stand: a name for people, ffmpeg's demuxer.
+# Position and value of magic bytes, name in messages, and demuxer of ffmpeg.
 _MAGIC = (
     (4, b"ftyp", "MP4", "mov"),
     (0, b"\x1aE\xdf\xa3", "Matroska or WebM", "matroska"),
@@ -43,7 +43,7 @@ _MAGIC = (
 
 
 def find_demuxer(head: bytes) -> tuple[str, str] | None:
-    """Name and demuxer of a format that ffmpeg has to read, by its first 16 bytes."""
+    """Name and demuxer of a format that needs ffmpeg, from the first 16 bytes of a file."""
     for at, magic, name, demuxer in _MAGIC:
         if head[at : at + len(magic)] == magic:
             return name, demuxer
@@ -53,16 +53,17 @@ def find_demuxer(head: bytes) -> tuple[str, str] | None:
 
 
 class FfmpegSource:
-    """A regular file through ffmpeg, which runs beside and is never far ahead.
+    """A regular file decoded by ffmpeg, which runs in parallel and never gets far ahead.
 
     Args:
-        file: its descriptor.
-        name: of the format, for messages.
-        demuxer: that ffmpeg is to use; it would guess otherwise.
-        stack: ends ffmpeg.
-        keep: read what is there of a file that is cut short.
+        file: descriptor of the file.
+        name: name of the format, for messages.
+        demuxer: demuxer for ffmpeg, which would guess otherwise.
+        stack: ends ffmpeg when it is closed.
+        keep: read what there is of a truncated file.
 
-    Raises AudioError where ffmpeg is not installed, cannot read the file or stops moving.
+    Raises:
+        AudioError: ffmpeg is not installed, cannot read the file, or hangs.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class FfmpegSource:
         self.cut: str | None = None
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, float32 (up to n, C); none at the end."""
+        """See `reader.Source`."""
         return self._pcm.read(n)
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
+        """See `reader.Source`."""
         self._pcm.check_end(n_read)
         self._process.wait()
         if trouble := self._process.trouble:
@@ -105,7 +106,7 @@ class FfmpegSource:
 
 
 class _Process(io.RawIOBase):
-    """What a program writes to its standard output; what it says is kept, in part."""
+    """The standard output of a program; its first messages are kept."""
 
     def __init__(self, command: list[str], file: int, stack: ExitStack) -> None:
         self._child = subprocess.Popen(
@@ -122,7 +123,7 @@ class _Process(io.RawIOBase):
         self._said = bytearray()
 
     def read1(self, n: int) -> bytes:
-        """What there is, up to `n` bytes; none at the end."""
+        """The available bytes, up to `n`; empty at the end."""
         while self._audio in self._outputs:
             if data := self._step(n):
                 return data
@@ -132,7 +133,7 @@ class _Process(io.RawIOBase):
         return self.read1(n)
 
     def _step(self, n: int) -> bytes:
-        """Wait for one of the outputs: audio, or nothing where something was said."""
+        """Wait for output; returns audio, or nothing if there were messages."""
         ready = select.select(self._outputs, [], [], PATIENCE)[0]
         if not ready:
             self._stop()
@@ -150,7 +151,7 @@ class _Process(io.RawIOBase):
         return b""
 
     def wait(self) -> None:
-        """Until the program ends."""
+        """Wait until the program ends."""
         while self._outputs:
             self._step(65536)
         deadline = time.monotonic() + PATIENCE
@@ -160,7 +161,7 @@ class _Process(io.RawIOBase):
 
     @property
     def trouble(self) -> str:
-        """What went wrong, in the program's words; empty where nothing did."""
+        """The first error message of the program; empty if there is none."""
         lines = self._said.decode(errors="replace").splitlines()
         for line in lines:
             if "[error]" in line or "[fatal]" in line:

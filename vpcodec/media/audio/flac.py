@@ -1,7 +1,7 @@
-"""FLAC: frames counted here, decoded by libsndfile.
+"""FLAC: frames are counted here and decoded by libsndfile.
 
-libsndfile believes the length in the header and stops there, and a sample rate that changes does
-not interest it. So the heads of all frames are read on the way.
+libsndfile stops at the length that the header states, and ignores changes of the sample rate. So
+the headers of all frames are read here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .common import BLOCK, AudioError, cut_short
 from .stream import ByteStream, Feed, open_feed
 
 _MAX_HEAD = 16  # bytes of a frame header
-_LOOK_BACK = 2**18  # bytes from the end in which the last frame is looked for
+_LOOK_BACK = 2**18  # bytes at the end in which to search for the last frame
 _RATES = (0, 88200, 176400, 192000, 8000, 16000, 22050, 24000, 32000, 44100, 48000, 96000)
 _BITS = (0, 8, 12, 0, 16, 20, 24, 32)  # the fourth is reserved
 MAX_METADATA = 2**28  # bytes
@@ -44,7 +44,7 @@ def _crc8(data: bytes) -> int:
 
 
 def crc16(data: bytes) -> int:
-    """The checksum of frames; 0 of a whole frame, its own included."""
+    """The checksum of frames; 0 for a complete frame, which includes its checksum."""
     value = 0
     for byte in data:
         value = (value << 8 & 0xFF00) ^ _CRC16[value >> 8 ^ byte]
@@ -54,7 +54,7 @@ def crc16(data: bytes) -> int:
 class Head(NamedTuple):
     """A frame header."""
 
-    is_variable: bool  # whether the number is of samples, not of frames
+    is_variable: bool  # whether `number` counts samples instead of frames
     number: int
     n_samples: int
     sample_rate: int  # 0: as in the file's header
@@ -64,7 +64,7 @@ class Head(NamedTuple):
 
 
 def parse_head(data: bytes, at: int = 0) -> Head | None:
-    """The frame header at a position, if there is one and its checksum is right."""
+    """The frame header at a position; None if there is none with a correct checksum."""
     if len(data) < at + 6 or data[at] != 0xFF or data[at + 1] & 0xFE != 0xF8:
         return None
     size, rate = data[at + 2] >> 4, data[at + 2] & 15
@@ -107,14 +107,14 @@ def parse_head(data: bytes, at: int = 0) -> Head | None:
 
 
 class _Info(NamedTuple):
-    """STREAMINFO."""
+    """The contents of STREAMINFO."""
 
     min_block: int
     max_block: int
     sample_rate: int
     channels: int
     bits: int
-    n_samples: int  # 0: not known
+    n_samples: int  # 0: unknown
 
 
 def _parse_info(data: bytes) -> _Info:
@@ -130,12 +130,12 @@ def _parse_info(data: bytes) -> _Info:
 
 
 class FlacSource:
-    """FLAC, of which `stream` is at the marker.
+    """A FLAC file or stream.
 
     Args:
-        stream: a file or a pipe.
+        stream: a file or a pipe, at the FLAC marker.
         stack: closes the decoder.
-        keep: read what is there of a file that is cut short.
+        keep: read what there is of a truncated file.
     """
 
     def __init__(self, stream: ByteStream, stack: ExitStack, *, keep: bool = False) -> None:
@@ -144,7 +144,7 @@ class FlacSource:
         self._end = self._find_end() if stream.on_disk else 0
         self._promised = self._info.n_samples
         self.cut: str | None = None
-        length = 0  # where the header may not be true all frames are read
+        length = 0  # unless the stated length is confirmed, all frames are read
         if stream.on_disk and not keep and self._find_last() == self._promised:
             length = self._promised
         info = bytearray(head[8:42])
@@ -152,8 +152,8 @@ class FlacSource:
         info[14:18] = (length & 0xFFFFFFFF).to_bytes(4, "big")
         self._n_counted = self._n_last = 0  # samples in the frames so far, and in the last one
         self._n_read = 0
-        self._is_whole = True  # the last frame
-        self._has_gap = False  # whether what looks like a later frame comes too early
+        self._is_whole = True  # whether the last frame is complete
+        self._has_gap = False  # whether a later frame seems to come too early
         self._feed = Feed(self._pieces(head[:8] + bytes(info) + head[42:]))
         self._sound = open_feed(self._feed)
         stack.callback(self._sound.close)
@@ -162,7 +162,7 @@ class FlacSource:
         self.n_samples = length or None
 
     def _take_metadata(self) -> bytes:
-        """Marker and STREAMINFO; other blocks, which may hold pictures, are left out."""
+        """Read marker and STREAMINFO; skip other blocks, which may contain images."""
         stream = self._stream
         marker, first = stream.read(4), stream.read(4)
         info = stream.read(34)
@@ -185,7 +185,7 @@ class FlacSource:
         return marker + b"\x80\0\0\x22" + info
 
     def _find_end(self) -> int:
-        """Where the frames of a file on disk end: tags and zeros may be behind."""
+        """The end of the frames of a file on disk, without tags after them."""
         end = self._stream.size
         self._stream.seek(max(self._start, end - 128))
         if self._stream.read(128).startswith(b"TAG") and end - self._start >= 128:
@@ -200,7 +200,7 @@ class FlacSource:
         return end
 
     def _find_last(self) -> int | None:
-        """Samples up to the end of the last frame, as it counts; None where it is not whole."""
+        """Number of samples according to the last frame; None if it is not complete."""
         start = max(self._start, self._end - _LOOK_BACK)
         self._stream.seek(start)
         data = self._stream.read(self._end - start)
@@ -225,10 +225,10 @@ class FlacSource:
         )
 
     def _pieces(self, head: bytes) -> Iterator[bytes]:
-        """The file, with each frame header looked at."""
+        """Yield the file in pieces, and check the header of each frame."""
         yield head
-        held = bytearray()  # from the last frame on
-        seen = 0  # bytes of it that were looked at
+        held = bytearray()  # the bytes from the last frame on
+        seen = 0  # number of them that were searched
         last: Head | None = None
         more = b"?"
         while more:
@@ -256,7 +256,7 @@ class FlacSource:
         self._is_whole = last is None or crc16(bytes(held)) == 0
 
     def _some(self) -> bytes:
-        """What comes next, but for a tag at the end; nothing at the end."""
+        """The next bytes, without a tag at the end; empty at the end."""
         if not self._stream.on_disk:
             ahead = self._stream.peek(129)
             if len(ahead) < 129:
@@ -265,8 +265,7 @@ class FlacSource:
         return self._stream.read(max(0, min(BLOCK, self._end - self._stream.tell())))
 
     def _follows(self, last: Head | None, new: Head, between: bytearray) -> bool:
-        """Whether what looks like a frame header is one: the next number, or a whole frame before
-        it."""
+        """Whether it is really a header: it has the next number, or follows a complete frame."""
         if last is None:
             return not between
         step = last.n_samples if last.is_variable else 1
@@ -292,14 +291,14 @@ class FlacSource:
 
     @property
     def _max_frame(self) -> int:
-        """Bytes that no frame exceeds."""
+        """An upper bound of the bytes of a frame."""
         return 2 * 65536 * self._info.channels * 5 + BLOCK
 
     def _place(self) -> str:
         return f"{self._n_counted / max(1, self._info.sample_rate):.2f} s"
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, float32 (up to n, C); none at the end."""
+        """See `reader.Source`."""
         out = np.zeros((n, self.channels), np.float32)
         try:
             frames = self._sound.read(out=out)
@@ -309,7 +308,7 @@ class FlacSource:
             self._feed.drain()
             if self._is_whole or self._has_gap:
                 raise
-            # The decoder stopped in the last frame, and does not say how many samples it gave.
+            # The decoder stopped in the last frame without saying how many samples it returned.
             frames = out[: max(0, self._n_counted - self._n_last - self._n_read)]
         if self._feed.error is not None:
             raise self._feed.error
@@ -317,7 +316,7 @@ class FlacSource:
         return frames
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
+        """See `reader.Source`."""
         self._feed.drain()
         if n_read < self._promised:
             self.cut = cut_short(n_read, self._promised, self.sample_rate)
@@ -328,7 +327,7 @@ class FlacSource:
 
 
 def _candidates(data: bytearray, start: int, end: int) -> list[int]:
-    """Where two bytes look like the start of a frame."""
+    """Positions of two bytes that look like the start of a frame."""
     values = np.frombuffer(data, np.uint8)[start : end + 1]
     found = np.flatnonzero((values[:-1] == 0xFF) & (values[1:] & 0xFE == 0xF8)) + start
     del values

@@ -1,10 +1,10 @@
-"""MPEG audio (MP3, MP2, MP1): frames found here, decoded by libsndfile.
+"""MPEG audio (MP3, MP2, MP1): frames are found here and decoded by libsndfile.
 
 libsndfile takes the length of an MP3 from its first frame and stops there, so concatenated files
-lose all but the first; and what is no frame (tags, zeros, junk) ends or confuses it. Here every
-byte is accounted for: frames go to the decoder, known tags are left out, and what is neither is
-left out at the ends and refused in between. As ffmpeg does, encoder delay and padding are taken
-from the first file's header, and headers of files that follow it are frames of silence.
+lose all but the first; and bytes outside frames (tags, zeros, junk) end or confuse it. Here every
+byte is accounted for: frames go to the decoder, known tags are skipped, and other bytes are skipped
+at the ends and refused in between. As in ffmpeg, encoder delay and padding are those of the first
+file's header, and the headers of further files are frames of silence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..noise import overheard
 from .common import AudioError, PartialAudioError, cut_short
 from .stream import Feed, id3_length, open_feed
 
-SEARCH = 2**16  # bytes in front of the first frame that may be something else
+SEARCH = 2**16  # most bytes before the first frame
 LOOK = 8643  # bytes that hold three frames of the largest size
 SEARCHED = SEARCH + LOOK
 _RATES = (44100, 48000, 32000)
@@ -51,8 +51,10 @@ class Readable(Protocol):
 
 
 def parse_header(data: bytes, at: int = 0) -> Header | None:
-    """The frame header at a position; None where there is none (free format has none that says how
-    long the frame is)."""
+    """The frame header at a position; None if there is none.
+
+    Headers of free format count as none, because they do not state the length of the frame.
+    """
     if len(data) < at + 4 or data[at] != 0xFF or data[at + 1] & 0xE0 != 0xE0:
         return None
     version, layer = data[at + 1] >> 3 & 3, 4 - (data[at + 1] >> 1 & 3)
@@ -73,7 +75,7 @@ def parse_header(data: bytes, at: int = 0) -> Header | None:
 
 
 def find_frames(data: bytes, start: int = 0, *, at_end: bool) -> int | None:
-    """Where in `data` MPEG audio begins: three frames in a row, or fewer up to the end."""
+    """The start of MPEG audio in `data`: three frames in a row, or fewer up to the end."""
     at = start
     while (at := data.find(b"\xff", at)) >= 0:
         if _is_run(data, at, at_end):
@@ -105,12 +107,12 @@ class _Frame(NamedTuple):
 
 
 class _Frames:
-    """The frames of a stream, in turn.
+    """Iterates over the frames of a stream.
 
     Attributes:
-        junk: bytes that are neither frames nor tags since the last frame.
-        skipped: whether anything, tags too, lies between the last two frames.
-        cut: (bytes there, bytes wanted) of a last frame that is not whole.
+        junk: number of bytes since the last frame that are neither frames nor tags.
+        skipped: whether there is anything, including tags, between the last two frames.
+        cut: (available, stated) bytes of a last frame that is not complete.
     """
 
     def __init__(self, file: Readable) -> None:
@@ -118,13 +120,13 @@ class _Frames:
         self._data = b""
         self._at = 0
         self._ended = False
-        self.position = 0  # of `_data`
+        self.position = 0  # position of `_data` in the stream
         self.junk = 0
         self.skipped = False
         self.cut: tuple[int, int] | None = None
 
     def _has(self, n: int) -> bool:
-        """Whether `n` bytes are ahead, after reading as far as that needs."""
+        """Whether `n` more bytes are available; reads as needed."""
         if len(self._data) - self._at >= n:
             return True
         if self._ended:
@@ -172,7 +174,7 @@ class _Frames:
         return _tag_length(self._data[self._at : self._at + 32], False) is not None
 
     def _resync(self) -> bool:
-        """Go past a tag, or to the next frames, or to the end; whether there is a frame."""
+        """Skip a tag, or go to the next frames or the end; returns whether to expect a frame."""
         self._has(32)
         head = self._data[self._at : self._at + 32]
         length = _tag_length(head, False)
@@ -206,7 +208,7 @@ class _Frames:
 
 
 def _tag_length(head: bytes, any_end: bool) -> int | None:
-    """The bytes of the tag that begins with `head`; None where there is no tag."""
+    """Length of the tag that begins with `head`, bytes; None if there is no tag."""
     if head.startswith(b"ID3") and len(head) >= 10 and max(head[6:10]) < 0x80:
         return id3_length(head)
     if head.startswith(b"TAG+"):
@@ -224,7 +226,7 @@ def _tag_length(head: bytes, any_end: bool) -> int | None:
 
 
 class _Info(NamedTuple):
-    """What the header frame of an encoder says."""
+    """The contents of an encoder's header frame."""
 
     n_frames: int | None
     n_bytes: int | None
@@ -233,7 +235,7 @@ class _Info(NamedTuple):
 
 
 def _info(frame: _Frame) -> _Info | None:
-    """What a first frame says of the file; None where it holds audio."""
+    """The header in a first frame; None if the frame contains audio."""
     data, at = frame.data, 4 + frame.header.side
     if frame.header.layer != 3:
         return None
@@ -255,13 +257,13 @@ def _info(frame: _Frame) -> _Info | None:
 
 
 class Mp3Source:
-    """MPEG audio from anything that reads forward.
+    """MPEG audio from a file or a stream.
 
     Args:
-        file: at the first byte.
-        size: bytes of it; None where that is not known.
+        file: the input, at its first byte.
+        size: its length, bytes; None if unknown.
         stack: closes the decoder.
-        keep: read what is there of a file that is cut short.
+        keep: read what there is of a truncated file.
     """
 
     def __init__(
@@ -274,7 +276,7 @@ class Mp3Source:
         if first is None:
             raise AudioError("not an audio file (it has no whole MPEG frame)")
         self._header, self._info = first.header, _info(first)
-        self._n_fed = self._n_bytes = 0  # frames, and with the header their bytes
+        self._n_fed = self._n_bytes = 0  # frames, and their bytes including the header
         self._ahead = deque([first] if self._info is None else [])  # frames to decode
         if not self._look(1):
             raise AudioError("an MP3 of a header without audio")
@@ -291,8 +293,8 @@ class Mp3Source:
         self.n_samples: int | None = None
         self.cut: str | None = None
         self._n_decoded = 0  # samples
-        self._start = self._padding = 0  # first sample that is kept, and of the padding
-        self._end = 0  # of the padding
+        self._start = self._padding = 0  # first sample to keep, and first sample of the padding
+        self._end = 0  # end of the padding
         if self._info and self._info.delay is not None:
             self._start = self._info.delay + _DECODER_DELAY
             if self._info.n_frames:
@@ -300,7 +302,7 @@ class Mp3Source:
                 self._padding = self._end - max(0, self._info.padding - _DECODER_DELAY)
 
     def _look(self, n: int) -> bool:
-        """Whether there are `n` more frames to decode."""
+        """Whether there are at least `n` more frames to decode."""
         while len(self._ahead) < n and (frame := next(self._iterator, None)) is not None:
             if not (self._frames.skipped and _info(frame)):
                 self._check(frame)
@@ -335,8 +337,8 @@ class Mp3Source:
                 )
 
     def _ends(self) -> bool:
-        """Whether the file ends with the padding that its header tells, or not much later."""
-        n_more = self._end // self._header.n_samples + 1 - self._n_fed  # for one frame behind it
+        """Whether the file ends with the padding that its header states, or soon after it."""
+        n_more = self._end // self._header.n_samples + 1 - self._n_fed  # one frame after it
         if n_more > 0 and not self._look(n_more):
             return True
         n_bytes = self._info.n_bytes if self._info else None
@@ -345,7 +347,7 @@ class Mp3Source:
         return self._size <= n_bytes * 17 / 16  # as ffmpeg decides
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, float32 (up to n, C); none at the end."""
+        """See `reader.Source`."""
         while True:
             with overheard() as lines:
                 frames = self._sound.read(n, dtype="float32", always_2d=True)
@@ -363,7 +365,7 @@ class Mp3Source:
                 return kept
 
     def check_end(self, n_read: int) -> None:
-        """Raise AudioError where `n_read` samples cannot be all."""
+        """See `reader.Source`."""
         size = self._header.n_samples
         for frame in self._pieces():  # none, unless the decoder stopped early
             self._n_bytes += len(frame)

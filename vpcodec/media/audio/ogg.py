@@ -1,7 +1,7 @@
-"""Ogg: pages checked and sorted into links here, Vorbis and Opus decoded by libsndfile.
+"""Ogg: pages are checked and assigned to links here; libsndfile decodes Vorbis and Opus.
 
-libsndfile reads the first link of a chained file only, and leaves out pages that are damaged or
-missing without a word.
+libsndfile reads only the first link of a chained file, and silently skips damaged and missing
+pages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .common import AudioError, PartialAudioError, cut_short
 from .stream import ByteStream, Feed, ForwardSoundFile, open_feed
 
 _BOS, _EOS = 2, 4
-_HUGE = 2**62  # a granule position that nothing reaches
+_HUGE = 2**62  # a granule position that is never reached
 _TAIL = 2**31  # number of the page in the tail of a feed
 _WITHIN = "truncated: it ends within an Ogg page"
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -28,11 +28,13 @@ DECODED = ("Vorbis", "Opus")
 
 
 class Page(NamedTuple):
+    """A page of an Ogg stream."""
+
     flags: int
     granule: int
     serial: int
     number: int
-    data: bytes  # all of it
+    data: bytes  # the whole page
 
     @property
     def body(self) -> bytes:
@@ -40,13 +42,13 @@ class Page(NamedTuple):
 
 
 def checksum(page: bytes) -> int:
-    """The CRC-32 of Ogg, of a page whose own is zero: that of zlib with all bits reversed."""
+    """Ogg's CRC-32 of a page whose checksum is zero: that of zlib with all bits reversed."""
     value = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(value.to_bytes(4, "little").translate(_REVERSED), "big")
 
 
 def make_page(flags: int, granule: int, serial: int, number: int, body: bytes = b"") -> bytes:
-    """A page of whole packets, for the tail of a feed and for tests."""
+    """Make a page of complete packets, for the tail of a feed and for tests."""
     sizes = [255] * (len(body) // 255) + [len(body) % 255] if body else []
     head = struct.pack("<4sBBqIII", b"OggS", 0, flags, granule, serial, number, 0)
     page = head + bytes([len(sizes), *sizes]) + body
@@ -54,12 +56,12 @@ def make_page(flags: int, granule: int, serial: int, number: int, body: bytes = 
 
 
 def codec_of(page: Page) -> str | None:
-    """The audio codec of a first page."""
+    """The audio codec of a first page; None if it is not audio."""
     return next((name for magic, name in _CODECS.items() if page.body.startswith(magic)), None)
 
 
 def read_pages(stream: ByteStream, *, keep: bool = False) -> Iterator[Page]:
-    """All pages in turn. Raises AudioError for what is none, and for damaged ones."""
+    """Iterate over all pages; AudioError for damaged pages and other data."""
     while head := stream.peek(27):
         if not head.startswith(b"OggS"):
             _check_rest(stream)
@@ -79,7 +81,7 @@ def read_pages(stream: ByteStream, *, keep: bool = False) -> Iterator[Page]:
 
 
 def _check_rest(stream: ByteStream) -> None:
-    """What is not Ogg may be a tag, or zeros, at the end."""
+    """Check that the rest, which is not Ogg, is a tag or zeros."""
     place = stream.tell()
     if (head := stream.peek(128)).startswith(b"TAG") and len(stream.peek(129)) == 128:
         return
@@ -90,25 +92,27 @@ def _check_rest(stream: ByteStream) -> None:
 
 
 class UnknownCodec(AudioError):
-    """A sound file of a codec that is not decoded here."""
+    """The codec of an intact file is not decoded here."""
 
 
 class _Link(NamedTuple):
     """One link of a chain in a file on disk."""
 
-    start: int  # first byte
-    granule: int  # where its audio ends
+    start: int  # position of the first byte
+    granule: int  # end of its audio
 
 
 class OggSource:
     """Ogg Vorbis and Ogg Opus, one link after the other.
 
     Args:
-        stream: at the first page.
+        stream: a file or a pipe, at the first page.
         stack: closes the decoders.
-        keep: read what is there of a file that is cut short.
+        keep: read what there is of a truncated file.
 
-    Raises UnknownCodec for what is neither, and AudioError where links differ.
+    Raises:
+        UnknownCodec: the codec is another.
+        AudioError: the file is damaged.
     """
 
     def __init__(self, stream: ByteStream, stack: ExitStack, *, keep: bool = False) -> None:
@@ -180,7 +184,7 @@ class OggSource:
             )
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, float32 (up to n, C); none at the end."""
+        """See `reader.Source`; AudioError also if the links of a chain differ in format."""
         while True:
             frames = self._sound.read(n, dtype="float32", always_2d=True)
             if self._feed.error is not None:
@@ -213,13 +217,13 @@ class OggSource:
         return True
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all."""
+        """See `reader.Source`."""
         if not self._last.flags & _EOS:
             self.cut = f"truncated: behind sample {n_read:,}, its last Ogg page is not marked so"
 
 
 def _find_links(stream: ByteStream) -> list[_Link]:
-    """The links of a file on disk, by the heads of its pages. Raises AudioError."""
+    """The links of a file on disk, from the headers of its pages; AudioError if one is cut."""
     links: list[_Link] = []
     serial, in_firsts = None, False
     while (head := stream.peek(27)).startswith(b"OggS"):

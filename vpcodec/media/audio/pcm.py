@@ -11,17 +11,17 @@ from .common import READ_WIDTHS, AudioError, cut_short
 from .stream import ByteStream, Part
 from .wav import decode
 
-_LOOK = 2**18  # bytes that are looked at to see which of four bytes hold 24 bits
+_LOOK = 2**18  # bytes examined at a time to find which of four bytes contain 24 bits
 
 
 class PcmSource:
-    """Linear PCM, of which `stream` is at the first byte.
+    """Linear PCM from a file or a pipe.
 
     Args:
-        stream: a file or a pipe.
-        layout: of it.
+        stream: a file or a pipe, at the first byte of audio.
+        layout: layout of the file.
         parts: (first byte, bytes) of the audio of a file on disk, from `find_parts`.
-        keep: read what is there of a file that is cut short.
+        keep: read what there is of a truncated file.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PcmSource:
         self.format, self.subtype = layout.format, layout.coding
         self._stream, self._layout, self._keep = stream, layout, keep
         self._width = layout.align // max(1, layout.channels)
-        self._has_more = parts is None and layout.is_known  # behind what the header tells
+        self._has_more = parts is None and layout.is_known  # after the stated length
         self._promised: int | None = None
         if parts is not None:
             self._file: Part | ByteStream = Part(stream, parts)
@@ -50,12 +50,12 @@ class PcmSource:
             self.n_samples = None if keep else self._promised
         self._left = self._promised
         self.cut: str | None = None
-        self._shift = 0  # bits that samples are below their place
+        self._shift = 0  # bits to shift samples up by
         if self._width > READ_WIDTHS[self.subtype]:
             self._shift = self._find_shift(parts)
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, (up to n, C); none at the end."""
+        """See `reader.Source`."""
         align = self._layout.align
         wanted = (n if self._left is None else min(n, self._left)) * align
         data = bytearray()
@@ -71,7 +71,7 @@ class PcmSource:
         return samples.reshape(-1, self.channels)
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
+        """See `reader.Source`."""
         if self._promised is not None and n_read < self._promised:
             self.cut = cut_short(n_read, self._promised, self.sample_rate)
         elif self._has_more and self._promised is not None:
@@ -83,7 +83,7 @@ class PcmSource:
                 if not self._keep:
                     raise
                 more = []
-            self._stream.skip(2**62)  # so that what writes the pipe can finish
+            self._stream.skip(2**62)  # so that the writer of the pipe can finish
             if more:
                 raise AudioError(
                     "more audio follows in a chunk of its own, which a pipe cannot tell before; "
@@ -93,7 +93,7 @@ class PcmSource:
             self._stream.skip(2**62)
 
     def _find_shift(self, parts: list[tuple[int, int]] | None) -> int:
-        """24 bits in four bytes should be in the upper three, but some writers take the lower."""
+        """Shift for 24 bits in the lower three of four bytes, which some writers use by mistake."""
         can_be_upper = can_be_lower = True
         blocks = [self._stream.peek(_LOOK)] if parts is None else _blocks(Part(self._stream, parts))
         for block in blocks:
@@ -116,9 +116,13 @@ def _blocks(part: Part) -> Iterator[bytes]:
 def find_parts(
     stream: ByteStream, layout: Layout, *, keep: bool
 ) -> tuple[list[tuple[int, int]], str | None]:
-    """Where the audio of a file on disk lies, (first byte, bytes) each, and how it is cut short.
+    """Find the parts of a file on disk that contain audio.
 
-    Raises AudioError where bytes behind it cannot be accounted for.
+    Returns:
+        (first byte, bytes) of each part, and a message if the file is truncated.
+
+    Raises:
+        AudioError: bytes after the audio cannot be accounted for.
     """
     held = max(0, stream.size - layout.start)
     n_bytes = layout.n_bytes

@@ -38,21 +38,21 @@ from .sound import SoundSource
 from .stream import ByteStream, Part, skip_id3
 from .wav import wav_layout
 
-TRUNCATED = ("refuse", "keep")  # what can be done with audio that is cut short
-MAX_SPOOL = 2**30  # bytes of a pipe that are kept in a temporary file
+TRUNCATED = ("refuse", "keep")  # ways to treat truncated audio
+MAX_SPOOL = 2**30  # most bytes of a pipe in a temporary file
 _SPOOLED = (b"NIST_1A", b"Creative", b"FORM", b".snd", b"dns.", b"caff", b"riff", b"RIFF", b"RF64")
 
 
 class Source(Protocol):
-    """What reads one format of input; `open_source` chooses it, `AudioReader` asks it.
+    """A reader of one input format, chosen by `open_source` and used by `AudioReader`.
 
     A new input format is a class like this one, and a line in `open_source`.
 
     Attributes:
         sample_rate (Hz), channels: as stored.
-        n_samples: per channel; None where only reading to the end will tell.
-        format, subtype: in libsndfile's words.
-        cut: in what way the audio is cut short, once that is known; None: it is not.
+        n_samples: samples per channel; None if it is only known at the end.
+        format, subtype: libsndfile's names.
+        cut: how the audio is truncated, once that is known; None if it is not.
     """
 
     sample_rate: int
@@ -66,29 +66,33 @@ class Source(Protocol):
         """The next samples, float32 (up to n, C); none at the end."""
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all. Raises AudioError."""
+        """At the end, set `cut` or raise AudioError if `n_read` samples are not all."""
 
 
 class AudioReader:
     """Reads audio in blocks, once, from front to back. A context manager.
 
-    `source` is a path or a binary stream, which need not seek, is called `name` in errors and is
-    left open. WAV, AIFF, AU, CAF, W64, FLAC, Ogg and MPEG audio are streamed from pipes too; other
-    formats that libsndfile or ffmpeg reads pass through a temporary file of at most MAX_SPOOL
-    bytes. What is not audio is refused after its first bytes.
+    WAV, AIFF, AU, CAF, W64, FLAC, Ogg and MPEG audio are streamed from pipes, too; other formats
+    that libsndfile or ffmpeg reads pass through a temporary file of at most MAX_SPOOL bytes. What
+    is not audio is refused after its first bytes. Every byte of a file is accounted for: audio that
+    the header does not mention is read or refused, never skipped.
 
-    Every byte of a file is accounted for: audio that a header does not know of is read or refused,
-    never left out. With `truncated="keep"` a file that ends early gives what is there;
-    otherwise PartialAudioError is raised.
+    Args:
+        source: a path, or a binary stream, which need not be seekable and is left open.
+        raw: format of headerless PCM; None: the source has a header.
+        name: name of a stream in messages.
+        truncated: "refuse" raises PartialAudioError if the audio ends early, "keep" reads what
+            there is.
 
     Attributes:
         sample_rate (Hz), channels: as stored.
-        n_samples: per channel; None where only reading to the end will tell (MP3, what ffmpeg
-            reads, or a pipe whose header does not know).
-        format, subtype: in libsndfile's words, such as "WAV" and "PCM_16".
-        cut: how a file that is kept was cut short, known at the end; None: it was not.
+        n_samples: samples per channel; None if it is only known at the end (MP3, formats that
+            ffmpeg reads, and pipes whose header does not state it).
+        format, subtype: libsndfile's names, such as "WAV" and "PCM_16".
+        cut: how the audio is truncated, known at the end; None if it is not.
 
-    Raises AudioError where the source is missing, unreadable, not audio, or cut short.
+    Raises:
+        AudioError: the source is missing, unreadable, not audio, or truncated.
     """
 
     def __init__(
@@ -129,9 +133,10 @@ class AudioReader:
             raise PartialAudioError(self._source.cut)
 
     def blocks(self, n: int) -> Iterator[np.ndarray]:
-        """Yield what is left as float32 arrays (C, up to `n`); integers are scaled to [-1, 1).
+        """Yield the remaining audio as float32 (C, up to `n`); integers are scaled to [-1, 1).
 
-        Raises AudioError where the audio is damaged, ends too early, or holds NaN or infinity.
+        Raises:
+            AudioError: the audio is damaged, ends too early, or contains NaN or infinity.
         """
         while True:
             with naming(self.name):
@@ -173,7 +178,7 @@ class AudioReader:
 
 
 def load(source: str | os.PathLike[str] | BinaryIO) -> tuple[np.ndarray, int]:
-    """Read a whole file: float32 (C, T) and its sample rate in Hz. Raises AudioError."""
+    """Read a whole file, float32 (C, T), and its sample rate, Hz; see `AudioReader`."""
     with AudioReader(source) as reader:
         blocks = [np.empty((reader.channels, 0), dtype=np.float32), *reader.blocks(BLOCK)]
         return np.concatenate(blocks, axis=1), reader.sample_rate
@@ -184,9 +189,10 @@ def find_audio(
     recursive: bool = True,
     suffixes: Collection[str] = AUDIO_SUFFIXES,
 ) -> list[Path]:
-    """The audio files in `folder`, by suffix: sorted paths relative to it, nothing hidden.
+    """The audio files in `folder`, by suffix: sorted paths relative to it, without hidden files.
 
-    Raises AudioError where a folder cannot be read.
+    Raises:
+        AudioError: a folder cannot be read.
     """
     try:
         return find_files(folder, suffixes, recursive=recursive)
@@ -197,7 +203,7 @@ def find_audio(
 def open_source(
     file: BinaryIO, on_disk: bool, raw: RawFormat | None, stack: ExitStack, *, keep: bool = False
 ) -> Source:
-    """What reads `file`: a regular file without a buffer where `on_disk`, else any stream."""
+    """The source for a file: an unbuffered regular file if `on_disk`, otherwise any stream."""
     stream = ByteStream(file, on_disk)
     if raw is not None:
         coding = raw_coding(raw.encoding)
@@ -227,7 +233,7 @@ def open_source(
 
 
 def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | None:
-    """What reads the formats that are parsed here; None for others."""
+    """The source for a format that is parsed in this package; None for others."""
     head = stream.peek(16)
     if head.startswith(b"OggS"):
         return OggSource(stream, stack, keep=keep)
@@ -237,7 +243,7 @@ def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | No
         return _open_chunks(stream, stack, keep)
     if find_demuxer(head):
         return None
-    for n in (LOOK, SEARCHED):  # a live pipe need not have much before it is known
+    for n in (LOOK, SEARCHED):  # little first, because a live pipe may not have more yet
         front = stream.peek(n)
         found = find_frames(front, at_end=len(front) < n)
         if found is not None and found <= SEARCH:
@@ -246,7 +252,7 @@ def _open_known(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | No
 
 
 def _open_chunks(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | None:
-    """What reads a container made of chunks; None where that is not known here."""
+    """The source for a container made of chunks; None if it is not parsed in this package."""
     for parse in (wav_layout, w64_layout, au_layout, aiff_layout, caf_layout):
         if (layout := parse(stream)) is not None:
             break
@@ -276,7 +282,7 @@ def _open_chunks(stream: ByteStream, stack: ExitStack, keep: bool) -> Source | N
 
 
 def _open_sound(stream: ByteStream, layout: Layout, stack: ExitStack, keep: bool) -> Source:
-    """What libsndfile reads, or else ffmpeg, where it is there."""
+    """A source through libsndfile or, if that fails, through ffmpeg, if it is installed."""
     try:
         return SoundSource(stream.file, stack)
     except AudioError as error:
@@ -296,7 +302,7 @@ def _open_ffmpeg(
 
 
 def _spool(stream: ByteStream, stack: ExitStack) -> BinaryIO:
-    """A pipe as a regular file without a buffer."""
+    """Copy a pipe to an unbuffered regular file."""
     spool = stack.enter_context(tempfile.TemporaryFile())
     while data := stream.some():
         if spool.tell() + len(data) > MAX_SPOOL:

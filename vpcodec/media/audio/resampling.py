@@ -1,4 +1,4 @@
-"""Changing the sample rate, with soxr."""
+"""Resampling with soxr."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ MAX_WORK = 4096  # the largest ratio times channels
 
 
 class Resampler:
-    """Changes the sample rate of a stream, block by block, with no delay and no loss of length.
+    """Resamples a stream block by block, without delay or change of duration.
 
-    Blocks may have any size; the result does not depend on it. Equal rates pass through.
-    Raises AudioError for rates that are not positive or more than MAX_RESAMPLING-fold apart, and
-    for many channels at rates that are far apart (MAX_WORK).
+    The result does not depend on the size of blocks. Equal rates pass through.
+
+    Args:
+        from_rate, to_rate: sample rates of input and output, Hz.
+        channels: number of channels.
+
+    Raises:
+        AudioError: the rates are not positive or differ by more than a factor MAX_RESAMPLING, or
+            the factor times the channels is more than MAX_WORK.
     """
 
     def __init__(self, from_rate: int, to_rate: int, channels: int) -> None:
@@ -37,17 +43,20 @@ class Resampler:
             self._stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32")
 
     def process(self, samples: np.ndarray) -> np.ndarray:
-        """Take float32 samples (C, n) at `from_rate`; give what is ready at `to_rate`, (C, m)."""
+        """(C, n) float32 samples at `from_rate` -> (C, m) samples at `to_rate` that are ready."""
         out = samples if self._stream is None else self._resample(self._stream, samples)
         self._n_in += samples.shape[1]
         self._n_out += out.shape[1]
         return out
 
     def flush(self, n_out: int | None = None) -> np.ndarray:
-        """Give the rest, (C, m), so that all output together is `n_out` samples per channel.
+        """The remaining samples, (C, m). Call it once, at the end.
 
-        By default that is `resampled_length` of the input. Call it once, at the end. Raises
-        ValueError where more than `n_out` samples were given already.
+        Args:
+            n_out: total output, samples per channel; None: `resampled_length` of the input.
+
+        Raises:
+            ValueError: more than `n_out` samples were already returned.
         """
         if n_out is None:
             n_out = resampled_length(self._n_in, self.from_rate, self.to_rate)
@@ -55,7 +64,7 @@ class Resampler:
             raise ValueError(f"{n_out} samples asked for, but {self._n_out} are out already")
         rest = np.zeros((self.channels, n_out - self._n_out), dtype=np.float32)
         if self._stream is not None:
-            # soxr rounds its length down or up; silence after the input makes it long enough.
+            # soxr rounds the length down or up; silence after the input makes it long enough.
             n_needed = resampled_length(n_out, self.to_rate, self.from_rate) + 1
             silence = np.zeros((self.channels, max(1, n_needed - self._n_in)), dtype=np.float32)
             out = self._resample(self._stream, silence, last=True)[:, : rest.shape[1]]
@@ -72,13 +81,13 @@ class Resampler:
 
 
 def resampled_length(n_samples: int, from_rate: int, to_rate: int) -> int:
-    """The samples that `n_samples` at `from_rate` become at `to_rate`, rounded up."""
-    from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)  # whose product may be large
+    """Number of samples after resampling `n_samples`, rounded up."""
+    from_rate, to_rate = check_rate(from_rate), check_rate(to_rate)  # ints: products may be large
     return -(-n_samples * to_rate // from_rate)
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """Resample a whole float array, (T,) or (C, T), to float32 of `resampled_length(T)`."""
+    """Resample a whole float array, (T,) or (C, T), to float32 of length `resampled_length(T)`."""
     channels = np.atleast_2d(np.asarray(samples, dtype=np.float32))
     resampler = Resampler(from_rate, to_rate, len(channels))
     out = np.concatenate([resampler.process(channels), resampler.flush()], axis=1)

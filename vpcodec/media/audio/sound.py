@@ -1,4 +1,4 @@
-"""Whatever else libsndfile reads, from regular files."""
+"""Other formats that libsndfile reads, from regular files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import soundfile as sf
 from .common import AudioError, cut_short, reason
 from .stream import ForwardSoundFile
 
-_SF_COUNT_MAX = 2**63 - 1  # libsndfile's word for a length that it does not know
+_SF_COUNT_MAX = 2**63 - 1  # how libsndfile says that it does not know the length
 
 
 class SoundSource:
-    """A regular file in a format that is libsndfile's own business."""
+    """A regular file in a format that only libsndfile parses."""
 
     def __init__(self, file: io.FileIO, stack: ExitStack) -> None:
         file.seek(0)
@@ -33,10 +33,10 @@ class SoundSource:
         self.cut: str | None = None
 
     def read(self, n: int) -> np.ndarray:
-        """The next samples, float32 (up to n, C); none at the end."""
+        """See `reader.Source`."""
         return self._sound.read(n, dtype="float32", always_2d=True)
 
     def check_end(self, n_read: int) -> None:
-        """Say in `cut` where `n_read` samples are not all."""
+        """See `reader.Source`."""
         if self.n_samples is not None and n_read < self.n_samples:
             self.cut = cut_short(n_read, self.n_samples, self.sample_rate)

@@ -1,4 +1,4 @@
-"""Bytes from front to back, of files and pipes, and what libsndfile needs to read them so."""
+"""Forward reading of files and pipes, and an adapter that makes libsndfile read forward."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import soundfile as sf
 
 from .common import BLOCK, AudioError, reason
 
-_MAX_MARKED = 2**20  # bytes of a pipe that can be gone back
-_LENGTH = 2**50  # bytes that a `Feed` claims to have
-_WINDOW = 2**16  # bytes that a `Feed` can go back
-_PARTIAL = 1024  # bytes from which on a `Feed` may give less than it is asked for
-_FAR = 2**20  # bytes before the end of a `Feed` in which its tail is read
+_MAX_MARKED = 2**20  # most bytes that a pipe can be rewound by
+_LENGTH = 2**50  # length that a `Feed` claims to have, bytes
+_WINDOW = 2**16  # bytes that a `Feed` can seek back
+_PARTIAL = 1024  # a `Feed` may return less than is asked for from this many bytes on
+_FAR = 2**20  # bytes before the end of a `Feed` from which on its tail is read
 
 
 class ByteStream:
-    """A file or a pipe, read from front to back with a look ahead.
+    """A file or a pipe, read forward with lookahead.
 
     Args:
-        file: a regular file without a buffer where `on_disk`, else any stream.
-        on_disk: whether it can seek.
+        file: an unbuffered regular file if `on_disk`, otherwise any stream.
+        on_disk: whether the file is seekable.
 
     Attributes:
-        size: bytes of a file on disk.
+        size: length of a file on disk, bytes.
     """
 
     def __init__(self, file: BinaryIO | io.RawIOBase, on_disk: bool) -> None:
@@ -35,13 +35,13 @@ class ByteStream:
         if on_disk:
             file.seek(0)
         self._buffer = bytearray()
-        self._start = 0  # where the buffer begins
+        self._start = 0  # position of the buffer
         self._read1 = getattr(file, "read1", None)
         self._mark = 0
-        self._marked: bytearray | None = None  # of a pipe, read since its mark
+        self._marked: bytearray | None = None  # bytes of a pipe since its mark
 
     def peek(self, n: int) -> bytes:
-        """The next `n` bytes, fewer at the end, which stay."""
+        """The next `n` bytes, fewer at the end, without consuming them."""
         while len(self._buffer) < n and (more := self._more(n - len(self._buffer))):
             self._buffer += more
         return bytes(self._buffer[:n])
@@ -58,13 +58,16 @@ class ByteStream:
         return data
 
     def some(self, but: int = 0) -> bytes:
-        """What is there, without waiting for more, `but` so many bytes that were looked at before:
-        at least a byte, none at the end."""
+        """The available bytes without waiting for more: at least one, none at the end.
+
+        Args:
+            but: number of bytes at the end of the buffer to leave.
+        """
         self.peek(1)
         return self.read(len(self._buffer) - but)
 
     def skip(self, n: int) -> int:
-        """Leave `n` bytes out, fewer at the end: their number."""
+        """Skip `n` bytes, fewer at the end; returns their number."""
         if self.on_disk:
             n = max(0, min(n, self.size - self._start))
             self.seek(self._start + n)
@@ -75,16 +78,16 @@ class ByteStream:
         return done
 
     def mark(self) -> None:
-        """Remember this place."""
+        """Remember this position."""
         self._mark = self._start
         self._marked = None if self.on_disk else bytearray()
 
     def unmark(self) -> None:
-        """Forget the mark, and what was read since then."""
+        """Forget the mark, and the bytes read since."""
         self._marked = None
 
     def rewind(self) -> None:
-        """Go back to the mark. Raises AudioError where a pipe went too far."""
+        """Return to the mark; AudioError if too much of a pipe was read since."""
         if self.on_disk:
             self.seek(self._mark)
         elif self._marked is None:
@@ -99,24 +102,31 @@ class ByteStream:
         self._start = self.file.seek(position)
 
     def tell(self) -> int:
+        """The current position."""
         return self._start
 
     def _more(self, n: int) -> bytes:
         if self.on_disk:
             return self.file.read(max(n, BLOCK)) or b""
-        if self._read1:  # all that a live pipe has, and no more
+        if self._read1:  # what a live pipe has, without waiting for more
             return self._read1(max(n, BLOCK))
         return self.file.read(n) or b""
 
 
 class Part:
-    """A part of a file on disk, read as a `ByteStream` of its own."""
+    """Parts of a file on disk, read as one.
+
+    Args:
+        parent: the file.
+        parts: (first byte, bytes) of each part.
+    """
 
     def __init__(self, parent: ByteStream, parts: list[tuple[int, int]]) -> None:
         self._parent, self._parts = parent, [list(part) for part in parts]
         self._at: int | None = None
 
     def read(self, n: int) -> bytes:
+        """Up to `n` bytes; empty at the end."""
         while self._parts:
             start, left = self._parts[0]
             if self._at is None:
@@ -133,18 +143,23 @@ class Part:
 
 
 class ForwardSoundFile(sf.SoundFile):
-    """SoundFile without the seeking that it does around each read and write."""
+    """A SoundFile that does not seek before and after each read and write."""
 
     def seekable(self) -> bool:
         return False
 
 
 class Feed:
-    """What libsndfile sees as a file: pieces of bytes in turn, behind which it may look only at
-    `tail`, the last bytes of a length that nothing reaches.
+    """A file object for libsndfile, which reads pieces of bytes one after the other.
+
+    It claims a length that is never reached; libsndfile can only look at `tail`, its last bytes.
+
+    Args:
+        pieces: the bytes.
+        tail: the last bytes of the claimed length.
 
     Attributes:
-        error: what the pieces raised, for whoever asked libsndfile to read: it would get lost.
+        error: exception of the iterator of pieces, which libsndfile does not pass on.
         ended: whether all pieces were read.
     """
 
@@ -152,7 +167,7 @@ class Feed:
         self._pieces = pieces
         self._tail = tail
         self._held = bytearray()
-        self._start = 0  # where what is held begins
+        self._start = 0  # position of the first byte held
         self._at = 0
         self.error: BaseException | None = None
         self.ended = False
@@ -175,13 +190,13 @@ class Feed:
 
     def _take(self, n: int) -> bytes:
         end = self._at + n
-        enough = end if n < _PARTIAL else self._at + 1  # so that a live pipe need not fill it
+        enough = end if n < _PARTIAL else self._at + 1  # do not wait for a live pipe
         while self._start + len(self._held) < enough and not self.ended and self.error is None:
             try:
                 self._held += next(self._pieces)
             except StopIteration:
                 self.ended = True
-            except BaseException as error:  # libsndfile's callback would print it and go on
+            except BaseException as error:  # the callback of libsndfile would print it and continue
                 self.error = error
         if self._at < self._start:
             self.error = self.error or ValueError("read behind what is held")
@@ -194,29 +209,29 @@ class Feed:
         return data
 
     def drain(self) -> None:
-        """Take the pieces that libsndfile left, and raise what they raise."""
+        """Read the pieces that libsndfile left; raises their exceptions."""
         for _ in self._pieces:
             pass
         self.ended = True
 
-    def write(self, data: bytes) -> int:  # soundfile asks for it
+    def write(self, data: bytes) -> int:  # soundfile requires it
         raise OSError("a feed is for reading")
 
 
 def skip_id3(stream: ByteStream) -> None:
-    """Leave out ID3v2 tags, with their footers."""
+    """Skip ID3v2 tags with their footers."""
     while (head := stream.peek(10)).startswith(b"ID3") and len(head) == 10:
         stream.skip(id3_length(head))
 
 
 def id3_length(head: bytes) -> int:
-    """Bytes of the ID3v2 tag with these first 10 bytes."""
+    """Length of the ID3v2 tag with these first 10 bytes."""
     size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0)))
     return 10 + size + (10 if head[5] & 0x10 else 0)
 
 
 def open_feed(feed: Feed) -> ForwardSoundFile:
-    """What decodes a feed; AudioError."""
+    """Open a decoder for a feed; AudioError if it cannot be decoded."""
     try:
         return ForwardSoundFile(feed)
     except sf.LibsndfileError as error:

@@ -1,8 +1,7 @@
-"""The headers of WAV and RF64, and linear PCM as bytes.
+"""The headers of WAV and RF64, and conversion of linear PCM.
 
-Linear PCM is handled here and not by libsndfile, which cannot stream it through pipes, takes a
-header of unknown size for an empty file, and says nothing when a file ends before its header
-promises.
+Linear PCM is not left to libsndfile, which cannot stream it through pipes, takes a header with
+unknown size for an empty file, and does not report files that end too early.
 """
 
 from __future__ import annotations
@@ -20,13 +19,20 @@ from .stream import ByteStream
 
 MAX_RIFF = 0xFFFFFFFE  # bytes; a larger WAV becomes RF64
 
-_UNKNOWN = 0xFFFFFFFF  # the size in a WAV header that does not know it or cannot hold it
+_UNKNOWN = 0xFFFFFFFF  # size in a WAV header if it is unknown or too large
 
 
 def wav_layout(stream: ByteStream) -> Layout | None:
-    """The layout of a WAV or RF64 file from its start; None where it is something else.
+    """Parse the header of a WAV or RF64 file.
 
-    The stream is then at the first byte of audio. Raises AudioError where that does not come.
+    Args:
+        stream: at the start of the file; afterwards at the first byte of audio.
+
+    Returns:
+        The layout; None if the file has another format.
+
+    Raises:
+        AudioError: the header is damaged or incomplete.
     """
     if stream.peek(4) not in (b"RIFF", b"RF64", b"BW64"):
         return None
@@ -53,7 +59,7 @@ def wav_layout(stream: ByteStream) -> Layout | None:
     if kind != b"RIFF" and n_bytes == _UNKNOWN:
         n_bytes = long_size or _UNKNOWN
         riff_size = _UNKNOWN
-    # Writers to a pipe leave 0 or some largest value, and no chunks behind the audio.
+    # Programs that write to a pipe leave 0 or a largest value, and no chunks after the audio.
     if n_bytes == 0:
         known = is_known_chunk(RIFF, stream.peek(8)) or not stream.peek(1)
     else:
@@ -81,7 +87,7 @@ def wav_layout(stream: ByteStream) -> Layout | None:
 
 
 def wav_header(coding: str, sample_rate: int, channels: int, n_bytes: int | None) -> bytes:
-    """A WAV header for data of `n_bytes`, as long for 0 as for any number; None: for a pipe."""
+    """A WAV header for `n_bytes` of data, of the same length for any number; None: for a pipe."""
     width = WIDTHS[coding]
     align = width * channels
     rates = channels, sample_rate, sample_rate * align, align, 8 * width
@@ -102,14 +108,13 @@ def wav_header(coding: str, sample_rate: int, channels: int, n_bytes: int | None
 
 
 def decode(data: bytes | bytearray, coding: str, order: str = "<", width: int = 0) -> np.ndarray:
-    """Bytes to float32 (n,).
+    """Convert bytes to float32 (n,).
 
     Args:
-        data: samples.
-        coding: of them.
+        data: the bytes.
+        coding: libsndfile's name of the coding.
         order: "<" little-endian or ">" big-endian.
-        width: bytes that a sample takes, where they are more than the coding needs; the sample is
-            in the upper ones.
+        width: bytes per sample, if more than the coding needs; samples are in the upper bytes.
     """
     if coding in ("FLOAT", "DOUBLE"):
         with np.errstate(over="ignore"):
@@ -127,14 +132,14 @@ def decode(data: bytes | bytearray, coding: str, order: str = "<", width: int = 
 
 @lru_cache
 def _law(coding: str) -> np.ndarray:
-    """The samples of all bytes in G.711, as libsndfile has them."""
+    """The sample of each byte in G.711, from libsndfile."""
     every = io.BytesIO(bytes(range(256)))
     options = {"format": "RAW", "samplerate": 8000, "channels": 1, "subtype": coding}
     return sf.read(every, dtype="float32", **options)[0]
 
 
 def encode(frames: np.ndarray, coding: str) -> bytes:
-    """Float32 (n, C) to little-endian bytes, interleaved."""
+    """Convert float32 (n, C) to interleaved little-endian bytes."""
     if coding in ("FLOAT", "DOUBLE"):
         return frames.astype(f"<f{WIDTHS[coding]}").tobytes()
     width = WIDTHS[coding]
@@ -145,7 +150,7 @@ def encode(frames: np.ndarray, coding: str) -> bytes:
 
 
 def to_int(samples: np.ndarray, bits: int) -> np.ndarray:
-    """Float samples to the nearest of `bits` bits, at the upper end of an int32."""
+    """Round float samples to `bits` bits, in the upper bits of an int32."""
     full = 2 ** (bits - 1)
     rounded = np.clip(np.rint(samples.astype(np.float64) * full), -full, full - 1)
     return rounded.astype(np.int32) << (32 - bits)

@@ -1,4 +1,4 @@
-"""Writing audio: files, all or nothing, and pipes."""
+"""Writing audio to files, which appear complete or not at all, and to pipes."""
 
 from __future__ import annotations
 
@@ -31,23 +31,30 @@ from .stream import ForwardSoundFile
 from .wav import encode, to_int, wav_header
 
 MAX_VORBIS_RATE = 200_000  # Hz; libsndfile crashes on more
-ROOM = 2**22  # bytes that a disk which is full has no room for
+ROOM = 2**22  # bytes that do not fit on a full disk
 
 
 class AudioWriter:
-    """Writes audio in blocks. A context manager: leaving it by an exception leaves no file.
+    """Writes audio in blocks. A context manager: after an exception, there is no file.
 
-    `target` is a path, whose suffix chooses the format, or a binary stream, which is left open.
-    Streams, and devices without a suffix, get WAV of unknown size, flushed block by block.
-    `subtype` is one of libsndfile's names ("PCM_24"), 16 bits or the format's own by default. `raw`
-    (s16, s24, s32 or f32) writes headerless PCM instead. A file takes its name only when complete;
-    WAV past 4 GiB becomes RF64.
+    A file appears only when it is complete; WAV of more than 4 GiB becomes RF64.
+
+    Args:
+        target: a path, whose suffix selects the format, or a binary stream, which is left open.
+            Streams, and devices without a suffix, get WAV of unknown size, flushed block by block.
+        sample_rate: sample rate, Hz.
+        channels: number of channels.
+        subtype: libsndfile's name, such as "PCM_24"; None: 16 bits, or the default of the format.
+        raw: write headerless PCM instead: s16, s24, s32 or f32.
+        name: name of a stream in messages.
 
     Attributes:
-        n_samples: written so far, per channel.
-        clipped: how many values lay beyond [-1, 1] and were clipped (float subtypes keep them).
+        n_samples: samples per channel written so far.
+        clipped: number of values outside [-1, 1] that were clipped (float subtypes keep them).
 
-    Raises AudioError where the target cannot be written; BrokenPipeError passes through.
+    Raises:
+        AudioError: the target cannot be written.
+        BrokenPipeError: the reader of the stream has closed it.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class AudioWriter:
 
     @contextmanager
     def _wav(self, in_place: bool) -> Iterator[None]:
-        """Write the header, and once more at the end where its place can be sought."""
+        """Write the header, and rewrite it at the end if the file is seekable."""
         layout = self.subtype, self.sample_rate, self.channels
         self._write_bytes(wav_header(*layout, 0 if in_place else None))
         yield
@@ -107,7 +114,7 @@ class AudioWriter:
         try:
             yield sound
         except BaseException:
-            with suppress(sf.LibsndfileError):  # of what could not be written
+            with suppress(sf.LibsndfileError):  # writing may fail again
                 sound.close()
             raise
         try:
@@ -119,7 +126,7 @@ class AudioWriter:
             self._check_written(format)
 
     def _check_written(self, format: str) -> None:
-        """Read the length back: libsndfile does not tell of a disk that fills up at the end."""
+        """Read the length back: libsndfile does not report a disk that fills up at the end."""
         with open(self._file.name, "rb", 0) as file, ExitStack() as stack:
             try:
                 written = open_source(file, True, None, stack).n_samples
@@ -130,9 +137,9 @@ class AudioWriter:
             raise AudioError(f"{self.n_samples} samples could not be written as {format}")
 
     def _raise_system_error(self) -> None:
-        """Raise what the system says when it is asked for more; libsndfile does not tell why.
+        """Write more to provoke the error of the system, because libsndfile does not tell it.
 
-        The file is one that could not be written, so that its contents do not matter any more.
+        The file could not be written, so its contents do not matter any more.
         """
         if is_regular(self._file):
             self._file.seek(0, os.SEEK_END)
@@ -160,7 +167,9 @@ class AudioWriter:
         if bits := re.fullmatch(r"(?:PCM|ALAC)_[SU]?(\d+)", self.subtype):
             frames = to_int(frames, int(bits[1]))  # libsndfile would round some formats down
         try:
-            for start in range(0, len(frames), BLOCK):  # its Vorbis encoder crashes on millions
+            for start in range(
+                0, len(frames), BLOCK
+            ):  # its Vorbis encoder crashes on millions of samples
                 self._sound.write(frames[start : start + BLOCK])
         except sf.LibsndfileError:
             self._raise_system_error()
@@ -168,12 +177,12 @@ class AudioWriter:
 
     def _write_bytes(self, data: bytes) -> None:
         left = memoryview(data)
-        while left:  # a stream without a buffer may take a part only
+        while left:  # an unbuffered stream may accept only a part
             left = left[self._file.write(left) :]
         self._file.flush()
 
     def close(self) -> None:
-        """Finish the file and put it in its place."""
+        """Finish the file and move it into place."""
         with naming(self.name):
             self._stack.close()
 
@@ -197,7 +206,7 @@ def save(
     *,
     subtype: str | None = None,
 ) -> None:
-    """Write a whole float array, (T,) or (C, T). Raises AudioError."""
+    """Write a whole float array, (T,) or (C, T); see `AudioWriter`."""
     samples = np.atleast_2d(samples)
     channels = len(samples)
     with AudioWriter(target, sample_rate=sample_rate, channels=channels, subtype=subtype) as writer:

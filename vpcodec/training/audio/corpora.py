@@ -1,4 +1,4 @@
-"""Corpora of recordings: their files with lengths, LibriTTS, and parts of files."""
+"""Corpora of recordings: files with their lengths, LibriTTS, and parts of files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import soundfile
 
 from ...media.audio import OUTPUT_SUFFIXES, find_audio, resample
 from ...recipe.audio import AudioCorpus, LibriTTSCorpus
-from ..corpora import DataError, FileKind, Files, Listing, find, list_files
+from ..corpora import DataError, Files, Listing, MediaType, find_files, list_files
 
-SHORT_SECONDS = 0.1  # what is not longer is left out
-UNSOUGHT_SECONDS = 60.0  # of an MP3 file that are read rather than skipped
-CONTEXT = 256  # samples, at the lower of two rates, that resampling gets beside a part
-READERS = 16  # threads that scan; they wait for disks more than they compute
-# TypeError: soundfile wants to be told more about files named .raw.
+SHORT_SECONDS = 0.1  # files that are not longer are left out
+UNSOUGHT_SECONDS = 60.0  # at the start of an MP3 file, which are read instead of seeking
+CONTEXT = 256  # samples, at the lower rate, that resampling gets on both sides of a part
+READERS = 16  # threads that scan files; they mostly wait for disks
+# TypeError: soundfile needs more arguments for files named .raw.
 UNREADABLE = (soundfile.SoundFileError, OSError, ValueError, TypeError)
-AUDIO_FILES = FileKind(
+AUDIO_FILES = MediaType(
     noun="audio file",
-    suffixes=OUTPUT_SUFFIXES,  # what libsndfile opens anywhere
-    find=partial(find_audio, suffixes=OUTPUT_SUFFIXES),
+    suffixes=OUTPUT_SUFFIXES,  # formats that libsndfile opens on every platform
+    find_files=partial(find_audio, suffixes=OUTPUT_SUFFIXES),
     errors=UNREADABLE,
     feature="Audio",
     columns={"offset": (0.0, ("offset",)), "seconds": (math.nan, ("seconds", "duration"))},
@@ -33,9 +33,10 @@ AUDIO_FILES = FileKind(
 
 
 def list_audio(corpus: AudioCorpus | LibriTTSCorpus) -> Listing:
-    """What a corpus names, with `offset` (s) and `seconds`, NaN where not known.
+    """The files of a corpus, with columns `offset` (s) and `seconds` (s, NaN if unknown).
 
-    Raises DataError where there is nothing.
+    Raises:
+        DataError: there are none.
     """
     if isinstance(corpus, LibriTTSCorpus):
         root, names = _find_libritts(corpus)
@@ -44,15 +45,16 @@ def list_audio(corpus: AudioCorpus | LibriTTSCorpus) -> Listing:
 
 
 class AudioFiles(Files):
-    """The files, or segments of files, of a corpus, drawn in proportion to their length.
-
-    Raises DataError where there is none that can be read.
+    """The files of a corpus, or segments of them, drawn in proportion to their length.
 
     Attributes:
-        seconds, offsets: (n,) of the segments.
-        ends: (n,) cumulated share of the length.
-        whole: (n,) bool, which are decoded whole and cached.
-        index: of the corpus among those that share a cache.
+        seconds, offsets: (n,) lengths of the segments and their offsets in the files, s.
+        ends: (n,) cumulative lengths, normalised to end at 1.
+        whole: (n,) bool, whether a file is decoded whole and cached.
+        index: number of the corpus among those that share a cache.
+
+    Raises:
+        DataError: no file can be read.
     """
 
     def __init__(self, corpus: AudioCorpus | LibriTTSCorpus) -> None:
@@ -94,7 +96,7 @@ class AudioFiles(Files):
 
 
 def _find_libritts(corpus: LibriTTSCorpus) -> tuple[Path, list[str]]:
-    """The LibriTTS folder and the paths below it; fetches subsets if the corpus says so."""
+    """The LibriTTS folder and the paths below it; downloads subsets if the corpus asks for it."""
     root = Path(corpus.path)
     if root.name != "LibriTTS":
         inside = any((root / subset).is_dir() for subset in corpus.subsets)
@@ -109,7 +111,7 @@ def _find_libritts(corpus: LibriTTSCorpus) -> tuple[Path, list[str]]:
                     "to fetch it"
                 )
             _download_libritts(root, subset)
-        names += [f"{subset}/{name}" for name in find(folder, AUDIO_FILES)]
+        names += [f"{subset}/{name}" for name in find_files(folder, AUDIO_FILES)]
     return root, names
 
 
@@ -121,18 +123,20 @@ def _download_libritts(root: Path, subset: str) -> None:
         torchaudio.datasets.LIBRITTS(
             root.parent, url=subset, folder_in_archive=root.name, download=True
         )
-    except (OSError, RuntimeError, EOFError) as error:  # EOFError: an archive cut short
+    except (OSError, RuntimeError, EOFError) as error:  # EOFError: a truncated archive
         raise DataError(f"{root / subset}: cannot be fetched ({error})") from None
 
 
 def length(source: Path | io.BytesIO) -> float:
+    """Seconds of audio in a file; raises one of UNREADABLE."""
     with soundfile.SoundFile(source) as file:
-        if file.frames >= 2**62:  # libsndfile's word for a length that it does not know
+        if file.frames >= 2**62:  # how libsndfile says that it does not know the length
             raise ValueError("unknown length")
         return file.frames / file.samplerate
 
 
 def length_or_zero(path: Path) -> float:
+    """Seconds of audio in a file; 0 if it cannot be read."""
     try:
         return length(path)
     except UNREADABLE:
@@ -142,21 +146,31 @@ def length_or_zero(path: Path) -> float:
 def read_part(
     source: Path | io.BytesIO, offset: float, first: int, count: int, rate: int
 ) -> np.ndarray:
-    """Mono float32, (up to `count`,): samples [first, first + count) at `rate` after `offset` (s).
+    """Read a part of a file, as if the whole file had been resampled and then cut.
 
-    What is resampled is what a cut from the whole file, resampled, would be.
+    Args:
+        source: path or contents of a file.
+        offset: start of the segment in the file, s.
+        first: first sample of the part within the segment, at `rate`.
+        count: number of samples, at `rate`.
+        rate: sample rate of the result, Hz.
 
-    Raises one of UNREADABLE, where there are no samples too.
+    Returns:
+        Mono float32, up to `count` samples.
+
+    Raises:
+        One of UNREADABLE: the file cannot be read, or has no samples there.
     """
     with soundfile.SoundFile(source) as file:
         common = math.gcd(file.samplerate, rate)
         up, down = rate // common, file.samplerate // common
         start = round(offset * rate) + first
         context = 0 if up == down else CONTEXT * max(1, -(-down // up))
-        begin = max(0, start * down // up - context) // down * down  # a sample at both rates
+        # Begin at an instant at which both rates have a sample.
+        begin = max(0, start * down // up - context) // down * down
         end = -(-(start + count) * down // up) + context
         if file.format == "MP3" and begin < UNSOUGHT_SECONDS * file.samplerate:
-            file.read(begin, "float32")  # after a seek libmpg123 complains on stderr
+            file.read(begin, "float32")  # libmpg123 prints warnings to stderr after a seek
         elif begin:
             file.seek(begin)
         samples = file.read(end - begin, "float32", always_2d=True)

@@ -1,4 +1,4 @@
-"""Training audio: crops of recordings with random gain, polarity, noise and telephone lines."""
+"""Training audio: crops of recordings with random gain, polarity, noise and telephone bands."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...recipe.audio import DataConfig
 from ..crops import Crops
 from .corpora import AUDIO_FILES, SHORT_SECONDS, AudioFiles, length, length_or_zero, read_part
 
-LONG_SECONDS = 60.0  # longer files are not kept in memory but read where the crop lies
-SILENCE = 1e-8  # mean power, -80 dB; no ratio to noise is made of less
-TELEPHONE_LOW_HZ = (200.0, 400.0)  # where the band of a telephone begins
-TELEPHONE_HIGH_HZ = (3200.0, 3600.0)  # and ends
-TELEPHONE_EDGE_HZ = 200.0  # how wide its edges are
+LONG_SECONDS = 60.0  # longer files are not cached; only the crop is read
+SILENCE = 1e-8  # mean power, -80 dB; no noise is mixed with less
+TELEPHONE_LOW_HZ = (200.0, 400.0)  # range of the lower edge of the telephone band
+TELEPHONE_HIGH_HZ = (3200.0, 3600.0)  # range of the upper edge
+TELEPHONE_EDGE_HZ = 200.0  # width of the edges
 TELEPHONE_RATE = 8000
-MU = 255  # of the companding of ITU-T G.711
+MU = 255  # mu-law of ITU-T G.711
 
 
 class AudioCrops(Crops):
@@ -28,15 +28,15 @@ class AudioCrops(Crops):
 
     Args:
         config: corpora, crop length, batch size, augmentation.
-        sample_rate: rate of the crops, Hz.
-        hop_length: samples per token; crop length is rounded up to a multiple.
-        seed, process, processes, workers: as of `Crops`.
+        sample_rate: sample rate of the crops, Hz.
+        hop_length: samples per token; the length of crops is rounded up to a multiple of it.
+        seed, process, processes, workers: as for `Crops`.
 
     Attributes:
-        length: samples of a crop.
+        length: number of samples of a crop.
     """
 
-    kind = AUDIO_FILES
+    media = AUDIO_FILES
     axes = 1
 
     def __init__(
@@ -65,11 +65,11 @@ class AudioCrops(Crops):
         self._noise = None if config.noise is None else AudioFiles(config.noise)
         if self._noise is not None:
             self._skipped |= dict.fromkeys(self._noise.unreadable)
-        self._mark_cached()
+        self._choose_cached()
 
     @property
     def hours(self) -> float:
-        """Length of all files to train on; streamed datasets do not tell theirs."""
+        """Total length of the training files, h, without streamed datasets."""
         return sum(files.seconds.sum() for files in self._files) / 3600
 
     @property
@@ -82,11 +82,11 @@ class AudioCrops(Crops):
             write(b"noise ")
             self._noise.describe(write)
 
-    def _mark_cached(self) -> None:
-        """Decide, in the order of the files, which are decoded whole to be cached.
+    def _choose_cached(self) -> None:
+        """Decide, in the order of the files, which are decoded whole and cached.
 
-        Not by what happens to fit when a file is read: whole and in parts, audio that is resampled
-        differs by rounding, and crops must not depend on what was read before.
+        This cannot wait until a file is read: resampling a whole file and a part of it differ by
+        rounding, and crops must not depend on what was read before.
         """
         files = [*([self._noise] if self._noise else []), *self._files]
         left = self.config.cache_mb * 2**20 // max(1, self.workers)
@@ -98,7 +98,7 @@ class AudioCrops(Crops):
             left -= min(left, ends[-1])
 
     def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(length,) float32 of at most as many samples."""
+        """Augment a cut of up to `length` samples: (length,) float32."""
         gain = 10 ** (rng.uniform(*self.config.gain_db) / 20)
         negative = rng.random() < 0.5
         crop = np.pad(cut, (0, self.length - len(cut)))
@@ -110,7 +110,7 @@ class AudioCrops(Crops):
         return (crop / max(np.abs(crop).max(), 1.0)).astype(np.float32)
 
     def _add_noise(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        noise = np.resize(self._from_file(self._noise, rng), self.length)  # again and again
+        noise = np.resize(self._from_file(self._noise, rng), self.length)  # repeated as needed
         decibels = rng.uniform(*self.config.noise_snr_db)
         power, noise_power = (np.mean(np.square(x, dtype=np.float64)) for x in (crop, noise))
         if min(power, noise_power) < SILENCE:
@@ -146,33 +146,35 @@ class AudioCrops(Crops):
         return _voice(rng, self.length, self.sample_rate)
 
     def _is_lost(self, files: AudioFiles, number: int) -> bool:
-        """Another part of a long file may be sound, and whether it is drawn must not depend on
-        which part was read first."""
+        """A long file may have readable parts, which must not depend on the part read first."""
         return bool(files.whole[number]) or not length_or_zero(files.path(number))
 
 
 def telephone(samples: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """What a telephone line leaves of (T,) samples, full scale 1: a band in mu-law; float64 (T,).
+    """Pass (T,) samples, full scale 1, through a telephone: band-limited, 8 bits of mu-law.
 
-    The edges of the band differ from line to line. Nothing is left above 4 kHz.
+    The edges of the band are random. Nothing remains above 4 kHz.
+
+    Returns:
+        (T,) float64.
     """
     n, narrow = len(samples), round(len(samples) * TELEPHONE_RATE / sample_rate)
     hertz = np.fft.rfftfreq(n, 1 / sample_rate)
     low, high = rng.uniform(*TELEPHONE_LOW_HZ), rng.uniform(*TELEPHONE_HIGH_HZ)
     band = (np.minimum(hertz - low, high - hertz) / TELEPHONE_EDGE_HZ + 0.5).clip(0, 1)
-    heard = mu_law(np.fft.irfft(np.fft.rfft(samples) * band, narrow) * (narrow / n))
-    return np.fft.irfft(np.fft.rfft(heard), n) * (n / narrow)
+    received = mu_law(np.fft.irfft(np.fft.rfft(samples) * band, narrow) * (narrow / n))
+    return np.fft.irfft(np.fft.rfft(received), n) * (n / narrow)
 
 
 def mu_law(samples: np.ndarray) -> np.ndarray:
-    """Samples, full scale 1, rounded to 8 bits of mu-law; silence stays silence."""
+    """Quantize samples, full scale 1, to 8 bits of mu-law; silence stays silent."""
     law = np.sign(samples) * np.log1p(MU * np.abs(samples).clip(max=1)) / np.log1p(MU)
     law = np.round(law * 127) / 127
     return np.sign(law) * np.expm1(np.abs(law) * np.log1p(MU)) / MU
 
 
 def _voice(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
-    """A voiced-like signal: gliding harmonics under a slow envelope, with some noise."""
+    """A voice-like signal: gliding harmonics under a slow envelope, with some noise."""
     t = np.arange(length) / sample_rate
     pitch = rng.uniform(80, 300) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.5, 3) * t))
     phase = 2 * np.pi * np.cumsum(pitch) / sample_rate

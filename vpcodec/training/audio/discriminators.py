@@ -15,8 +15,8 @@ from ...recipe.audio import DiscriminatorConfig
 from ..adversarial import with_noise
 
 SLOPE = 0.1  # of LeakyReLU
-FLOOR = 0.01  # RMS below which a clip stays quiet: -40 dB
-MAGNITUDE_FLOOR = 1e-3  # of spectra of clips whose RMS is 1
+FLOOR = 0.01  # RMS, -40 dB; much quieter clips are not amplified to full level
+MAGNITUDE_FLOOR = 1e-3  # for spectra of clips with an RMS of 1
 FRAME_WIDTH = 192  # channels of the discriminators at frame rate
 
 
@@ -25,7 +25,7 @@ class _Sizes:
     period_channels: tuple[int, ...]
     stft_channels: tuple[int, ...]
     stft_strides: tuple[int, ...]  # over frequency
-    band_edges: tuple[float, ...]  # shares of the spectrum between bands with weights of their own
+    band_edges: tuple[float, ...]  # between bands with separate weights, 1: the Nyquist frequency
 
 
 SIZES = {
@@ -37,13 +37,13 @@ SIZES = {
 
 
 class Discriminators(nn.Module):
-    """All discriminators of a recipe behind one call.
+    """All discriminators of a recipe in one module.
 
-    Each clip loses its mean and is brought to an RMS of 1 before (if louder than -40 dB), so that
-    neither offset nor level tell real from decoded audio: the reconstruction losses see to them.
+    Clips are normalised to zero mean and an RMS of 1 first (if louder than -40 dB), so that neither
+    offset nor level distinguishes real from decoded audio; the reconstruction losses cover both.
 
     Args:
-        config: `size` other than "none".
+        config: configuration with a `size` other than "none".
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -64,19 +64,24 @@ class Discriminators(nn.Module):
         self.chosen = list(range(len(members)))
 
     def draw(self) -> None:
-        """Choose at random which members answer the coming calls, where not all of them do."""
+        """Draw the members that answer the next calls, if `per_step` is set."""
         if self.per_step is not None:
             order = torch.randperm(len(self.members))[: self.per_step]
             self.chosen = sorted(order.tolist())
 
     def forward(self, samples: torch.Tensor, noise: float = 0.0) -> list[list[torch.Tensor]]:
-        """(B, T) -> per discriminator its hidden activations (B, C, ...), then logits (B, 1, ...).
+        """Outputs of the discriminators for (B, T) samples.
 
-        The discriminators at frame rate that fold the wave have B * period items instead of B.
+        Spectra are computed in float32; the convolutions run under the caller's autocast.
 
-        T: any number above half of the largest FFT size, at frame rate all of it. `noise`: its
-        standard deviation, added to what the first convolution of each member sees. Spectra are
-        taken in float32; the convolutions run under the caller's autocast.
+        Args:
+            samples: (B, T); T is more than half of the largest FFT size, or at least the whole of
+                it for discriminators at frame rate.
+            noise: standard deviation of noise added to the input of each first convolution.
+
+        Returns:
+            For each discriminator its hidden activations (B, C, ...), then logits (B, 1, ...); with
+            B * period items instead of B for those at frame rate that fold the waveform.
         """
         with torch.autocast(samples.device.type, enabled=False):
             samples = samples.float()
@@ -87,7 +92,7 @@ class Discriminators(nn.Module):
 
 
 class _Period(nn.Module):
-    """Looks at every n-th sample: the wave is folded to rows of one period."""
+    """Multi-period discriminator: 2-D convolutions on the waveform folded into rows of a period."""
 
     def __init__(self, period: int, sizes: _Sizes) -> None:
         super().__init__()
@@ -107,7 +112,7 @@ class _Period(nn.Module):
 
 
 class _Spectrum(nn.Module):
-    """Looks at real and imaginary part of an STFT, in bands with weights of their own."""
+    """Discriminator of the real and imaginary parts of an STFT, with separate weights per band."""
 
     def __init__(self, fft_size: int, sizes: _Sizes) -> None:
         super().__init__()
@@ -153,7 +158,7 @@ def _conv(
     dilation: tuple[int, int] = (1, 1),
     gain: float = 1.0,
 ) -> nn.Module:
-    """Weight-normed convolution, padded to keep the size; `gain` is that before training."""
+    """Weight-normed convolution, padded to keep the size; `gain` scales its initial weights."""
     padding = tuple(d * (k // 2) for k, d in zip(kernel, dilation))
     return _normed(nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation), gain)
 
@@ -161,7 +166,7 @@ def _conv(
 def _conv1d(
     inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, gain: float = 1.0
 ) -> nn.Module:
-    """The same over time alone."""
+    """As `_conv`, over time only."""
     padding = dilation * (kernel // 2)
     return _normed(nn.Conv1d(inputs, outputs, kernel, stride, padding, dilation), gain)
 
@@ -183,10 +188,10 @@ def _run(convs: Iterable[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _convolve(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`conv(x)`; of rows no longer than their padding, under a CPU's autocast, as a matrix product.
+    """`conv(x)`, as a matrix product for rows no longer than the padding under CPU autocast.
 
-    oneDNN's convolutions of such rows in bf16 give no numbers on processors with AMX (torch 2.11).
-    What of the kernel sees padding alone is left out.
+    oneDNN's bf16 convolutions of such rows return NaN on processors with AMX (torch 2.11). The
+    parts of the kernel that only see padding are left out.
     """
     width, middle = x.shape[-1], conv.padding[-1]
     half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
@@ -200,10 +205,10 @@ def _convolve(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 class _FrameSpectrum(nn.Module):
-    """Looks at an STFT frame by frame: two convolutions over frequency, then only over time.
+    """Discriminator of STFT frames: two convolutions over time and frequency, then over time only.
 
-    Few activations, all dense, so that it is cheap on a CPU. Its input is the log magnitude and the
-    real and imaginary part over magnitude^0.7.
+    It has few activations, all dense, so that it is cheap on a CPU. Its input is the log magnitude,
+    and the real and imaginary parts divided by magnitude^0.7.
     """
 
     def __init__(self, fft_size: int) -> None:
@@ -229,7 +234,7 @@ class _FrameSpectrum(nn.Module):
             spectrum = torch.stft(
                 samples, size, size // 4, window=self.window, center=False, return_complex=True
             )
-            spectrum = torch.view_as_real(spectrum[:, 1:]).permute(0, 3, 2, 1)  # no offset
+            spectrum = torch.view_as_real(spectrum[:, 1:]).permute(0, 3, 2, 1)  # without DC
             power = spectrum.square().sum(1, keepdim=True) + MAGNITUDE_FLOOR**2
             parts = torch.cat([0.5 * power.log10(), spectrum * power**-0.35], 1)
         hidden = _run(self.hidden, with_noise(parts, noise))
@@ -239,7 +244,7 @@ class _FrameSpectrum(nn.Module):
 
 
 class _FramePeriod(nn.Module):
-    """Looks at every n-th sample, each of the n sequences by itself."""
+    """Discriminator of every n-th sample: 1-D convolutions on each of the n sequences."""
 
     def __init__(self, period: int) -> None:
         super().__init__()

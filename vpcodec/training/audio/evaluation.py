@@ -1,4 +1,4 @@
-"""Held-out audio of evaluations."""
+"""Held-out audio for evaluations during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_SECONDS = 0.5  # shorter clips are left out
 
 
 class Clip(NamedTuple):
-    """A file, or a part of it; seconds are NaN for all of it."""
+    """A file or a part of it; `seconds` is NaN for the whole file."""
 
     path: Path
     offset: float
@@ -32,35 +32,35 @@ class Clip(NamedTuple):
 
 
 class HeldOutAudio(HeldOut):
-    """Clips: (T,) float32, mono, at the model's rate, T a multiple of the hop."""
+    """Clips: (T,) float32, mono, at the model's sample rate, T a multiple of the hop."""
 
-    kind = AUDIO_FILES
+    media = AUDIO_FILES
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Those of `METRICS`, and what the recipe asks for beside them."""
+        """Those of `METRICS`, and those that the recipe adds."""
         return tuple(dict.fromkeys((*METRICS, *self.config.metrics, self.config.best)))
 
-    def _places(self) -> list[Clip]:
+    def _locations(self) -> list[Clip]:
         listing = list_audio(self.config.data)
         columns = (listing.columns[name].tolist() for name in ("offset", "seconds"))
         rows = zip(listing.names, *columns, strict=True)
         return [Clip(listing.root / name, offset, seconds) for name, offset, seconds in rows]
 
-    def read(self, place: Clip) -> np.ndarray:
+    def read(self, location: Clip) -> np.ndarray:
         """The beginning of a clip, up to `max_seconds`."""
         rate, hop = self.model.sample_rate, self.model.hop_length
         longest = self.config.max_seconds
-        seconds = min(longest, place.seconds) if place.seconds > 0 else longest
-        samples = read_part(place.path, place.offset, 0, int(seconds * rate), rate)
+        seconds = min(longest, location.seconds) if location.seconds > 0 else longest
+        samples = read_part(location.path, location.offset, 0, int(seconds * rate), rate)
         if len(samples) < max(hop, MIN_SECONDS * rate):
             raise ValueError(f"shorter than {MIN_SECONDS} s")
         return np.ascontiguousarray(samples[: len(samples) // hop * hop])
 
     def missing(self) -> list[str]:
-        nothing = np.zeros(1, np.float32)
-        there = measure(nothing, nothing, self.model.sample_rate, self.metrics)
-        return [name for name in self.metrics if name not in there]
+        silence = np.zeros(1, np.float32)
+        installed = measure(silence, silence, self.model.sample_rate, self.metrics)
+        return [name for name in self.metrics if name not in installed]
 
     def codec(self, model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
         return codec_of(model, device)
@@ -88,15 +88,15 @@ class HeldOutAudio(HeldOut):
 
 
 def codec_of(model: AudioAutoencoder, device: torch.device | str) -> CodecFunction:
-    """A function that codes one clip as `Codec` does, but at once.
+    """A function that codes a clip as `AudioCodec` does, but in one piece.
 
     Args:
         model: in eval mode, with its weights on `device`.
-        device: where it runs.
+        device: device to compute on.
 
     Returns:
-        (T,) float32 samples, T a multiple of the hop -> (T / hop,) int64 tokens and (T,) float32
-        samples in line with the input.
+        A function from (T,) float32 samples, T a multiple of the hop, to (T / hop,) int64 tokens
+        and (T,) float32 samples aligned with the input.
     """
     backend = ModuleBackend(model, torch.device(device))
 

@@ -1,4 +1,4 @@
-"""Losses of decoded audio: waveform, multi-resolution STFT and mel, hearing, perceptual."""
+"""Losses of decoded audio: waveform, multi-resolution STFT and mel, auditory, perceptual."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from ...recipe.audio import LossConfig
 from ..adversarial import joint_means
 from .auditory import IntelligibilityLoss, LoudnessLoss
 
-FLOOR = 1e-4  # of a full-scale sine: what lies 80 dB below counts as silence
-JOINT_FLOOR = 1e-6  # of mean squares of differences of log10, whose root has no slope at 0
+FLOOR = 1e-4  # magnitude relative to a full-scale sine: -80 dB counts as silence
+JOINT_FLOOR = 1e-6  # added to mean squares of log10 differences: bounds the slope of the root
 
 
 class ReconstructionLoss(nn.Module):
     """Distances between (B, T) signals, each of order 1 for unrelated speech.
 
     wave: mean |x - y| / mean |x|. stft: per FFT size, mean | |X| - |Y| | / mean |X| plus
-    mean |log10 |X| - log10 |Y||, averaged over the sizes. mel: the log term on mel bands. The
-    magnitudes are computed once per size for both. What is divided by are means over the batches of
-    all processes, so that the mean of their losses is that of one process with all of the batch.
-    loudness, intelligibility, perceptual: see `LoudnessLoss`, `IntelligibilityLoss` and
-    `PerceptualLoss`; only where they have a weight.
+    mean |log10 |X| - log10 |Y||, averaged over the sizes. mel: the log term on mel bands. Both
+    share the magnitudes of an FFT size. The divisors are means over the batches of all processes,
+    so that the mean of their losses is the loss of one process with the joint batch. loudness,
+    intelligibility, perceptual: see `LoudnessLoss`, `IntelligibilityLoss` and `PerceptualLoss`;
+    computed only if they have a weight.
+
+    Args:
+        config: weights and settings of the losses.
+        sample_rate: sample rate of the signals, Hz.
 
     Raises:
-        PerceptualError: the encoder of the perceptual loss is not to be had.
+        PerceptualError: the encoder of the perceptual loss cannot be loaded.
     """
 
     def __init__(self, config: LossConfig, sample_rate: int) -> None:
@@ -43,11 +47,11 @@ class ReconstructionLoss(nn.Module):
                 )
                 bank = bank / bank.sum(0).clamp(min=1e-6)
                 self.register_buffer(f"mel_{size}", bank, persistent=False)
-        self.hearing = nn.ModuleDict()
+        self.auditory = nn.ModuleDict()
         if config.loudness:
-            self.hearing["loudness"] = LoudnessLoss(sample_rate)
+            self.auditory["loudness"] = LoudnessLoss(sample_rate)
         if config.intelligibility:
-            self.hearing["intelligibility"] = IntelligibilityLoss(sample_rate)
+            self.auditory["intelligibility"] = IntelligibilityLoss(sample_rate)
         self.perceptual: nn.Module | None = None
         if config.perceptual:
             from .perceptual import PerceptualLoss
@@ -55,59 +59,74 @@ class ReconstructionLoss(nn.Module):
             self.perceptual = PerceptualLoss(config.perceptual_model, sample_rate)
 
     def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, T) target and output -> {"wave", "stft", "mel"} and, where they have a weight,
-        {"loudness", "intelligibility", "perceptual"}: scalars, float32, unweighted.
+        """The unweighted loss terms.
 
-        With an output of two draws, (2 B, T), the first three are energy distances (Gritsenko et
-        al. 2020, eq. 5): d(x, y) / 2 + d(x, y') / 2 - d(y, y') / 2, whose smallest expectation is
-        that of the distribution of x given the tokens, not of its median.
+        With two draws of the output, the first three terms are energy distances (Gritsenko et al.
+        2020, eq. 5), d(x, y) / 2 + d(x, y') / 2 - d(y, y') / 2. Their expectation is smallest if
+        the output follows the distribution of x given the tokens, rather than its median.
+
+        Args:
+            target: (B, T) x.
+            output: (B, T) y, or (2 B, T) two draws y and y', one batch after the other.
+
+        Returns:
+            {"wave", "stft", "mel"} and, if they have a weight, {"loudness", "intelligibility",
+            "perceptual"}: float32 scalars.
         """
         terms = self._spectral(target, output)
         targets = target.repeat(len(output) // len(target), 1)
         with torch.autocast(target.device.type, enabled=False):
-            for name, loss in self.hearing.items():
+            for name, loss in self.auditory.items():
                 terms[name] = loss(targets.float(), output.float())
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(targets, output)
         return terms
 
     def _spectral(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The distances, of two draws the energy distances, relative to the target's level."""
+        """wave, stft and mel: distances for one draw, energy distances for two."""
         with torch.autocast(target.device.type, enabled=False):
             target, output = target.float(), output.float()
             with torch.no_grad():
-                reference = [target, *(self._magnitude(target, size) for size in self.sizes)]
-            found = [output, *(self._magnitude(output, size) for size in self.sizes)]
-            levels = joint_means(reference)
+                targets = [target, *(self._magnitude(target, size) for size in self.sizes)]
+            outputs = [output, *(self._magnitude(output, size) for size in self.sizes)]
+            levels = joint_means(targets)
             if len(output) == len(target):
-                return self._distances(reference, found, levels)
-            terms = self._distances([torch.cat([x, x]) for x in reference], found, levels)
-            # Each draw is pushed away from the other, which is held still: the gradient of
-            # d(y, y') / 2 where d is symmetric, and it reaches both sides once.
-            other = [y.detach().roll(len(target), 0) for y in found]
-            apart = self._distances(other, found, levels)
-            return {name: terms[name] - x + 0.5 * x.detach() for name, x in apart.items()}
+                return self._distances(targets, outputs, levels)
+            terms = self._distances([torch.cat([x, x]) for x in targets], outputs, levels)
+            # Each draw is pushed away from the other one, detached. For a symmetric d, that is the
+            # gradient of d(y, y') / 2, in one pass for both draws.
+            swapped = [y.detach().roll(len(target), 0) for y in outputs]
+            between = self._distances(swapped, outputs, levels)
+            return {name: terms[name] - d + 0.5 * d.detach() for name, d in between.items()}
 
     def _distances(
         self, target: list[torch.Tensor], output: list[torch.Tensor], levels: list[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Of waves and their magnitudes at each FFT size, given the levels of both."""
-        (wave, *spectra), (out, *found), (level, *others) = target, output, levels
+        """The distances between two signals.
+
+        Args:
+            target, output: the waveform, followed by its magnitudes at each FFT size.
+            levels: mean magnitudes of the target, in the same order.
+        """
+        (wave, *spectra), (output_wave, *output_spectra) = target, output
+        level, *spectral_levels = levels
         stft, mel = [], []
-        for size, bands, x, y, mean in zip(self.sizes, self.bands, spectra, found, others):
+        for size, bands, x, y, mean in zip(
+            self.sizes, self.bands, spectra, output_spectra, spectral_levels
+        ):
             relative = F.l1_loss(y, x) / mean.clamp(min=FLOOR / 10)
             stft.append(relative + self._log_distance(y, x))
             if bands:
                 bank = getattr(self, f"mel_{size}")
                 mel.append(self._log_distance(y @ bank, x @ bank))
         return {
-            "wave": F.l1_loss(out, wave) / level.clamp(min=FLOOR),
+            "wave": F.l1_loss(output_wave, wave) / level.clamp(min=FLOOR),
             "stft": torch.stack(stft).mean(),
-            "mel": torch.stack(mel).mean() if mel else out.new_zeros(()),
+            "mel": torch.stack(mel).mean() if mel else wave.new_zeros(()),
         }
 
     def _log_distance(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Of (B, frames, bins) magnitudes on a log10 scale."""
+        """Distance of (B, frames, bins) magnitudes on a log10 scale; see `LossConfig.joint`."""
         if not self.joint:
             return F.l1_loss(_log(y), _log(x))
         return ((_log(y) - _log(x)).square().mean(-1) + JOINT_FLOOR).sqrt().mean()

@@ -1,4 +1,4 @@
-"""Perceptual loss: distance of the features of a frozen speech encoder."""
+"""Perceptual loss: distance between features of a frozen speech encoder."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import nn
 from ..adversarial import joint_means
 from ..hardware import TrainingError
 
-RATE = 16_000  # of Whisper, Hz
+RATE = 16_000  # sample rate of Whisper, Hz
 FFT_SIZE = 400
 HOP = 160
 INSTALL = "the perceptual loss needs transformers: pip install 'transformers>=5'"
 
 
 class PerceptualError(TrainingError):
-    """The encoder of the perceptual loss is not to be had."""
+    """The encoder of the perceptual loss cannot be loaded."""
 
 
 class PerceptualLoss(nn.Module):
     """Mean squared difference of Whisper's last encoder layer over the target's mean square.
 
-    Only the frames of the clip pass through the encoder: no padding to the 30 s that Whisper
-    transcribes. The encoder is frozen and always in eval mode.
+    Clips are not padded to the 30 s that Whisper transcribes. The encoder is frozen and always in
+    eval mode.
 
     Args:
-        model: folder or name on the Hub of a Whisper model.
-        sample_rate: of the signals, Hz.
+        model: folder of a Whisper model, or its name on the Hub.
+        sample_rate: sample rate of the signals, Hz.
 
     Raises:
         PerceptualError: transformers is not installed, or the model cannot be loaded.
@@ -50,7 +50,7 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("bank", bank, persistent=False)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
-        """The encoder stays in eval mode: no dropout, no dropped layers."""
+        """Set the mode, except that the encoder stays in eval mode: no dropout, no layer drop."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -61,7 +61,7 @@ class PerceptualLoss(nn.Module):
         The encoder runs under the caller's autocast.
 
         Raises:
-            ValueError: more than the 30 s that Whisper has positions for.
+            ValueError: the clips are longer than the 30 s that Whisper has positions for.
         """
         with torch.no_grad():
             x = self.features(target)
@@ -70,7 +70,7 @@ class PerceptualLoss(nn.Module):
         return F.mse_loss(y, x) / power
 
     def features(self, samples: torch.Tensor) -> torch.Tensor:
-        """(B, T) -> last layer of the encoder (B, frames of 20 ms, width), float32."""
+        """(B, T) -> (B, frames of 20 ms, width) last layer of the encoder, float32."""
         encoder = self.encoder
         x = F.gelu(encoder.conv1(self.log_mel(samples)))
         x = F.gelu(encoder.conv2(x)).transpose(1, 2)
@@ -86,7 +86,7 @@ class PerceptualLoss(nn.Module):
         return encoder.layer_norm(x).float()
 
     def log_mel(self, samples: torch.Tensor) -> torch.Tensor:
-        """(B, T) -> Whisper's input (B, bands, T at 16 kHz // 160), float32, differentiable."""
+        """(B, T) -> (B, bands, frames of 10 ms) input of Whisper, float32, differentiable."""
         from torchaudio.functional import resample
 
         with torch.autocast(samples.device.type, enabled=False):
@@ -94,7 +94,7 @@ class PerceptualLoss(nn.Module):
             spectrum = torch.stft(samples, FFT_SIZE, HOP, window=self.window, return_complex=True)
             power = torch.view_as_real(spectrum[..., :-1]).square().sum(-1)
             log = (self.bank.T @ power).clamp(min=1e-10).log10()
-            floor = log.detach().amax((1, 2), keepdim=True) - 8  # no pull on the loudest bin
+            floor = log.detach().amax((1, 2), keepdim=True) - 8  # no gradient to the loudest bin
             return (torch.maximum(log, floor) + 4) / 4
 
 
@@ -106,9 +106,9 @@ def _load_encoder(model: str) -> nn.Module:
     if int(transformers.__version__.split(".")[0]) < 5:
         raise PerceptualError(f"{INSTALL} (found {transformers.__version__})")
     try:
-        kind = transformers.AutoConfig.from_pretrained(model).model_type
-        if kind != "whisper":
-            raise ValueError(f"a model of type {kind}, not whisper")
+        model_type = transformers.AutoConfig.from_pretrained(model).model_type
+        if model_type != "whisper":
+            raise ValueError(f"a model of type {model_type}, not whisper")
         whisper: Any
         whisper, info = transformers.WhisperModel.from_pretrained(
             model, dtype=torch.float32, output_loading_info=True
@@ -116,7 +116,7 @@ def _load_encoder(model: str) -> nn.Module:
         missing = [name for name in info["missing_keys"] if "encoder." in name]
         if missing:
             raise ValueError(f"no weights for {sorted(missing)[0]}")
-    except Exception as error:  # of files, of the network, of safetensors
+    except Exception as error:  # files, the network and safetensors raise many
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise PerceptualError(f"cannot load the perceptual model {model}: {reason}") from None
     return whisper.get_encoder()

@@ -17,7 +17,7 @@ from .losses import ReconstructionLoss
 
 
 class AudioTask(Task):
-    """Crops of recordings, spectral losses, discriminators of waves and spectra, PESQ."""
+    """Crops of recordings; spectral, auditory and perceptual losses; audio discriminators."""
 
     recipe: AudioRecipe
     terms = ("wave", "stft", "mel", "loudness", "intelligibility", "perceptual")
@@ -35,7 +35,7 @@ class AudioTask(Task):
 
     def discriminators(self) -> nn.Module:
         if self.recipe.discriminator.per_step and processes() > 1:
-            raise TrainingError("discriminator.per_step works in one process alone")
+            raise TrainingError("discriminator.per_step works with one process only")
         return Discriminators(self.recipe.discriminator)
 
     def crops(self, *, process: int, processes: int, workers: int) -> AudioCrops:

@@ -1,4 +1,4 @@
-"""Training images: random crops of pictures, mirrored or not."""
+"""Training images: random crops, mirrored or not."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 
 from ...media.image import IMAGE_SUFFIXES, ImageError, find_images, load_image
 from ...recipe.image import DataConfig, ImageCorpus
-from ..corpora import FileKind, Files, list_files
+from ..corpora import Files, MediaType, list_files
 from ..crops import Crops
 
-IMAGE_FILES = FileKind(
+IMAGE_FILES = MediaType(
     noun="image",
     suffixes=IMAGE_SUFFIXES,
-    find=find_images,
+    find_files=find_images,
     errors=(ImageError, OSError, ValueError, TypeError),
     feature="Image",
 )
 
 
 class ImageCrops(Crops):
-    """Random square crops of image files and streamed datasets, or of generated pictures.
+    """Random square crops of image files and streamed datasets, or of generated images.
 
-    Files are drawn equally likely, and opened when they are drawn. Images are upright RGB, what is
-    transparent on white. Batches are (batch_size, 3, size, size) float32.
+    All files are equally likely, and opened only when they are drawn. Images are upright RGB, with
+    transparency on white. Batches are (batch_size, 3, size, size) float32.
 
     Args:
         config: corpora, crop size, batch size, augmentation.
         hop_length: side of the square of pixels that a token stands for.
-        seed, process, processes, workers: as of `Crops`.
+        seed, process, processes, workers: as for `Crops`.
 
     Attributes:
         size: side of a crop, pixels.
     """
 
-    kind = IMAGE_FILES
+    media = IMAGE_FILES
     axes = 2
 
     def __init__(
@@ -62,9 +62,10 @@ class ImageCrops(Crops):
         self.size = config.crop_size
         self.tokens = (self.size // hop_length) ** 2
         self.shape = (3, self.size, self.size)
-        # What is cached is what would be read again: which images are does not change a crop.
+        # Cached and reread images are equal, so crops do not depend on which of them are cached.
         self._room = config.cache_mb * 2**20 // max(1, self.workers)  # bytes
-        self._caching = nullcontext() if self.workers else threading.Lock()  # none crosses a fork
+        # Worker processes have no lock, because locks do not survive forks.
+        self._caching = nullcontext() if self.workers else threading.Lock()
 
     @property
     def summary(self) -> str:
@@ -88,11 +89,11 @@ class ImageCrops(Crops):
         return self._cut(self._load(io.BytesIO(data)), place)
 
     def _load(self, source: Path | io.BytesIO) -> np.ndarray:
-        """(H, W, 3) uint8, scaled down to `resize` where it is larger."""
+        """(H, W, 3) uint8, with the shorter side scaled down to `resize` if it is larger."""
         try:
             pixels = to_rgb(load_image(source))
         except ImageError as error:
-            if isinstance(error.__cause__, OSError):  # of the file system, which may recover
+            if isinstance(error.__cause__, OSError):  # from the file system, which may recover
                 raise error.__cause__ from None
             raise
         height, width = pixels.shape[:2]
@@ -103,7 +104,7 @@ class ImageCrops(Crops):
         return _resized(pixels, round(height * scale), round(width * scale))
 
     def _cut(self, pixels: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """A square from (H, W, 3) pixels: enlarged where these are less than they should be."""
+        """A square of (H, W, 3) pixels, enlarged if they are too few for a crop or `resize`."""
         shape = np.array(pixels.shape[:2])
         scale = max(self.config.resize or 0, self.size) / shape.min()
         # Only the square is enlarged, so that long and narrow images stay small.
@@ -117,23 +118,23 @@ class ImageCrops(Crops):
         return _resized(pixels, self.size, self.size, (left, top, right, bottom))
 
     def _generate(self, rng: np.random.Generator) -> np.ndarray:
-        return _picture(rng, self.size)
+        return _generated_image(rng, self.size)
 
     def _finish(self, cut: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(3, size, size) float32."""
+        """Mirror a cut or not: (3, size, size) float32 in [-1, 1]."""
         if rng.random() < 0.5 and self.config.flip:
             cut = cut[:, ::-1]
         return np.ascontiguousarray(cut.transpose(2, 0, 1), np.float32) / 127.5 - 1
 
 
 def list_images(corpus: ImageCorpus) -> Files:
-    """The files of a corpus of images; DataError where there is none."""
+    """The files of a corpus of images; DataError if there are none."""
     listing = list_files(corpus.path, IMAGE_FILES)
     return Files(corpus.path, listing.root, listing.names)
 
 
 def to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of (H, W, 1 to 4) uint8 pixels: grey thrice, what is transparent on white."""
+    """(H, W, 1 to 4) uint8 pixels -> (H, W, 3): grey repeated, transparency on white."""
     colours = pixels
     if pixels.shape[2] in (2, 4):
         alpha = pixels[..., -1:].astype(np.uint16)
@@ -148,17 +149,17 @@ def _resized(
     width: int,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """The pixels, or those in a box (left, top, right, bottom), at another size; antialiased."""
+    """Resize pixels, or those in a box (left, top, right, bottom), with antialiasing."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
 
 
-def _picture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: a smooth ground, shapes with edges, and a patch of texture."""
+def _generated_image(rng: np.random.Generator, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a smooth background, shapes with edges, and a patch of texture."""
     y, x = np.mgrid[:size, :size][..., None] / size
-    picture = rng.uniform(40, 215, 3) + rng.uniform(-80, 80, 3) * x + rng.uniform(-80, 80, 3) * y
+    image = rng.uniform(40, 215, 3) + rng.uniform(-80, 80, 3) * x + rng.uniform(-80, 80, 3) * y
     for _ in range(rng.integers(2, 6)):
         row, column, reach = rng.uniform((0, 0, 0.05), (1, 1, 0.4))
         angle = rng.uniform(0, np.pi)
@@ -166,11 +167,11 @@ def _picture(rng: np.random.Generator, size: int) -> np.ndarray:
         across = (y - row) * np.cos(angle) - (x - column) * np.sin(angle)
         power = rng.choice([2.0, 8.0])  # an ellipse, or nearly a rectangle
         inside = (along / reach) ** power + (across / (reach * rng.uniform(0.2, 1))) ** power < 1
-        picture = np.where(inside, rng.uniform(0, 255, 3), picture)
+        image = np.where(inside, rng.uniform(0, 255, 3), image)
     row, column, angle = rng.uniform(0, 1, 3) * (1, 1, np.pi)
     waves = np.sin(
         rng.uniform(0.1, 0.4) * size * 2 * np.pi * (x * np.cos(angle) + y * np.sin(angle))
     )
     window = np.exp(-((x - column) ** 2 + (y - row) ** 2) / 0.08)
-    picture = picture + rng.uniform(10, 60) * waves * window + rng.normal(0, 2, (size, size, 3))
-    return picture.clip(0, 255).astype(np.uint8)
+    image = image + rng.uniform(10, 60) * waves * window + rng.normal(0, 2, (size, size, 3))
+    return image.clip(0, 255).astype(np.uint8)

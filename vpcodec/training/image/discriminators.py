@@ -1,4 +1,4 @@
-"""A discriminator of the patches of images."""
+"""A discriminator of image patches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch.nn.utils.parametrizations import weight_norm
 from ...recipe.image import DiscriminatorConfig
 from ..adversarial import with_noise
 
-CHANNELS = {"small": 32, "full": 64}  # of the first convolution; they double up to 8 times as many
+CHANNELS = {"small": 32, "full": 64}  # of the first convolution; each doubles them, up to 8 times
 SLOPE = 0.2  # of LeakyReLU
 
 
 class Discriminators(nn.Module):
-    """PatchGAN: convolutions that halve width and height, one more, and a logit per place.
+    """PatchGAN: convolutions that halve width and height, one that does not, and a logit per patch.
 
-    Weights are normalised and activations are not: statistics of a batch would make the loss depend
-    on how the batch is shared among processes, and spectral norms are estimates that change with
-    every call, so that a step would depend on how often the network was asked before.
+    Only the weights are normalised. Batch normalisation would make the loss depend on how a batch
+    is divided among processes, and spectral normalisation on how often the network was called,
+    because its estimates change with every call.
 
     Args:
-        config: `size` other than "none".
+        config: configuration with a `size` other than "none".
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -36,13 +36,13 @@ class Discriminators(nn.Module):
         self.last = _conv(widths[-1], 1, 3, gain=0.1)
 
     def draw(self) -> None:
-        """There is one alone, which answers all calls."""
+        """Do nothing: the only discriminator answers all calls."""
 
     def forward(self, images: torch.Tensor, noise: float = 0.0) -> list[list[torch.Tensor]]:
         """(B, 3, H, W) in [-1, 1] -> [[hidden activations (B, C, h, w), ..., logits (B, 1, h, w)]].
 
-        The convolutions run under the caller's autocast. `noise`: its standard deviation, added to
-        the images.
+        The convolutions run under the caller's autocast. `noise` is the standard deviation of noise
+        added to the images.
         """
         x, layers = with_noise(images, noise), []
         for conv in self.hidden:
@@ -52,7 +52,7 @@ class Discriminators(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, gain: float = 1.0) -> nn.Module:
-    """Weight-normed convolution that divides the size by `stride`; `gain` before training."""
+    """Weight-normed convolution, padded to divide the size by `stride`; `gain` as for weights."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, 1)
     with torch.no_grad():
         nn.init.kaiming_normal_(conv.weight, SLOPE).mul_(gain)

@@ -1,4 +1,4 @@
-"""Held-out images of evaluations."""
+"""Held-out images for evaluations during training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .data import IMAGE_FILES, to_rgb
 class HeldOutImages(HeldOut):
     """Images: (H, W, 3) uint8, each side a multiple of the model's block or less than one."""
 
-    kind = IMAGE_FILES
+    media = IMAGE_FILES
     metrics = IMAGE_METRICS  # type: ignore[assignment]
 
-    def _places(self) -> list[Path]:
-        listing = list_files(self.config.data.path, self.kind)
+    def _locations(self) -> list[Path]:
+        listing = list_files(self.config.data.path, self.media)
         return [listing.root / name for name in listing.names]
 
-    def read(self, place: Path) -> np.ndarray:
-        """The middle of an image, up to `max_side` pixels each way."""
-        pixels = to_rgb(load_image(place))
+    def read(self, location: Path) -> np.ndarray:
+        """The centre of an image, up to `max_side` pixels each way."""
+        pixels = to_rgb(load_image(location))
         for axis in (0, 1):
             length, block = pixels.shape[axis], self.model.block_size
             side = min(length, self.config.max_side)
@@ -64,16 +64,17 @@ class HeldOutImages(HeldOut):
 
 
 def codec_of(model: ImageAutoencoder, device: torch.device | str) -> CodecFunction:
-    """A function that codes one image at once, as `ImageCodec` does in tiles, in float32.
+    """A function that codes an image in one piece, as `ImageCodec` does in tiles, in float32.
+
+    The model gets whole blocks, padded beyond the edges with the last pixels and tokens.
 
     Args:
         model: in eval mode, with its weights on `device`.
-        device: where it runs.
+        device: device to compute on.
 
     Returns:
-        (H, W, 3) uint8 pixels -> (ceil(H / hop), ceil(W / hop)) int64 tokens and (H, W, 3) uint8
-        pixels. Whole blocks go through the model: pixels and tokens go on beyond the edge with
-        their last values.
+        A function from (H, W, 3) uint8 pixels to (ceil(H / hop), ceil(W / hop)) int64 tokens and
+        (H, W, 3) uint8 pixels.
     """
     device, config = torch.device(device), model.config
 
@@ -81,19 +82,19 @@ def codec_of(model: ImageAutoencoder, device: torch.device | str) -> CodecFuncti
     def codec(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         height, width = pixels.shape[:2]
         rows, columns = -(-height // config.hop_length), -(-width // config.hop_length)
-        images = _continued(pixels, config.block_size).transpose(2, 0, 1).astype(np.float32)
+        images = _padded(pixels, config.block_size).transpose(2, 0, 1).astype(np.float32)
         images = images * np.float32(2 / 255) - np.float32(1)
         with torch.autocast(device.type, enabled=False):
-            found = model.encode(torch.from_numpy(images).to(device)[None])
-            tokens = found[0, :rows, :columns].cpu().numpy()
-            whole = torch.from_numpy(_continued(tokens, config.attention_window)).to(device)
+            encoded = model.encode(torch.from_numpy(images).to(device)[None])
+            tokens = encoded[0, :rows, :columns].cpu().numpy()
+            whole = torch.from_numpy(_padded(tokens, config.attention_window)).to(device)
             decoded = model.decode(whole[None])[0, :, :height, :width].cpu().numpy()
         return tokens, np.rint((decoded + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
 
     return codec
 
 
-def _continued(array: np.ndarray, multiple: int) -> np.ndarray:
-    """An array (H, W, ...) up to the next multiples of both sides, with its last values."""
+def _padded(array: np.ndarray, multiple: int) -> np.ndarray:
+    """Pad (H, W, ...) to multiples of a size by repeating the last values."""
     missing = [(0, -side % multiple) for side in array.shape[:2]]
     return np.pad(array, missing + [(0, 0)] * (array.ndim - 2), "edge")

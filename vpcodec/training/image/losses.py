@@ -13,23 +13,26 @@ from ...metrics.image import K1, K2, SCALE_WEIGHTS, SIGMA, WINDOW, scales_that_f
 from ...recipe.image import LossConfig
 from ..hardware import TrainingError
 
-LPIPS_SIDE = 64  # pixels; the backbones take no less, so smaller crops are enlarged
+LPIPS_SIDE = 64  # pixels; the backbones need as many, so smaller crops are enlarged
 
 
 class LPIPSError(TrainingError):
-    """The network of the loss `lpips` is not to be had: one line that says what is missing."""
+    """The network of the loss `lpips` cannot be loaded; the message says what is missing."""
 
 
 class ImageLoss(nn.Module):
-    """Distances between images in [-1, 1], all of them means over the images of a batch.
+    """Distances between images in [-1, 1], averaged over the images of a batch.
 
-    l1: mean |x - y|. mse: mean (x - y)^2. gradient: mean |dx - dy| of the differences between
-    neighbours, along both axes, averaged over scales, each the means of 2 x 2 pixels of the one
-    before; scales of less than 2 pixels are left out. ms_ssim: 1 - MS-SSIM, as in `metrics.image`.
-    lpips: that of the package `lpips`.
+    l1: mean |x - y|. mse: mean (x - y)^2. gradient: mean |dx - dy| of differences between
+    neighbouring pixels along both axes, averaged over scales, each of which averages 2 x 2 pixels
+    of the previous one; scales of less than 2 pixels are left out. ms_ssim: 1 - MS-SSIM, as in
+    `metrics.image`. lpips: LPIPS of the package `lpips`.
+
+    Args:
+        config: weights and settings of the losses.
 
     Raises:
-        LPIPSError: its package or backbone is not to be had.
+        LPIPSError: the package `lpips` or its backbone cannot be loaded.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -41,8 +44,12 @@ class ImageLoss(nn.Module):
         self.lpips: nn.Module | None = _load_lpips(config.lpips_net) if config.lpips else None
 
     def forward(self, target: torch.Tensor, output: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) target and output -> {"l1"} and those of {"mse", "gradient", "ms_ssim",
-        "lpips"} that have a weight: scalars, float32, unweighted."""
+        """The unweighted loss terms of (B, 3, H, W) target and output.
+
+        Returns:
+            {"l1"} and, if they have a weight, {"mse", "gradient", "ms_ssim", "lpips"}: float32
+            scalars.
+        """
         config = self.config
         with torch.autocast(target.device.type, enabled=False):
             x, y = target.float(), output.float()
@@ -70,19 +77,19 @@ class ImageLoss(nn.Module):
         scales = scales_that_fit(*x.shape[2:])
         weights = SCALE_WEIGHTS[:scales]
         product: Any = 1.0
-        x, y = (x + 1) / 2, (y + 1) / 2  # SSIM is of light, of which black is none
+        x, y = (x + 1) / 2, (y + 1) / 2  # SSIM is defined for values from 0, black
         for scale, weight in enumerate(weights):
             if scale:
                 x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
             ssim, contrast = self._ssim(x, y)
             value = ssim if scale == scales - 1 else contrast
-            # At 0 and below, a power has no gradient, or an infinite one.
+            # At 0 and below, the gradient of a power is undefined or infinite.
             product = product * value.clamp(min=1e-4) ** (weight / sum(weights))
         return product.mean()
 
     def _ssim(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per image and channel: SSIM, and its factor of contrast and structure."""
-        # Of another layout cuDNN would take the products in TF32, too coarse for variances.
+        """SSIM, and its contrast and structure factor, (B, 3) each."""
+        # In another layout, cuDNN would compute the products in TF32, too coarse for variances.
         both = torch.cat([x, y, x * x, y * y, x * y], 1).contiguous()
         channels = both.shape[1]
         for shape in ((1, 1, -1, 1), (1, 1, 1, -1)):
@@ -105,7 +112,7 @@ class ImageLoss(nn.Module):
 
 
 def _load_lpips(net: str) -> nn.Module:
-    """The frozen network; it takes images in [-1, 1]."""
+    """The frozen LPIPS network; its input is images in [-1, 1]."""
     try:
         import lpips
     except ImportError as error:
@@ -114,9 +121,9 @@ def _load_lpips(net: str) -> nn.Module:
         ) from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it calls torchvision in an old way
+            warnings.simplefilter("ignore")  # it calls a deprecated API of torchvision
             network = lpips.LPIPS(net=net, verbose=False)
-    except Exception as error:  # of the net, of a cache, of a damaged file: anything
+    except Exception as error:  # the network, caches and damaged files raise many
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise LPIPSError(f"loss.lpips: the backbone {net} cannot be loaded ({reason})") from None
     return network.requires_grad_(False).eval()

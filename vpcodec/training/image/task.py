@@ -15,7 +15,7 @@ from .losses import ImageLoss
 
 
 class ImageTask(Task):
-    """Crops of pictures, losses of pixels, a patch discriminator, PSNR and SSIM."""
+    """Crops of images, losses of pixels and features, and a patch discriminator."""
 
     recipe: ImageRecipe
     terms = ("l1", "mse", "gradient", "ms_ssim", "lpips")

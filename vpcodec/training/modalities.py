@@ -1,4 +1,4 @@
-"""The kinds of models that can be trained."""
+"""The modalities that models can be trained for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .task import Task
 
 
 def make_task(recipe: Recipe) -> Task:
-    """What the training of a recipe's kind of model has of its own."""
+    """The task of a recipe's modality."""
     if isinstance(recipe, AudioRecipe):
         from .audio.task import AudioTask
 
