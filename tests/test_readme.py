@@ -69,6 +69,23 @@ def test_the_blocks_of_the_readme_give_what_they_say(inputs: None) -> None:
     assert names["pixels"].shape == (40, 56, 3) and names["pixels"].dtype == np.uint8
 
 
+@pytest.mark.parametrize("options", [(), ("--redundancy", "1")])
+def test_example_call(tmp_path: Path, speech_wav: Path, options: tuple[str, ...]) -> None:
+    said = run(
+        *(sys.executable, EXAMPLES / "call.py", speech_wav, tmp_path / "out.wav"),
+        *("--loss", "0.05", *options),
+    )
+    heard, lost = map(int, re.findall(r"(\d+) packets heard, (\d+) lost", said)[0])
+    samples, rate = load(speech_wav)
+    sent = -(-samples.shape[1] // round(0.018 * rate))
+    assert 0 <= sent - (heard + lost) <= 5  # those at the end may be lost without a trace
+    # On a busy machine packets may also come too late.
+    assert heard > 0.7 * sent
+    received, received_rate = load(tmp_path / "out.wav")
+    assert received_rate == rate
+    assert received.shape[1] == pytest.approx(samples.shape[1], abs=0.2 * rate)
+
+
 def test_example_encode_folder(tmp_path: Path, speech_wav: Path) -> None:
     recordings = tmp_path / "recordings"
     (recordings / "sub").mkdir(parents=True)

@@ -78,7 +78,7 @@ _EOI, _SOS = 0xD9, 0xDA
 _PNG_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT", b"eXIf")  # chunks that affect the pixels
 _TIFF_HEADS = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # TIFF tags
-_STRIP = 2**20  # pixels copied at a time
+_STRIP = 2**20  # pixels, or bytes, copied at a time
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise its errors go to stderr
 
