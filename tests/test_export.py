@@ -156,6 +156,26 @@ def test_graphs_say_what_they_are(exported, name):
     onnx.checker.check_model(str(exported / name))
 
 
+def test_axes_of_outputs_have_the_names_of_those_of_the_input(exported):
+    config = read_folder(exported).config
+    if config.kind == "audio":
+        samples = f"{config.hop_length}*frames"
+        expected = {"tokens": ["batch", "frames"], "samples": ["batch", samples]}
+    else:
+        window, block = config.attention_window, config.block_size
+        expected = {
+            "tokens": ["batch", f"{window}*rows", f"{window}*columns"],
+            "images": ["batch", "", f"{block}*rows", f"{block}*columns"],
+        }
+    for name in ("encoder.onnx", "decoder.onnx"):
+        found = graph(exported, name).graph
+        for value in (found.input[0], found.output[0]):
+            axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
+            assert axes == expected[value.name]
+        assert {axis.dim_param for value in found.output[1:] for axis in
+                value.type.tensor_type.shape.dim} <= {"batch", ""}  # fmt: skip
+
+
 def test_graphs_of_images_have_no_state_and_take_any_number_of_blocks(debug_image_model):
     block, window = (
         getattr(read_folder(debug_image_model).config, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -100,7 +101,9 @@ def trace(
             external_data=False,
             verbose=False,
         )
-    return program.model_proto
+    graph = program.model_proto
+    _name_axes(graph)
+    return graph
 
 
 def strip(graph: onnx.ModelProto) -> None:
@@ -112,6 +115,30 @@ def strip(graph: onnx.ModelProto) -> None:
         tensor.ClearField("doc_string")
         tensor.ClearField("metadata_props")
     graph.graph.ClearField("value_info")
+
+
+def _name_axes(graph: onnx.ModelProto) -> None:
+    """Give the axes of outputs the names that those of the input have, where the tracer lost them.
+
+    The sizes of the output of a graph are those of its input, in the same order.
+    """
+    names = [name for name in _symbols(graph.graph.input[0]) if name != "batch"]
+    lost = [name for name in _symbols(graph.graph.output[0]) if re.fullmatch(r"s\d+", name)]
+    if len(lost) != len(names):
+        return
+    known = dict(zip(lost, names))
+    for output in graph.graph.output:
+        for axis in output.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(
+                    r"\bs\d+\b", lambda found: known.get(found[0], found[0]), axis.dim_param
+                )
+
+
+def _symbols(value: onnx.ValueInfoProto) -> list[str]:
+    """Names in the shape of an input or output, in order, each once."""
+    sizes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
+    return list(dict.fromkeys(re.findall(r"[A-Za-z_]\w*", " ".join(sizes))))
 
 
 def share_weights(graph: onnx.ModelProto, weights: bytes) -> None:
