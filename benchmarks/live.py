@@ -1,0 +1,168 @@
+"""Live streams: processor time per piece, and how losses of packets are concealed.
+
+python benchmarks/live.py speed [SPEECH] [--model speech-3k]
+python benchmarks/live.py losses SPEECH [--model speech-3k] [--every 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpcodec import AudioCodec, Codec
+from vpcodec.media.audio import find_audio, load, resample
+
+PIECE = 0.02  # s
+PACKET = 0.018  # s, about
+LOSSES = ((0.05, 1), (0.10, 1), (0.05, 3), (0.10, 3))  # share of packets, packets in a row
+BURST = 0.06  # s
+SPEECH = Path(__file__).parents[1] / "tests" / "resources" / "speech.wav"
+
+
+def measure_speed(codec: AudioCodec, samples: np.ndarray, seconds: float) -> dict[str, float]:
+    """Milliseconds per piece of 20 ms on one thread: median, 99th percentile, and the largest."""
+    step = round(PIECE * codec.sample_rate)
+    repeats = -(-round(seconds * codec.sample_rate) // samples.shape[1])
+    samples = np.tile(samples, repeats)[:, : round(seconds * codec.sample_rate)]
+    encoder, decoder = codec.encoder_stream(), codec.decoder_stream()
+    times: dict[str, list[float]] = {"encode": [], "decode": []}
+    for start in range(0, samples.shape[1], step):
+        began = time.perf_counter()
+        tokens = encoder.push(samples[:, start : start + step])
+        between = time.perf_counter()
+        decoder.push(tokens)
+        ended = time.perf_counter()
+        times["encode"].append(1000 * (between - began))
+        times["decode"].append(1000 * (ended - between))
+    found = {}
+    for name, values in times.items():
+        values = values[50:]  # the first second warms up
+        for quantile in (50, 99, 100):
+            found[f"{name} p{quantile} ms"] = float(np.percentile(values, quantile))
+    return found
+
+
+def lose(n_frames: int, frames: int, share: float, burst: int, seed: int) -> np.ndarray:
+    """Which frames are lost, (n_frames,) bool, where packets hold so many frames."""
+    rng = np.random.default_rng(seed)
+    lost = np.zeros(-(-n_frames // frames), bool)
+    for packet in np.flatnonzero(rng.random(len(lost)) < share / burst):
+        lost[packet : packet + burst] = True
+    lost[:2] = False
+    return np.repeat(lost, frames)[:n_frames]
+
+
+def conceal(codec: AudioCodec, tokens: np.ndarray, lost: np.ndarray, method: str) -> np.ndarray:
+    """The samples (1, T) of tokens (1, N) of which some are lost."""
+    if method == "push_lost":
+        stream, parts = codec.decoder_stream(), []
+        edges = [0, *(np.flatnonzero(np.diff(lost)) + 1), len(lost)]
+        for start, end in zip(edges, edges[1:]):
+            if lost[start]:
+                parts.append(stream.push_lost(int(end - start)))
+            else:
+                parts.append(stream.push(tokens[:, start:end]))
+        return np.concatenate([*parts, stream.flush()], 1)
+    last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(lost))))
+    samples = codec.decode(tokens[:, last])
+    if method == "silence":
+        samples = samples * ~np.repeat(lost, codec.hop_length)
+    return samples
+
+
+def measure_losses(codec: AudioCodec, clips: list[np.ndarray]) -> list[dict[str, Any]]:
+    """STOI and PLCMOS of each method at each loss, and of the intact stream."""
+    from pystoi import stoi
+    from speechmos import plcmos
+
+    def judge(original: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
+        heard = np.clip(samples[0, : len(original)], -1, 1)
+        return stoi(original, heard, 16_000), plcmos.run(heard, 16_000)["plcmos"]
+
+    frames = max(1, round(PACKET * codec.frame_rate))
+    coded = [(clip[0], codec.encode(clip)) for clip in clips]
+    rows: list[dict[str, Any]] = []
+    scores = [judge(clip, codec.decode(tokens)) for clip, tokens in coded]
+    rows.append({"loss": "none", "method": "", "stoi": scores})
+    for share, burst in LOSSES:
+        for method in ("silence", "last token", "push_lost"):
+            scores = []
+            for number, (clip, tokens) in enumerate(coded):
+                lost = lose(tokens.shape[1], frames, share, burst, seed=number)
+                scores.append(judge(clip, conceal(codec, tokens, lost, method)))
+            rows.append({"loss": f"{share:.0%} x{burst}", "method": method, "stoi": scores})
+    for row in rows:
+        row["stoi"], row["plcmos"] = (float(x) for x in np.mean(row["stoi"], 0))
+    return rows
+
+
+def measure_recovery(codec: AudioCodec, clips: list[np.ndarray]) -> dict[str, float]:
+    """SNR against the intact decoder, in dB, from 100 to 300 ms after a burst of 60 ms."""
+    hop, found = codec.hop_length, []
+    n = round(BURST * codec.frame_rate)
+    after, length = round(0.1 * codec.sample_rate), round(0.2 * codec.sample_rate)
+    for clip in clips:
+        tokens = codec.encode(clip)
+        intact = codec.decode(tokens)
+        for start in range(60, tokens.shape[1] - n - (after + length) // hop, 150):
+            lost = np.zeros(tokens.shape[1], bool)
+            lost[start : start + n] = True
+            begin = (start + n) * hop + after
+            window = slice(begin, begin + length)
+            error = conceal(codec, tokens, lost, "push_lost") - intact
+            energy = np.square(intact[:, window]).mean()
+            if energy > 1e-6:  # not in pauses
+                noise = np.square(error[:, window]).mean() + 1e-12
+                found.append(float(10 * np.log10(energy / noise)))
+    return {
+        "bursts": len(found),
+        "median dB": float(np.median(found)),
+        "share above 20 dB": float(np.mean(np.array(found) > 20)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["speed", "losses"])
+    parser.add_argument("speech", nargs="?", type=Path, default=SPEECH, help="file or folder")
+    parser.add_argument("--model", default="speech-3k")
+    parser.add_argument("--seconds", type=float, default=60, help="of audio, for speed")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th file of the folder")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+
+    codec = Codec.from_pretrained(options.model, threads=1)
+    paths = [options.speech]
+    if options.speech.is_dir():
+        paths = [options.speech / name for name in sorted(find_audio(options.speech))]
+    clips = []
+    for path in paths[:: options.every]:
+        samples, rate = load(path)
+        clip = resample(samples[:1], rate, codec.sample_rate)
+        clips.append(clip[:, : clip.shape[1] // codec.hop_length * codec.hop_length])
+    document: dict[str, Any] = {"model": codec.name, "files": len(clips)}
+    if options.what == "speed":
+        document |= measure_speed(codec, np.concatenate(clips, 1), options.seconds)
+    else:
+        document["losses"] = measure_losses(codec, clips)
+        document["recovery"] = measure_recovery(codec, clips)
+    if options.json:
+        print(json.dumps(document, indent=1))
+        return
+    for name, value in document.items():
+        if name != "losses":
+            print(f"{name}: {value if not isinstance(value, float) else f'{value:.2f}'}")
+            continue
+        print(f"{'loss':8} {'method':12} {'STOI':>6} {'PLCMOS':>7}")
+        for row in document["losses"]:
+            figures = f"{row['stoi']:6.3f} {row['plcmos']:7.2f}"
+            print(f"{row['loss']:8} {row['method']:12} {figures}")
+
+
+if __name__ == "__main__":
+    main()
