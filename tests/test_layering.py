@@ -36,8 +36,8 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {"scoring": "backends codec hub media metrics progress tokenfile usage"},
     {
-        "training": "backends codec config entropy media metrics model_folder models quantizers "
-        "recipe scoring tokenfile usage"
+        "training": "backends codec config entropy media metrics model_folder models progress "
+        "quantizers recipe scoring tokenfile usage"
     },
     {
         "export": "backends codec config graphs hub media model_folder models quantizers recipe "

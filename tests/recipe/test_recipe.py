@@ -89,7 +89,7 @@ def test_overrides_apply_in_order_and_reach_nested_sections(recipe):
         ("eval.max_seconds=0.3", "eval.max_seconds"),
         ("eval.data={type: huggingface, path: x}", "eval.data.type: must be one of audio"),
         ("loss.fft_sizes=[2]", "loss.fft_sizes.0"),
-        ("loss={fft_sizes: [256, 256], mel_bands: [16, 16]}", "loss: .*twice"),
+        ("loss={fft_sizes: [256, 256], mel_bands: [16, 16]}", "loss: .*duplicate"),
         ("loss={fft_sizes: [256], mel_bands: [65]}", "loss: .*quarter"),
         ("loss={wave: 0, stft: 0, mel: 0}", "loss: .*weight"),
         ("discriminator={size: small, periods: [20000]}", "discriminator.periods"),
