@@ -15,6 +15,7 @@ from helpers import ENOUGH, MODULE, run
 
 from vpcodec.media.audio import load, save
 from vpcodec.media.image import save_image
+from vpcodec.metrics import neural
 from vpcodec.scoring.bench import Bench, Job, cache_key
 from vpcodec.scoring.run import Scoring, build_systems, score
 from vpcodec.scoring.scores import ORIGINAL, Row
@@ -68,6 +69,51 @@ def test_a_constant_delay_is_found_reported_and_removed(folders):
     assert found.summaries["snr"].mean > 100
     as_it_is = score("ref", "late", metrics=LIGHT, align="none").systems[0]
     assert as_it_is.delay is None and as_it_is.summaries["snr"].mean < 10
+
+
+@pytest.mark.parametrize("align", ["codec", "file"])
+@pytest.mark.parametrize("what", ["out of reach", "another recording"])
+def test_no_delay_is_removed_where_nothing_is_known_of_it(folders, speech, align, what):
+    """And that is said; speech that was 150 ms late had 89 ms removed."""
+    late = np.concatenate([np.zeros((1, 2_400), np.float32), speech], 1)
+    other = np.random.default_rng(9).normal(0, 0.1, speech.shape).astype(np.float32)
+    save("a.wav", speech, 16_000, subtype="FLOAT")
+    save("b.wav", {"out of reach": late, "another recording": other}[what], 16_000)
+    found = score("a.wav", "b.wav", metrics=LIGHT, align=align)
+    assert found.systems[0].delay == 0 and found.rows[0].delay == 0
+    (note,) = found.notes
+    assert note.startswith("b.wav: no delay was removed")
+    assert note in found.to_text() and found.to_dict()["notes"] == [note]
+
+
+def test_of_files_of_which_nothing_is_known_the_number_is_said(folders, speech):
+    Path("a").mkdir()
+    Path("b").mkdir()
+    for name, delay in (("1", 0), ("2", 100), ("3", 4_800)):
+        save(f"a/{name}.wav", speech, 16_000, subtype="FLOAT")
+        late = np.concatenate([np.zeros((1, delay), np.float32), speech], 1)
+        save(f"b/{name}.wav", late, 16_000, subtype="FLOAT")
+    found = score("a", "b", metrics=LIGHT, align="file")
+    assert [round(row.delay * 16_000) for row in found.rows] == [0, 100, 0]
+    assert "b: no delay was removed from 1 of 3 files" in found.to_text()
+    assert not score("a/1.wav", "b/2.wav", metrics=LIGHT).notes
+
+
+def test_all_metrics_offline_are_those_that_need_no_net(folders, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path("cache").absolute()))
+    neural._session.cache_clear()
+    scoring = Scoring("ref/0.wav", build_systems("ref/0.wav", ["same/0.wav"]), metrics="all")
+    assert "utmos" not in scoring.job.metrics  # nor in other processes
+    arguments = ["score", "ref/0.wav", "same/0.wav", "--jsonl", "x.jsonl", "--metrics"]
+    result = run(*arguments, "all")
+    left_out = [line for line in result.err.splitlines() if "left out: utmos needs" in line]
+    assert len(left_out) == 1
+    row = json.loads(Path("x.jsonl").read_text().splitlines()[-1])
+    assert "si_sdr" in row and "utmos" not in row
+    line = run(*arguments, "all,utmos", check=2).err  # what is named is wanted
+    assert line.startswith("vpcodec: utmos needs")
 
 
 def test_delays_that_differ_need_one_for_each_file(folders):

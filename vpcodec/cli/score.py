@@ -29,7 +29,9 @@ def score(
         help="Other codecs, such as opus@6k,codec2@3200 or webp@0,jpeg@10.",
     ),
     metrics: str = typer.Option(
-        None, "--metrics", help="Names separated by commas, or all; default: see --list."
+        None,
+        "--metrics",
+        help="Names separated by commas, or all that can be had; default: see --list.",
     ),
     align: str = typer.Option(
         "codec", help="Estimate and remove one delay per codec, one per file, or none."
@@ -81,7 +83,7 @@ def score(
             rate=rate,
             jobs=jobs,
         )
-        for reason in scoring.bench.unavailable.values():
+        for reason in dict.fromkeys(scoring.bench.unavailable.values()):
             print(f"vpcodec: left out: {reason}", file=sys.stderr)
         lines = Lines(jsonl, resume)
         with bars:

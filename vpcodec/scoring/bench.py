@@ -62,12 +62,16 @@ class Request:
 
 @dataclass
 class Outcome:
-    """For one file and system: a row or why there is none, and how often codes occurred."""
+    """For one file and system: a row or why there is none, and how often codes occurred.
+
+    `aligned` is false where a delay of the file was asked for and nothing is known of it.
+    """
 
     row: Row | None = None
     failure: str | None = None
     codes: np.ndarray | None = None
     counts: np.ndarray | None = None
+    aligned: bool = True
 
 
 class Bench:
@@ -132,7 +136,7 @@ class Bench:
         for number, system in enumerate(self.systems):
             try:
                 coded = system.code(self.job.root / file)
-                part, span, _ = self._aligned(original, coded, number, delays)
+                part, span, *_ = self._aligned(original, coded, number, delays)
             except _USER_ERRORS:
                 continue
             decoded[system.name] = np.zeros_like(original.signal)
@@ -151,7 +155,9 @@ class Bench:
         if coded.tokens is not None:
             outcome.codes, outcome.counts = np.unique(coded.tokens, return_counts=True)
         if with_row:
-            decoded, span, delay = self._aligned(original, coded, number, request.delays)
+            decoded, span, delay, outcome.aligned = self._aligned(
+                original, coded, number, request.delays
+            )
             values = self._values(original.clips(span), _wrapped(decoded, original.rate))
             outcome.row = self._row(
                 system.name, request, original, coded.n_bytes, delay, values, number
@@ -173,26 +179,31 @@ class Bench:
         coded: Coded,
         number: int,
         delays: Mapping[tuple[int, int], int],
-    ) -> tuple[np.ndarray, slice, float]:
-        """The decoded signal, the span of the reference to compare, and the removed delay, s."""
+    ) -> tuple[np.ndarray, slice, float, bool]:
+        """The decoded signal, the span of the reference to compare, the removed delay, s, and
+        whether that of the file is known, if it was asked for."""
         reference, rate = original.signal, original.rate
         decoded = _at(coded, rate)
         if rate is None:
-            return _as_image(decoded, reference.shape), slice(None), 0.0
+            return _as_image(decoded, reference.shape), slice(None), 0.0, True
         if len(decoded) != len(reference):
             raise ScoreError(f"{len(decoded)} channels came out of {len(reference)}")
         length, found = reference.shape[1], decoded.shape[1]
         if abs(found - length) > LONGEST_DIFFERENCE * rate:
             raise ScoreError(f"{found / rate:.2f} s came out of {length / rate:.2f} s")
-        delay = _delay_at(delays, number, rate)
+        delay, known = _delay_at(delays, number, rate), True
         if self.job.align == "file" and length:
             loudest = int(np.argmax(np.square(reference, dtype=np.float64).sum(1)))
-            delay = find_delay(reference[loudest], decoded[loudest], rate)
+            pair = reference[loudest], decoded[loudest]
+            finder = DelayFinder(rate)
+            finder.add(*pair)
+            known = finder.is_known
+            delay = find_delay(*pair, rate) if known else 0
         span = overlap(delay, length, found)
         decoded = remove_delay(decoded, delay, length)[:, span]
         if self.job.level:
             decoded = match_level(reference[:, span], decoded)
-        return decoded, span, delay / rate
+        return decoded, span, delay / rate, known
 
     def _values(
         self, references: list[Any], decoded: list[Any], *, originals: bool = False

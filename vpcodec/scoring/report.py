@@ -199,6 +199,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
         },
         "unavailable": list(scores.unavailable.items()),
         "failed": list(scores.failed),
+        "notes": list(scores.notes),
     }
 
 

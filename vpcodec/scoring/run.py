@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ..media.image import IMAGE_SUFFIXES
 from ..metrics.base import Clip, Measure
 from ..progress import Progress
 from ..usage import CodebookUsage
-from .alignment import DelayFinder
+from .alignment import MAX_DELAY, DelayFinder
 from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
 from .report import Example, choose_examples
@@ -84,11 +85,34 @@ class Scoring:
         called = [system.name for system in self.bench.systems]
         if twice := {name for name in called if called.count(name) > 1}:
             raise ScoreError(f"{min(twice)} occurs twice; NAME=PATH gives one another name")
-        for measure in self.bench.measures:
-            if not all(metric.default for metric in measure.metrics):
-                _try(measure, modality)
+        self._leave_out(names or ())
         self._jobs = min(jobs, len(self.files))
         self._delays: dict[tuple[int, int], int] = {}
+        self._unaligned: Counter[int] = Counter()  # number of a system: files, of all files
+
+    def _leave_out(self, named: Sequence[str]) -> None:
+        """Try what may lack a network, and leave it out if nobody named it."""
+        missing: dict[str, str] = {}
+        for measure in self.bench.measures:
+            names = {metric.name for metric in measure.metrics}
+            if all(metric.default for metric in measure.metrics):
+                continue
+            try:
+                _try(measure, self.job.modality)
+            except Exception as error:  # of any library
+                if "all" not in named or not names.isdisjoint(named):
+                    raise
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                if not reason.startswith(tuple(names)):
+                    reason = f"{', '.join(sorted(names))}: {reason}"
+                missing |= dict.fromkeys(names, reason)
+        if missing:
+            every = [metric.name for metric in self.bench.metrics]
+            metrics = tuple(name for name in every if name not in missing)
+            unavailable = self.bench.unavailable | missing
+            self.job = replace(self.job, metrics=metrics)
+            self.bench = Bench(self.job)
+            self.bench.unavailable = unavailable
 
     def run(
         self,
@@ -106,6 +130,7 @@ class Scoring:
             progress: told the files that are done, in each stage.
         """
         report = progress or (lambda label, done, total: None)
+        self._unaligned.clear()
         with _Each(self.job, self.bench, self._jobs) as each:
             if self.job.align == "codec":
                 self._delays = self._find_delays(each, report)
@@ -121,6 +146,8 @@ class Scoring:
                 for number, outcome in outcomes.items():
                     if outcome.failure:
                         failed.append(outcome.failure)
+                    if not outcome.aligned:
+                        self._unaligned[number] += 1
                     if outcome.codes is not None:
                         usages[number].add(outcome.codes, outcome.counts)
                     if row := outcome.row:
@@ -153,7 +180,19 @@ class Scoring:
                 else:
                     total[key] = finder
             report("finding delays", i + 1, count)
-        return {key: finder.delay for key, finder in total.items()}
+        known = {key: finder.delay for key, finder in total.items() if finder.is_known}
+        for number in {number for number, _ in total} - {number for number, _ in known}:
+            self._unaligned[number] = len(self.files)
+        return known
+
+    def _notes(self) -> list[str]:
+        """What to say of systems whose delays are not known."""
+        return [
+            f"{self._name(number)}: no delay was removed"
+            + (f" from {count} of {len(self.files)} files" if count < len(self.files) else "")
+            + f", since the results are too unlike the originals, or more than {MAX_DELAY:g} s late"
+            for number, count in sorted(self._unaligned.items())
+        ]
 
     def _requests(self, known: Iterable[Row]) -> tuple[list[Request], dict[tuple[int, str], Row]]:
         """What to compute, and the rows that need not be computed again."""
@@ -234,6 +273,7 @@ class Scoring:
             unavailable=self.bench.unavailable,
             failed=failed,
             settings=self._settings(),
+            notes=self._notes(),
         )
 
     def _settings(self) -> dict[str, str]:

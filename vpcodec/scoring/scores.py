@@ -150,6 +150,7 @@ class Scores:
         unavailable: default metric that was not computed -> why.
         failed: a line for each file and system without a row.
         settings: what was compared and how, for display.
+        notes: lines on what a reader might not expect.
     """
 
     modality: str
@@ -159,6 +160,7 @@ class Scores:
     unavailable: dict[str, str]
     failed: list[str]
     settings: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, for JSON; undefined values are None."""
@@ -180,6 +182,7 @@ class Scores:
             ],
             "unavailable": self.unavailable,
             "failed": self.failed,
+            "notes": self.notes,
         }
 
     def to_csv(self) -> str:
@@ -238,7 +241,7 @@ class Scores:
                 if summary.missing
             ]
         table = _aligned(["", *heads, ""], [first, *columns, last])
-        return "\n".join([*table, *notes])
+        return "\n".join([*table, *notes, *self.notes])
 
 
 def describe(name: str) -> Metric:
