@@ -358,7 +358,7 @@ SPOILT: dict[str, Callable[[bytes, bytes], bytes]] = {  # from a token file and 
         ("flip.tok", "block 0: the checksum is wrong"),
         ("flip-end.tok", "trailer is damaged|trailer does not agree"),
         ("more.tok", "data after the end"),
-        ("weights.tok", "made by other weights.*00010203.*--force"),
+        ("weights.tok", "made by other weights.*00010203.*--model FOLDER"),
         ("codebook.tok", "cannot decode"),
         ("nobody.tok", "model 'nobody'"),
         ("huge.tok", "65536 x 65536 pixels"),

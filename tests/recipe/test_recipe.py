@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from paths import RECIPES
 
 pytest.importorskip("yaml", reason="needs the train extra")
 
@@ -240,3 +241,42 @@ def test_a_recipe_file_that_cannot_be_used_is_named(tmp_path, content, reason):
 def test_a_recipe_that_cannot_be_read_is_named(tmp_path, name):
     with pytest.raises(ConfigError, match=str(tmp_path)):
         load_recipe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=3", "command line: optim.lrr: .*did you mean lr"),
+        ("optm.lr=3", "command line: optm: .*did you mean optim"),
+        ("optim.lr=abc", "command line: optim.lr: should be a number"),
+        ("model.quantizer.level=[5]", "command line: model.quantizer.level: .*did you mean levels"),
+        ("data.train=[{path: x, wight: 2}]", "command line: data.train.0.wight: .*mean weight"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_blamed_on_it(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(RECIPES / "speech_3k.yaml", ["optim.betas=[0.9, 0.99]", override])
+
+
+def test_what_is_wrong_in_the_file_is_blamed_on_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((RECIPES / "speech_3k.yaml").read_text() + "\nevalu: {}\n")
+    with pytest.raises(ConfigError, match=f"^{path}: evalu: .*did you mean eval"):
+        load_recipe(path, ["optim.lr=1e-3"])
+
+
+def test_a_model_without_a_name_has_that_of_its_run_or_file():
+    path = RECIPES / "speech_3k.yaml"
+    assert load_recipe(path).model.name == "speech_3k"
+    assert load_recipe(path, name="my run/ü").model.name == "my-run"
+    assert load_recipe(path, name="---").model.name == "model"
+    assert load_recipe(path, ["model.name=own"], name="mine").model.name == "own"
+    assert load_recipe(path).model.license == "unknown"
+
+
+@pytest.mark.parametrize("fetch", [True, False])
+def test_held_out_subsets_of_libritts_are_fetched_where_the_others_are(fetch):
+    train = f"data.train={{type: libritts, path: data, download: {str(fetch).lower()}}}"
+    recipe = load_recipe(RECIPES / "libritts.yaml", [train])
+    assert recipe.eval.data.subsets == ("dev-clean",)
+    assert recipe.eval.data.download is recipe.data.train[0].download is fetch

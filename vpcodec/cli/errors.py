@@ -22,7 +22,7 @@ HINTS: dict[type[BaseException], str] = {  # what on the command line helps
     FolderExistsError: " (use --force to replace it)",
     PartialAudioError: "; --truncated keep takes what is there",
     GapError: "; --max-gap allows more",
-    OtherWeightsError: "; --force decodes it all the same",
+    OtherWeightsError: "; --model FOLDER names the one that made it",
 }
 USER_ERRORS = (
     AudioError,

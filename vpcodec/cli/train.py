@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -34,7 +37,23 @@ def train(
     )
     from ..recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    folder = run or Path("runs") / recipe.stem
+    loaded = load_recipe(recipe, overrides, name=_name_of(folder))
+    given = {item.partition("=")[0] for item in overrides or []}
+    own_data = any(f"{key}.".startswith("data.train.") for key in given)
+    left_out = own_data and not any(f"{key}.".startswith("eval.data.") for key in given)
+    held_out = loaded.eval.data if left_out else None  # of the recipe's own data
+    if held_out is not None and not _is_there(held_out):
+        loaded = loaded.model_copy(update={"eval": loaded.eval.model_copy(update={"data": None})})
+    else:
+        held_out = None
+    for corpus in loaded.data.train:
+        if corpus.type != "huggingface" and not _is_there(corpus):
+            fetch = f", or 'data.train={{type: libritts, path: {corpus.path}, download: true}}'"
+            choice = fetch if corpus.type == "libritts" else ""
+            raise common.UsageError(
+                f"{corpus.path}: no such folder or manifest; set data.train=FOLDER{choice}"
+            )
     if processes > 1:
         from ..training.launch import launch
 
@@ -47,12 +66,17 @@ def train(
     from ..training.trainer import Trainer
 
     rank = int(os.environ.get("RANK", 0))
-    folder = run or Path("runs") / recipe.stem
     try:
         if init_from is not None and init_from.is_dir():
             init_from = init_from / WEIGHTS
         trainer = Trainer(loaded, folder, init_from=init_from)
         say = typer.echo if trainer.main else lambda *arguments, **options: None
+        if held_out is not None:
+            say(
+                f"{held_out.path}: no held-out data there, so none is scored; name some with "
+                "eval.data=FOLDER",
+                err=True,
+            )
         if trainer.step:
             say(f"resuming {folder} at step {trainer.step}", err=True)
         try:
@@ -63,6 +87,8 @@ def train(
     except (CheckpointError, DataError, EvaluationError, TrainingError) as error:
         prefix = f"process {rank}: " if rank else ""
         hint = ": --init-from" if isinstance(error, NoWeightsError) else ""
+        if isinstance(error, EvaluationError) and "no such folder or" in str(error):
+            hint = "; set eval.data=FOLDER, or eval.data=null"
         raise common.UsageError(f"{prefix}{error}{hint}") from None
     except OSError as error:
         error.filename = error.filename or str(folder)
@@ -72,6 +98,23 @@ def train(
             raise
         raise common.UsageError(f"process {rank}: another process has ended") from None
     say(f"{folder}: trained to step {trainer.step}; next: vpcodec export {folder} -o FOLDER")
+
+
+def _name_of(run: Path) -> str:
+    """What the model of a run is called: as before, or else like its folder."""
+    try:
+        return str(json.loads((run / "recipe.json").read_bytes())["model"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return run.resolve().name
+
+
+def _is_there(corpus: Any) -> bool:
+    """Whether there is something under the path of a corpus, or will be."""
+    path = Path(corpus.path)
+    if corpus.type == "libritts":
+        roots = (path, path / "LibriTTS")
+        return corpus.download or any((x / y).is_dir() for x in roots for y in corpus.subsets)
+    return path.exists() or glob.has_magic(corpus.path)
 
 
 def _without_processes(arguments: list[str]) -> list[str]:

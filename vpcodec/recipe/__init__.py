@@ -6,11 +6,12 @@ and impossible combinations are refused with the path of the field.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..config import ConfigError, explain, model_class
 from .audio import AudioRecipe
@@ -23,8 +24,16 @@ RECIPES: dict[str, type[Recipe]] = {"audio": AudioRecipe, "image": ImageRecipe}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: list[str] | None = None, *, name: str | None = None
+) -> Recipe:
     """Read a recipe file and apply overrides such as `optim.lr=3e-4` (values are YAML).
+
+    Args:
+        path: of the file.
+        overrides: fields to set.
+        name: of the model, where neither says it, such as that of its training run; None: the
+            file's.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a type is wrong; the message
@@ -42,10 +51,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ConfigError(f"{path}: a recipe is a mapping of sections")
     for item in overrides or []:
         _override(data, item)
+    if isinstance(model := data.get("model"), dict):
+        model.setdefault("name", _model_name(name or Path(path).stem))
     try:
         return parse_recipe(_numbers(data))
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        field = str(error).partition(":")[0]
+        keys = [item.partition("=")[0] for item in overrides or []]
+        own = any(f"{key}.".startswith(f"{field}.") or field.startswith(f"{key}.") for key in keys)
+        raise ConfigError(f"{'command line' if own else path}: {error}") from None
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
@@ -62,7 +76,34 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     try:
         return RECIPES[kind].model_validate(data)
     except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(explain(error) + _suggestion(RECIPES[kind], error)) from None
+
+
+def _suggestion(recipe: type[BaseModel], error: ValidationError) -> str:
+    """The name that is nearest to a field that does not exist."""
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return ""
+    *parents, wrong = (str(part) for part in first["loc"])
+    models: list[type[BaseModel]] = [recipe]
+    for part in parents:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [model for field in fields for model in _models(field.annotation)] or models
+    names = {name for model in models for name in model.model_fields}
+    near = difflib.get_close_matches(wrong, sorted(names), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _model_name(text: str) -> str:
+    """A text as the name of a model."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("._-")[:64] or "model"
 
 
 def _override(data: dict[str, Any], item: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Tag, model_validator
 
@@ -235,6 +235,20 @@ class AudioRecipe(Recipe):
     loss: LossConfig = Field(default_factory=LossConfig)
     discriminator: DiscriminatorConfig = Field(default_factory=DiscriminatorConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fetch_held_out_data_too(cls, data: Any) -> Any:
+        """Missing subsets of LibriTTS to evaluate on are downloaded where those to train on are."""
+        held_out = (data.get("eval") or {}).get("data") if isinstance(data, dict) else None
+        if not isinstance(held_out, dict) or held_out.get("type") != "libritts":
+            return data
+        train = (data.get("data") or {}).get("train")
+        corpora = train if isinstance(train, list) else [train]
+        fetch = any(isinstance(x, dict) and x.get("download") is True for x in corpora)
+        if not fetch or "download" in held_out:
+            return data
+        return data | {"eval": data["eval"] | {"data": held_out | {"download": True}}}
 
     @model_validator(mode="after")
     def _crops_fill_the_windows(self) -> AudioRecipe:

@@ -28,8 +28,8 @@ class DelayFinder:
     other are used.
 
     Envelopes are believed from a correlation of 0.65 on, unless their lag is the largest that was
-    looked at, which shows that it is larger. Else the waveforms are, from 0.25 on. Below, nothing is
-    known of the delay, and it is 0.
+    looked at, which shows that it is larger. Else the waveforms are, from 0.25 on. Below that,
+    nothing is known of the delay, and it is 0.
 
     On 46 clips of speech, waveform codecs (Opus at 6 kbit/s, neural codecs) reach 0.82 to 0.95 per
     pair, and the vocoder Codec2 0.04. In single clips the former rarely fall below 0.5, and the

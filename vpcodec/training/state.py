@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..config import ConfigError, parse_model
+from ..config import ConfigError, ModelConfig, parse_model
 from ..models import Autoencoder, build_model
 from ..recipe import Recipe
 from ..recipe.quantizers import parse_training
@@ -164,7 +164,7 @@ class RunState:
         recipe, folder = self.recipe, self.folder
         path = checkpoint_path(folder, int(state.get("step", 0)))
         try:
-            if parse_model(state["config"]) != recipe.model:
+            if _what_computes(parse_model(state["config"])) != _what_computes(recipe.model):
                 raise CheckpointError(f"{folder}: holds a run of another model configuration")
             if parse_training(state["config"], state.get("quantizer", {})) != recipe.quantizer:
                 raise CheckpointError(
@@ -202,3 +202,8 @@ class RunState:
     def _parameters(self) -> dict[str, torch.Tensor]:
         """A copy of the codec's parameters."""
         return {k: p.detach().clone() for k, p in self.model.named_parameters()}
+
+
+def _what_computes(config: ModelConfig) -> dict[str, Any]:
+    """A configuration without the name and the descriptions, which may change."""
+    return config.model_dump(exclude={"name", *config.descriptive})
