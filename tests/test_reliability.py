@@ -89,7 +89,7 @@ def test_a_file_that_needs_too_much_memory_fails_alone(monkeypatch, error):
     assert tree("out") == {"a.tok", "c.tok"}
     first, last = result.err.splitlines()
     assert first.startswith("vpcodec: in/b.wav: out of memory (")
-    assert last == "vpcodec: 1 of 3 failed"
+    assert last == "vpcodec: 2 done, 0 kept, 0 skipped, 1 of 3 failed"
 
 
 def test_other_errors_of_onnx_runtime_are_not_taken_for_lack_of_memory(monkeypatch, codec):
@@ -449,9 +449,10 @@ def test_what_is_no_file_is_skipped_and_not_opened():
     )
     assert done.returncode == 0
     assert tree("out") == {"a.tok", "link.tok"}
-    *skipped, all_of_them = [line for line in done.stderr.splitlines() if "skipped" in line]
-    assert all_of_them == f"vpcodec: {len(odd)} skipped: {', '.join(f'in/{x}' for x in odd)}"
-    assert skipped == [f"vpcodec: in/{x}: skipped, it is not a regular file" for x in odd]
+    names = ", ".join(f"in/{x} (not a regular file)" for x in odd)
+    named, counted = [line for line in done.stderr.splitlines() if "skipped" in line]
+    assert named == f"vpcodec: {len(odd)} skipped: {names}"  # once
+    assert counted == f"vpcodec: 2 done, 0 kept, {len(odd)} skipped, 0 failed"
 
 
 def test_what_is_no_token_file_is_skipped_and_not_opened():
@@ -464,7 +465,8 @@ def test_what_is_no_token_file_is_skipped_and_not_opened():
     )
     assert done.returncode == 0
     assert tree("out") == {"a.wav"}
-    assert done.stderr.count("skipped, it is not a regular file") == len(odd)
+    assert done.stderr.count("(not a regular file)") == len(odd)
+    assert f"1 done, 0 kept, {len(odd)} skipped, 0 failed" in done.stderr
 
 
 def test_a_link_to_nothing_is_a_file_that_is_missing():

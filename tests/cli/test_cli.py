@@ -562,7 +562,7 @@ def test_some_of_several_fail(a_tok: Path) -> None:
 
     document = run("encode", "a.wav", "b.wav", "out/", "--force", "--json", check=1).json
     assert [row["source"] for row in document["results"]] == ["a.wav"]
-    assert len(document["failed"]) == 1 and document["failed"][0].startswith("b.wav: ")
+    assert len(document["failed"]) == 1 and document["failed"][0]["error"].startswith("b.wav: ")
 
 
 def test_fail_fast_stops(a_tok: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sounds import M4A, sound
 
+from vpcodec.media.audio import save
 from vpcodec.media.audio.mp3 import parse_header
 from vpcodec.media.image import save_image
 from vpcodec.tokenfile import verify
@@ -53,7 +54,7 @@ def test_skipped_files_are_named(folder: Path) -> None:
     Path("elsewhere").mkdir()
     os.symlink(Path("elsewhere").absolute(), "in/link")
     result = run("encode", "in", "out")
-    (line,) = (line for line in result.err.splitlines() if "skipped" in line)
+    (line,) = (line for line in result.err.splitlines() if " skipped: " in line)
     assert line.startswith("vpcodec: 26 skipped: in/deep/00.txt, in/deep/01.txt")
     assert line.endswith("in/deep/19.txt and 6 more")
     document = run("encode", "in", "out", "--json", "--force").json
@@ -119,19 +120,80 @@ def test_every_file_of_a_folder_is_encoded_kept_skipped_or_failed(
     args += ["--model", model] if model else []
     for _ in range(2):  # the second time, results are kept
         result = run(*args, check=None)
-        if not result.out:  # nothing for the model, two of one name, or the only item failed
-            assert result.code == 2 and "Traceback" not in result.err
+        if not result.out:  # nothing for the model, or the only file failed
+            assert result.code == 2
+            alone = len(files) == 1 and f"{files.copy().pop()}: " in result.err
+            assert alone or "no files found" in result.err
             return
         document = json.loads(result.out)
         found = files - {row["target"] for row in document["results"]} - set(document["kept"])
         assert result.code == (1 if document["failed"] else 0)
         done = {row["source"] for row in document["results"]}
-        failed = {
-            next(name for name in found if f"{name}: " in text) for text in document["failed"]
-        }
+        failed = {row["source"] for row in document["failed"]}
+        assert all(row["source"] in row["error"] for row in document["failed"])
         n_kept = len(document["kept"])
         assert len(found) == len(done) + n_kept + len(failed) + len(document["skipped"])
+        assert len(failed) == len(document["failed"]) and failed <= found
         assert not done & failed and set(document["skipped"]) <= found - done - failed
+        if document["failed"]:
+            counts = f"{len(done)} done, {n_kept} kept, {len(document['skipped'])} skipped"
+            assert f"{counts}, {len(failed)} of" in result.err
+
+
+def test_a_folder_of_audio_and_images_says_so(folder: Path) -> None:
+    os.makedirs("in")
+    Path("in/a.wav").write_bytes(TONE)
+    save_image("in/b.png", PICTURE)
+    said = "vpcodec: 1 audio files and 1 images, each with the default model of its kind"
+    err = run("encode", "in", "out").err
+    assert said in err and err.endswith("vpcodec: 2 done, 0 kept, 0 skipped, 0 failed\n")
+    assert said not in run("encode", "in", "out2", "--model", "speech-3k").err
+    assert said not in run("encode", "in/a.wav").err
+
+
+def test_the_closing_line_counts_everything(folder: Path) -> None:
+    os.makedirs("in")
+    for name in "abcd":
+        Path(f"in/{name}.wav").write_bytes(TONE if name != "c" else b"no audio")
+    Path("in/e.txt").touch()
+    run("encode", "in/a.wav", "out/")
+    last = run("encode", "in", "out", check=1).err.splitlines()[-1]
+    assert last == "vpcodec: 2 done, 1 kept, 1 skipped, 1 of 3 failed"
+    last = run("encode", "in", "out2", "--fail-fast", check=1).err.splitlines()[-1]
+    assert last == "vpcodec: 2 done, 0 kept, 1 skipped, 1 of 4 failed, 1 not tried"
+
+
+def test_mono_is_the_mean_of_the_channels(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    stereo = rng.normal(0, 0.1, (2, 9_000)).astype(np.float32)
+    save("a.wav", stereo, 16_000, subtype="FLOAT")
+    save("b.wav", stereo.mean(0, keepdims=True), 16_000, subtype="FLOAT")
+    row = run("encode", "a.wav", "a.tok", "--mono", "--json").json["results"][0]
+    run("encode", "b.wav", "b.tok")
+    assert row["channels"] == 1
+    assert Path("a.tok").read_bytes() == Path("b.tok").read_bytes()
+    save_image("c.png", PICTURE)
+    assert "only audio takes --mono" in refuse("encode", "c.png", "--mono")
+
+
+@pytest.mark.parametrize(("rate", "opus"), [(44_100, 48_000), (11_025, 12_000), (96_000, 48_000)])
+def test_opus_gets_the_next_rate_that_it_has(folder: Path, rate: int, opus: int) -> None:
+    save("a.wav", np.zeros((1, rate // 4), np.float32), rate)
+    run("encode", "a.wav")
+    row = run("decode", "a.tok", "a.opus", "--json").json["results"][0]
+    assert row["result_bytes"] == Path("a.opus").stat().st_size
+    assert row["bytes"] == Path("a.tok").stat().st_size
+    run("encode", "a.opus", "b.tok")
+    assert run("info", "b.tok", "--json").json["original_rate"] in (opus, 48_000)
+    assert f"{rate} Hz" in refuse("decode", "a.tok", "c.opus", "--rate", rate)
+
+
+def test_the_line_of_a_result_has_its_bytes(folder: Path) -> None:
+    Path("a.wav").write_bytes(TONE)
+    line = run("encode", "a.wav").err
+    assert f", {Path('a.tok').stat().st_size:,} bytes, " in line
+    line = run("decode", "a.tok", "b.wav").err
+    assert line.endswith(f"; {Path('b.wav').stat().st_size:,} bytes written\n")
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.ogg", "x.aiff"])

@@ -47,6 +47,14 @@ class Item:
     target: str
 
 
+@dataclass(frozen=True)
+class Failure:
+    """An item that failed, and the line that says why."""
+
+    item: Item
+    text: str
+
+
 def plan(
     inputs: list[str],
     output: str | None,
@@ -279,14 +287,15 @@ def run(
     Exits with 1 when some of several items failed (each is named on stderr); the failure of a
     single item is raised.
     """
+    skipped = skipped or []
     results: list[Result] = []
-    failures: list[str] = []
+    failures: list[Failure] = []
     started = time.perf_counter()
     stop = threading.Event()
     workers = {threading.current_thread()}
     bar = ProgressBar(label, len(items))
 
-    def one(item: Item) -> Result | str | None:
+    def one(item: Item) -> Result | Failure | None:
         """The result of an item, or why there is none; None if it was not tried."""
         workers.add(threading.current_thread())
         if stop.is_set():
@@ -309,11 +318,12 @@ def run(
             text = explain(error)
             target = "stdout:" if item.target == "-" else item.target
             named = name in text or target in text
-            return text if named else f"{name}: {text}"
+            return Failure(item, text if named else f"{name}: {text}")
         finally:
             bar.finish(item.source)
         result = modality.result(stats, time.perf_counter() - began)
-        return {"source": item.source, "target": item.target, "kind": modality.name} | result
+        place = {"source": item.source, "target": item.target, "kind": modality.name}
+        return place | result | {"result_bytes": _size_of(item.target)}
 
     def join() -> None:  # the pool loses a thread if an interrupt arrives while it starts
         for worker in workers - {threading.current_thread()}:
@@ -328,37 +338,56 @@ def run(
             each = stack.enter_context(ThreadPoolExecutor(jobs)).map
         try:
             for outcome in each(one, items):
-                if isinstance(outcome, str):
+                if isinstance(outcome, Failure):
                     failures.append(outcome)
                 elif outcome is not None:
                     results.append(outcome)
         except BaseException:
             stop.set()
             raise
-    if failures and len(items) == 1:
-        raise UsageError(failures[0])
+    if failures and len(items) + len(kept) + len(skipped) == 1:
+        raise UsageError(failures[0].text)
     for item in kept:
         print(f"vpcodec: {item.target}: exists, kept (--force replaces it)", file=sys.stderr)
     if skipped:
-        names = ", ".join(skipped[:MAX_NAMED])
+        names = ", ".join(map(_described, skipped[:MAX_NAMED]))
         more = f" and {len(skipped) - MAX_NAMED} more" if len(skipped) > MAX_NAMED else ""
         print(f"vpcodec: {len(skipped)} skipped: {names}{more}", file=sys.stderr)
-    for text in failures:
-        print(f"vpcodec: {text}", file=sys.stderr)
+    for failure in failures:
+        print(f"vpcodec: {failure.text}", file=sys.stderr)
+    untried = len(items) - len(results) - len(failures)
     if as_json:
         document = {
             "results": results,
             "kept": [item.target for item in kept],
-            "failed": failures,
-            "skipped": skipped or [],
+            "failed": [vars(failure.item) | {"error": failure.text} for failure in failures],
+            "skipped": skipped,
         }
         out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
         print(json.dumps(document, indent=2), file=out)
     elif results and not failures:
         print(summary(results, time.perf_counter() - started), file=sys.stderr)
+    if failures or (len(items) + len(kept) + len(skipped) > 1 and not as_json):
+        of = f" of {len(items)}" if failures else ""
+        rest = f", {untried} not tried" if untried else ""
+        print(
+            f"vpcodec: {len(results)} done, {len(kept)} kept, {len(skipped)} skipped, "
+            f"{len(failures)}{of} failed{rest}",
+            file=sys.stderr,
+        )
     if failures:
-        print(f"vpcodec: {len(failures)} of {len(items)} failed", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _size_of(target: str) -> int | None:
+    """Bytes of a file; None of a pipe."""
+    return os.path.getsize(target) if os.path.isfile(target) and not is_device(target) else None
+
+
+def _described(path: str) -> str:
+    """A file that is skipped, with what it is if it is no regular one."""
+    odd = not os.path.isfile(path) and not os.path.isdir(path)
+    return f"{path} (not a regular file)" if odd else path
 
 
 @contextmanager

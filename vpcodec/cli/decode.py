@@ -82,10 +82,11 @@ def decode(
             return ".raw"
         return suffix if suffix and suffix.lower() in modality.outputs else modality.suffix
 
+    odd: list[str] = []
     items, kept, single = common.plan(
         inputs,
         output,
-        find=lambda folder: modalities.find_media(folder, (".tok",)),
+        find=lambda folder: modalities.find_media(folder, (".tok",), odd),
         wanted=lambda source: only is None or modalities.of_tokens(source) in (None, only),
         input_suffixes=(".tok",),
         suffix=suffix_for,
@@ -119,7 +120,16 @@ def decode(
                 tokens, target, force=force, progress=progress, **options
             )
 
-    common.run(items, kept, work, label="decoding", jobs=jobs, fail_fast=fail_fast, as_json=as_json)
+    common.run(
+        items,
+        kept,
+        work,
+        skipped=odd,
+        label="decoding",
+        jobs=jobs,
+        fail_fast=fail_fast,
+        as_json=as_json,
+    )
 
 
 def _trusted(header: TokenHeader) -> str:

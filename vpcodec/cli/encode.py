@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,6 +31,9 @@ def encode(
     raw: str = typer.Option(None, help="The input is headerless PCM: s16, s24, s32 or f32."),
     rate: int = typer.Option(None, help="With --raw: sample rate, Hz; default: 16000."),
     channels: int = typer.Option(None, help="With --raw: channels; default: 1."),
+    mono: bool = typer.Option(
+        False, "--mono", help="Mix the channels of audio down to one, which takes fewer bits."
+    ),
     truncated: str = options.TRUNCATED,
 ) -> None:
     """Encode audio (any format, rate and channels) or images (any format and size) to tokens.
@@ -62,6 +66,14 @@ def encode(
     )
 
     alike = {modalities.of_suffix(item.source) for item in items}
+    if codec is None and {modalities.AUDIO, modalities.IMAGE} <= alike:
+        found = [modalities.of_suffix(item.source) for item in items]
+        print(
+            f"vpcodec: {found.count(modalities.AUDIO)} audio files and "
+            f"{found.count(modalities.IMAGE)} images, each with the default model of its kind; "
+            "--model takes one kind only",
+            file=sys.stderr,
+        )
     if codec is None and len(alike) == 1 and (modality := alike.pop()):
         codecs.get(
             DEFAULT_MODELS[modality.name]
@@ -80,14 +92,15 @@ def encode(
             else:
                 modality, source = modalities.of_file(source, stack)
             modality = modality or only or modalities.AUDIO
-            modalities.check_options(name, modality, raw=raw, rate=rate, channels=channels)
+            given = {"raw": raw, "rate": rate, "channels": channels, "mono": mono or None}
+            modalities.check_options(name, modality, **given)
             if codec:
                 modalities.check_model(name, modality, codec)
             chosen = codec or codecs.get(DEFAULT_MODELS[modality.name])
             target = common.pipe_out() if item.target == "-" else item.target
             options: dict[str, Any] = {"raw": layout} if layout else {}
             if modality is modalities.AUDIO:
-                options["truncated"] = truncated
+                options |= {"truncated": truncated, "mono": mono}
             return modality, chosen.encode_file(
                 source, target, name=name, progress=progress, **options
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -129,11 +128,14 @@ SUFFIXES = AUDIO.suffixes | IMAGE.suffixes
 OUTPUTS = AUDIO.outputs | IMAGE.outputs
 
 
-def find_media(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
-    """The files with some suffixes in a folder; those that are not regular are named on stderr."""
+def find_media(
+    folder: Path, suffixes: Collection[str] = SUFFIXES, odd: list[str] | None = None
+) -> list[Path]:
+    """The files with some suffixes in a folder; those that are not regular are added to `odd`."""
 
     def skipped(path: Path) -> None:
-        print(f"vpcodec: {folder / path}: skipped, it is not a regular file", file=sys.stderr)
+        if odd is not None:
+            odd.append(str(folder / path))
 
     return find_files(folder, suffixes, skipped=skipped)
 
@@ -220,6 +222,10 @@ def summary(results: list[Result], elapsed: float) -> str:
             alone = len(own) == len(results)
             took = elapsed if alone else sum(result["elapsed_seconds"] for result in own)
             parts.append(modality.summary(own, took))
+    written = [result["result_bytes"] for result in results]
+    total = sum(written) if None not in written else 0
+    if total and total != sum(result["bytes"] for result in results):
+        parts.append(f"{total:,} bytes written")
     return f"{name}: {'; '.join(parts)}"
 
 

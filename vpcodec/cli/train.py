@@ -42,9 +42,10 @@ def train(
     given = {item.partition("=")[0] for item in overrides or []}
     own_data = any(f"{key}.".startswith("data.train.") for key in given)
     left_out = own_data and not any(f"{key}.".startswith("eval.data.") for key in given)
-    held_out = loaded.eval.data if left_out else None  # of the recipe's own data
+    evaluation: Any = loaded.eval
+    held_out = evaluation.data if left_out else None  # of the recipe's own data
     if held_out is not None and not _is_there(held_out):
-        loaded = loaded.model_copy(update={"eval": loaded.eval.model_copy(update={"data": None})})
+        loaded = loaded.model_copy(update={"eval": evaluation.model_copy(update={"data": None})})
     else:
         held_out = None
     for corpus in loaded.data.train:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
@@ -32,6 +33,7 @@ from .streams import (
 )
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz
 FILE_SECONDS, PIPE_SECONDS = 4.0, 0.5  # of audio, read at once
 MAX_GAP = 60.0  # seconds of lost audio that become silence
 MAX_READ = 2**22  # samples of all channels, read at once
@@ -127,6 +129,7 @@ class AudioCodec(Codec, modality="audio"):
         *,
         raw: RawFormat | None = None,
         truncated: str = "refuse",
+        mono: bool = False,
         name: str = "stdin",
         progress: Progress | None = None,
     ) -> FileStats:
@@ -137,6 +140,7 @@ class AudioCodec(Codec, modality="audio"):
             target: path of the token file, which appears complete or not at all, or a stream.
             raw: layout of headerless PCM.
             truncated: "refuse" audio that ends early, or "keep" what is there.
+            mono: mix the channels down to their mean.
             name: of a stream, for error messages.
             progress: told the samples that are done.
 
@@ -148,19 +152,20 @@ class AudioCodec(Codec, modality="audio"):
             reader = stack.enter_context(
                 AudioReader(source, raw=raw, name=name, truncated=truncated)
             )
+            channels = 1 if mono else reader.channels
             header = AudioHeader(
                 model=self.name,
                 fingerprint=self.space,
                 sample_rate=self.sample_rate,
                 original_rate=reader.sample_rate,
-                channels=reader.channels,
+                channels=channels,
                 n_samples=reader.n_samples,
                 hop_length=self.hop_length,
                 codebook_size=self.codebook_size,
                 block_frames=FILE_BLOCK if _is_file(reader) else PIPE_BLOCK,
             )
-            resampler = Resampler(reader.sample_rate, self.sample_rate, reader.channels)
-            stream = self.encoder_stream(reader.channels)
+            resampler = Resampler(reader.sample_rate, self.sample_rate, channels)
+            stream = self.encoder_stream(channels)
             output = open_target(target, stack)
             writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
@@ -168,6 +173,8 @@ class AudioCodec(Codec, modality="audio"):
             at_once = min(round(seconds * reader.sample_rate), MAX_READ // reader.channels)
             for block in reader.blocks(max(1, at_once)):
                 n_samples += block.shape[1]
+                if mono:
+                    block = block.mean(0, keepdims=True)
                 writer.write(stream.push(resampler.process(block)))
                 if progress:
                     progress("encoding", n_samples, reader.n_samples)
@@ -177,7 +184,7 @@ class AudioCodec(Codec, modality="audio"):
             return FileStats(
                 n_samples,
                 reader.sample_rate,
-                reader.channels,
+                channels,
                 writer.n_frames,
                 output.bytes,
                 cut=reader.cut,
@@ -201,7 +208,8 @@ class AudioCodec(Codec, modality="audio"):
         Args:
             source: path of a token file, a stream, or a reader at its first block.
             target: path of the audio file, which appears complete or not at all, or a stream.
-            rate: sample rate of the output, Hz; None: that of the original audio.
+            rate: sample rate of the output, Hz; None: that of the original audio, or the next that
+                Opus has.
             subtype: libsndfile's name of the sample format; None: 16 bits or the format's own.
             raw: write headerless PCM of this encoding (s16, s24, s32, f32).
             recover: replace damaged blocks with silence instead of stopping (a reader has its own
@@ -219,7 +227,7 @@ class AudioCodec(Codec, modality="audio"):
         with ExitStack() as stack:
             tokens = self._read(source, stack, recover=recover, force=force)
             header = cast(AudioHeader, tokens.header)  # as `_fits` found
-            rate = header.original_rate if rate is None else check_rate(rate)
+            rate = _output_rate(target, header.original_rate) if rate is None else check_rate(rate)
             resampler = Resampler(self.sample_rate, rate, header.channels)
             writer = stack.enter_context(
                 AudioWriter(
@@ -341,6 +349,12 @@ class AudioCodec(Codec, modality="audio"):
             redundancy: packets before that each packet repeats.
         """
         return PacketFormat(self.space, self.codebook_size, channels, frames, redundancy)
+
+
+def _output_rate(target: Source, original: int) -> int:
+    """The rate of the original, or where Opus lacks it the next, or 48 kHz."""
+    is_opus = isinstance(target, (str, os.PathLike)) and str(target).lower().endswith(".opus")
+    return next((rate for rate in OPUS_RATES if rate >= original), 48_000) if is_opus else original
 
 
 def _is_file(reader: AudioReader) -> bool:
