@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 onnx = pytest.importorskip("onnx", reason="needs the train extra")
 pytest.importorskip("yaml", reason="needs the train extra")
 
-from helpers import run
+from helpers import ENOUGH, MODULE, run
 from paths import RECIPES
 
 from vpcodec import Codec, __version__, export, graphs
@@ -425,6 +427,21 @@ def test_an_existing_folder_is_replaced_with_force(tmp_path, debug_model, quick)
     export_model(build(), target, force=True)
     assert contents(target) == contents(debug_model)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, quick):
+    Trainer(load_recipe(DEBUG), tmp_path / "run").save()
+    arguments = ["export", str(tmp_path / "run"), "-o", str(tmp_path / "model")]
+    with subprocess.Popen([*MODULE, *arguments]) as process:
+        deadline = time.monotonic() + ENOUGH
+        while not list(tmp_path.glob(".*/made/*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    run(*arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
 
 
 def test_force_keeps_the_old_folder_if_the_new_one_fails(tmp_path, monkeypatch, quick):

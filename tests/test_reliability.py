@@ -427,6 +427,84 @@ def test_links_in_the_place_of_hidden_files_are_not_followed():
     assert Path("precious").read_bytes() == b"precious" and Path("out").read_bytes() == b"new"
 
 
+WRITING = """
+import sys
+from pathlib import Path
+from vpcodec.media.files import atomic_folder
+with atomic_folder(Path("model"), force=True) as folder:
+    (folder / "other").touch()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def writing_a_folder() -> Iterator[subprocess.Popen]:
+    """Another process in the middle of writing the folder `model`."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", WRITING], **pipes) as process:
+        process.stdout.readline()
+        yield process
+
+
+def write_folder() -> None:
+    with atomic_folder(Path("model"), force=True) as folder:
+        (folder / "ours").touch()
+
+
+def unfinished() -> list[Path]:
+    return list(Path().glob(".*.tmp"))
+
+
+def test_a_folder_that_a_killed_run_left_is_removed_by_the_next():
+    with writing_a_folder() as process:
+        process.kill()
+    with atomic_folder(Path("another")):
+        pass
+    assert len(unfinished()) == 1  # of another name
+    write_folder()
+    assert tree() == {"another", "model", "model/ours"}
+
+
+def test_folders_of_processes_that_were_killed_together_are_removed():
+    with writing_a_folder() as first, writing_a_folder() as second:
+        first.kill()
+        second.kill()
+    assert len(unfinished()) == 2
+    write_folder()
+    assert tree() == {"model", "model/ours"}
+
+
+def test_a_folder_that_another_process_writes_is_left_alone():
+    with writing_a_folder() as process:
+        write_folder()
+        assert len(unfinished()) == 1
+        process.stdin.close()
+        assert process.wait(ENOUGH) == 1  # `model` is not empty any more and is not replaced
+    assert tree() == {"model", "model/ours"}
+
+
+def test_a_folder_that_a_killed_run_had_moved_away_is_put_back():
+    code = """
+import os, signal
+from pathlib import Path
+from vpcodec.media.files import atomic_folder
+rename = os.rename
+def rename_once(*names):
+    rename(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.rename = rename_once
+with atomic_folder(Path("model"), force=True, mark="ours") as folder:
+    (folder / "other").touch()
+"""
+    write_folder()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert not Path("model").exists()
+    with pytest.raises(FileExistsError, match="model: exists"), atomic_folder(Path("model")):
+        raise AssertionError
+    assert tree() == {"model", "model/ours"}
+
+
 # Folders
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,6 +21,8 @@ except ImportError:  # Windows, where the remains of killed runs are not removed
 
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what a disk says that has no more room
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)  # to open one
+_MADE, _REPLACED = "made", "replaced"  # in a hidden folder: the result; what makes room for it
 
 
 def find_files(
@@ -170,12 +173,9 @@ def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO
     Its name is derived from that of `target`, so that later runs find the remains of killed ones:
     files that are not locked. Locked files belong to processes that are writing the same target.
     """
-    folder, name = os.path.split(target)
-    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
     hidden, lock = "", None
     try:
-        for i in count():
-            hidden = os.path.join(folder, f".{digest}-{i}.tmp")
+        for hidden in _hidden_names(target):
             _remove_abandoned(hidden)
             try:
                 file = open(hidden, "xb")
@@ -196,6 +196,13 @@ def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO
             _remove_abandoned(hidden)
         else:
             _remove_own(hidden, lock)
+
+
+def _hidden_names(target: str) -> Iterator[str]:
+    """Paths beside `target` for what is not yet finished, one for each writer of the same name."""
+    folder, name = os.path.split(target)
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    return (os.path.join(folder, f".{digest}-{i}.tmp") for i in count())
 
 
 def _remove_own(path: str, lock: int) -> None:
@@ -283,16 +290,60 @@ def _naming(path: str | os.PathLike[str], opened: str | os.PathLike[str]) -> Ite
 
 
 @contextmanager
-def _hidden_folder(path: Path) -> Iterator[str]:
-    """A temporary folder beside `path`; errors about it name `path`."""
-    temporary = path.parent / f".{path.name}-"
+def _hidden_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside `path`, removed at the end; errors about it name `path`.
+
+    It is locked and named as `_hidden_file` is.
+    """
+    hidden, lock = "", None
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=temporary.name) as folder:
-            yield folder
+        for hidden in _hidden_names(str(path)):
+            try:
+                os.mkdir(hidden, 0o700)
+            except FileExistsError:
+                continue
+            if fcntl is None:
+                break
+            with suppress(FileNotFoundError):  # taken for abandoned before it was locked
+                lock = os.open(hidden, _FOLDER)
+                if _lock(lock) and _is_at(lock, hidden):
+                    break
+                os.close(lock)
+                lock = None
+        yield Path(hidden)
     except OSError as error:
-        if str(error.filename or "").startswith(str(temporary)):
+        if hidden and str(error.filename or "").startswith(hidden):
             error.filename, error.filename2 = str(path), None
         raise
+    finally:  # an interrupt may have come anywhere
+        if fcntl is None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        elif lock is None:
+            _remove_abandoned_folder(hidden, path)
+        else:
+            if _is_at(lock, hidden):
+                shutil.rmtree(hidden, ignore_errors=True)
+            os.close(lock)
+
+
+def _remove_abandoned_folder(hidden: str, path: Path) -> None:
+    """Remove a hidden folder whose process is gone.
+
+    What the process had already moved out of the way of its result takes its place again.
+    """
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        descriptor = os.open(hidden, _FOLDER)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, hidden):
+                replaced = Path(hidden, _REPLACED)
+                if replaced.exists() and not os.path.lexists(path):
+                    os.rename(replaced, path)
+                shutil.rmtree(hidden)
+        finally:
+            os.close(descriptor)
 
 
 class FolderExistsError(FileExistsError):
@@ -302,6 +353,8 @@ class FolderExistsError(FileExistsError):
 @contextmanager
 def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterator[Path]:
     """A folder to fill, which becomes `path` at the end, or is removed after an exception.
+
+    What processes that were killed left for `path` is removed first.
 
     Args:
         path: path of the folder.
@@ -320,10 +373,12 @@ def atomic_folder(path: Path, *, force: bool = False, mark: str = "") -> Iterato
             if not path.is_dir() or (any(path.iterdir()) and not (path / mark).is_file()):
                 raise FileExistsError(f"{path}: exists and is not replaced, as it has no {mark}")
 
+    for hidden in takewhile(os.path.lexists, _hidden_names(str(path))):
+        _remove_abandoned_folder(hidden, path)
     refuse_existing()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _hidden_folder(path) as temporary:
-        folder, replaced = Path(temporary) / path.name, Path(temporary) / "replaced"
+        folder, replaced = temporary / _MADE, temporary / _REPLACED
         folder.mkdir()
         yield folder
         refuse_existing()
