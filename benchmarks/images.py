@@ -1,7 +1,7 @@
-"""Quality and size of image models on a folder of images, beside JPEG and WebP.
+"""Quality and size of image models on a folder of images, compared with JPEG and WebP.
 
 Every image is encoded to a token file and decoded, as on the command line. Models whose names
-differ in a trailing `-seed0`, `-seed1`, ... alone are one row, mean and half of the range.
+differ only in a trailing `-seed0`, `-seed1`, ... share a row, with mean and half of the range.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
-METRICS = {"psnr": 2, "ssim": 4, "ms_ssim": 4}  # and digits
+METRICS = {"psnr": 2, "ssim": 4, "ms_ssim": 4}  # metric -> decimals
 PEERS = {"JPEG": ("JPEG", (1, 3, 5, 10, 20)), "WebP": ("WEBP", (0, 2, 5, 10, 20))}
 
 
 def compare(reference: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
-    """The metrics of (H, W, 3) pixels that need no network: all but LPIPS."""
+    """The metrics of (H, W, 3) pixels that need no neural network: all except LPIPS."""
     from vpcodec.metrics import image
 
     return {name: getattr(image, name)(reference, decoded) for name in METRICS}
 
 
 def read(paths: Iterable[Path], limit: int | None = None) -> list[np.ndarray]:
-    """The first `limit` RGB images, (H, W, 3) uint8 each; no transparent and no grey ones."""
+    """The first `limit` RGB images, (H, W, 3) uint8 each, without transparent and grey ones."""
     from vpcodec.media.image import load_image
 
     images = (load_image(path) for path in paths)
@@ -41,7 +41,7 @@ def read(paths: Iterable[Path], limit: int | None = None) -> list[np.ndarray]:
 
 
 def evaluate(model: str, images: list[np.ndarray], backend: str) -> dict[str, Any]:
-    """Means over the images, and how the tokens of all of them use the codebook."""
+    """Means over the images, and codebook usage over all tokens."""
     from vpcodec.codec import ImageCodec
     from vpcodec.tokenfile import write_tokens
     from vpcodec.usage import CodebookUsage
@@ -91,7 +91,7 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """In Markdown; rows of several seeds as one."""
+    """A Markdown table, with one row for all seeds of a model."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(re.sub(r"-seed\d+$", "", row["codec"]), []).append(row)

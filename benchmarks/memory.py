@@ -1,9 +1,9 @@
 """Peak memory of encoding and decoding: hours of audio through pipes, and a 10 s clip; or a photo.
 
-The audio is generated while it is read (the clip again and again, each time at another level), and
-the decoded audio is counted and dropped: nothing is stored. Fails if a process needs more than the
-limit, or if the decoded length is wrong. With --image, a picture of 12 megapixels is generated, and
-its decoded size is checked.
+The audio is generated while it is read (a clip is repeated, each time at another level), and the
+decoded audio is counted and dropped, so that nothing is stored. Fails if a process needs more than
+the limit, or if the decoded length is wrong. With --image, an image of 12 megapixels is generated,
+and its decoded size is checked.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ CLIP_SECONDS = 10
 CLIP_AIM_MB = 150
 AUDIO_LIMIT_MB, IMAGE_LIMIT_MB = 500, 1500
 IMAGE_SIZE = 3000, 4000  # height, width
-UNKNOWN = 0xFFFFFFFF  # the size in a WAV header that cannot hold it
+UNKNOWN = 0xFFFFFFFF  # size in a WAV header if it is too large
 BLOCK = 1 << 16  # bytes
 
 
 def read_clip(path: Path) -> tuple[np.ndarray, int]:
-    """(T,) int16 of a mono 16-bit WAV, and its rate."""
+    """Samples of a mono 16-bit WAV, (T,) int16, and its sample rate, Hz."""
     with wave.open(str(path)) as file:
         if (file.getnchannels(), file.getsampwidth()) != (1, 2):
             raise SystemExit(f"{path}: must be mono WAV of 16 bits")
@@ -43,7 +43,7 @@ def read_clip(path: Path) -> tuple[np.ndarray, int]:
 
 
 def write_wav(stream: BinaryIO, clip: np.ndarray, rate: int, n_samples: int) -> None:
-    """A WAV of the clip repeated, each time at another level between -30 dB and full scale."""
+    """Write a WAV of the repeated clip, each time at another level from -30 dB to full scale."""
     n_bytes = 2 * n_samples
     known = n_bytes < UNKNOWN - 36
     sizes = (36 + n_bytes, n_bytes) if known else (UNKNOWN, UNKNOWN)
@@ -66,9 +66,9 @@ def command(*words: str) -> list[str]:
 
 
 def finish(**processes: subprocess.Popen) -> dict[str, dict[str, float]]:
-    """Wait for children; peak memory and CPU time of each.
+    """Wait for child processes; returns peak memory and CPU time of each.
 
-    ru_maxrss covers a child from its fork on; this script is smaller than what it starts.
+    ru_maxrss includes the forked copy of this script, which is smaller than what it starts.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     found, faults = {}, []
@@ -89,7 +89,7 @@ def finish(**processes: subprocess.Popen) -> dict[str, dict[str, float]]:
 
 
 class Counted:
-    """What went by: the number of bytes, and the first of them."""
+    """The number of bytes that passed, and the first of them."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -102,12 +102,12 @@ class Counted:
 
     @property
     def wav_samples(self) -> int:
-        """Samples of a mono 16-bit WAV of which all bytes went by."""
+        """Number of samples of a mono 16-bit WAV that has passed completely."""
         return (self.bytes - self.head.index(b"data") - 8) // 2
 
 
 def relay(source: BinaryIO, target: BinaryIO | None, counted: Counted) -> None:
-    """Copy until the end, or until the target closes; None drops everything."""
+    """Copy until the end, or until the target closes; with None, drop everything."""
     try:
         while data := source.read1(BLOCK):
             counted.add(data)
@@ -177,23 +177,23 @@ def short_run(args: argparse.Namespace, clip: np.ndarray, rate: int) -> dict[str
 
 
 def write_photo(path: str) -> None:
-    """A picture of IMAGE_SIZE with edges of all sizes, weaker where finer, as in photographs.
+    """Write an image of IMAGE_SIZE with edges at all scales, weaker at fine ones, as in photos.
 
-    Squares of noise are added up from coarse to fine; a part of it is common to the colours.
+    Squares of noise are added from coarse to fine; part of the noise is common to the colours.
     """
     from vpcodec.media.image import save_image
 
     height, width = IMAGE_SIZE
     rng = np.random.default_rng(0)
-    picture = np.zeros((height, width, 3), np.float32)
+    image = np.zeros((height, width, 3), np.float32)
     side = 4
     while side <= height:
         coarse = rng.standard_normal((side, side, 3), dtype=np.float32)
         coarse += 2 * rng.standard_normal((side, side, 1), dtype=np.float32)
         rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
-        picture += coarse[rows][:, columns] * np.float32(24 / np.log2(side) ** 2)
+        image += coarse[rows][:, columns] * np.float32(24 / np.log2(side) ** 2)
         side *= 2
-    save_image(path, np.clip(picture + 128, 0, 255).astype(np.uint8))
+    save_image(path, np.clip(image + 128, 0, 255).astype(np.uint8))
 
 
 def image_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def image_run(args: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         photo, tokens, back = (str(Path(folder) / name) for name in ("a.jpg", "a.tok", "b.png"))
-        with ProcessPoolExecutor(1) as elsewhere:  # or this script would not be small, see `finish`
+        with ProcessPoolExecutor(1) as elsewhere:  # keeps this process small, see `finish`
             elsewhere.submit(write_photo, photo).result()
         found: dict[str, Any] = {"height": IMAGE_SIZE[0], "width": IMAGE_SIZE[1]}
         for name, files in (("encode", (photo, tokens)), ("decode", (tokens, back))):
@@ -216,7 +216,7 @@ def image_run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def report_audio(args: argparse.Namespace) -> list[str]:
-    """Run and print the part on audio; what is wrong."""
+    """Run and print the measurements with audio; returns what is wrong."""
     clip, rate = read_clip(args.file)
     short = short_run(args, clip, rate)
     long = long_run(args, clip, rate)
@@ -251,7 +251,7 @@ def report_audio(args: argparse.Namespace) -> list[str]:
 
 
 def report_image(args: argparse.Namespace) -> list[str]:
-    """Run and print the part on images; what is wrong."""
+    """Run and print the measurements with an image; returns what is wrong."""
     found = image_run(args)
     faults = _too_large(found, args.limit)
     if found["size_back"] != IMAGE_SIZE:
@@ -280,7 +280,7 @@ def _too_large(found: dict[str, Any], limit: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", action="store_true", help="measure a photo, not audio")
+    parser.add_argument("--image", action="store_true", help="measure a photo instead of audio")
     parser.add_argument("--hours", type=float, default=10.0, help="length of the long run")
     parser.add_argument(
         "--limit",

@@ -1,11 +1,11 @@
-"""Mutated audio files through the reader: nothing may crash, hang or take much memory.
+"""Mutated audio files through the reader: none may crash, hang or take much memory.
 
-Seeds are WAV of several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here.
-Each input is one with some bytes changed, most of them in its header, or a part cut out, repeated
-or put in, and is read as a file or as a pipe. Workers are processes: one that dies, computes for
-5 s, is silent for a minute or may not have its memory is told with the input, which `--keep` saves.
-What is wrong ends with exit code 1. Times are those of the processor, so that other work on the
-machine does not count.
+Seeds are WAV in several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here.
+Each input is a seed with some bytes changed, mostly in its header, or with a part removed, repeated
+or inserted, and is read as a file or as a pipe. Inputs are read in a worker process; if it dies,
+computes for 5 s, is silent for a minute or runs out of memory, the input is reported, and `--keep`
+saves it. The exit code is then 1. Times are CPU times, so that other work on the machine does not
+count.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-HANG = 5.0  # seconds of the processor
+HANG = 5.0  # CPU seconds
 SILENCE = 60.0  # seconds
-MEMORY = 512 * 2**20  # bytes above what a worker has before
-HEADER = 256  # bytes in which most changes are
+MEMORY = 512 * 2**20  # bytes that reading may add to a worker
+HEADER = 256  # bytes at the start, where most changes are
 
 
 def make_seeds() -> dict[str, bytes]:
@@ -42,7 +42,7 @@ def make_seeds() -> dict[str, bytes]:
         size=16_000
     )
     pair = np.stack([tone, tone[::-1]], 1)[:6000]
-    kinds = {
+    formats = {
         "wav": ("WAV", "PCM_16"), "wav24": ("WAV", "PCM_24"), "float": ("WAV", "FLOAT"),
         "ulaw": ("WAV", "ULAW"), "ima": ("WAV", "IMA_ADPCM"), "ms": ("WAV", "MS_ADPCM"),
         "extensible": ("WAVEX", "PCM_16"), "rf64": ("RF64", "PCM_16"), "flac": ("FLAC", "PCM_16"),
@@ -52,7 +52,7 @@ def make_seeds() -> dict[str, bytes]:
         "w64": ("W64", "PCM_16"), "voc": ("VOC", "PCM_16"), "nist": ("NIST", "PCM_16"),
     }  # fmt: skip
     seeds = {}
-    for name, (format, subtype) in kinds.items():
+    for name, (format, subtype) in formats.items():
         for channels in (1, 2):
             file = io.BytesIO()
             rate = 16_000 if channels == 1 else 48_000
@@ -63,7 +63,7 @@ def make_seeds() -> dict[str, bytes]:
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
-    """One input: bytes set, a part cut, repeated, put in or left out."""
+    """Mutate a file: set bytes, or truncate, remove, repeat or insert a part."""
     out = bytearray(data)
     for _ in range(int(rng.integers(1, 4))):
         kind, size = rng.integers(10), len(out)
@@ -72,7 +72,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
             for i in rng.integers(0, 8, int(rng.integers(1, 4))):
                 if at + i < size:
                     out[at + i] = rng.integers(256)
-        elif kind < 6:  # a number of extreme value
+        elif kind < 6:  # an extreme value
             value = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF])
             width = int(rng.choice([1, 2, 4, 8]))
             out[at : at + width] = bytes([value]) * width
@@ -89,7 +89,7 @@ def mutate(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def read(data: bytes, path: Path, piped: bool) -> str:
-    """How reading ends: "read", "refused", or what should not be."""
+    """The result of reading: "read", "refused", or a fault."""
     from vpcodec.media.audio import AudioError, AudioReader
 
     n_samples = None
@@ -115,8 +115,8 @@ def read(data: bytes, path: Path, piped: bool) -> str:
 
 
 def serve(pipe: Connection, folder: str) -> None:
-    """Read what comes through the pipe, and say how it went."""
-    import vpcodec.media.audio  # noqa: F401  counts as memory that is there before
+    """Read the inputs that come through the pipe, and send back the results."""
+    import vpcodec.media.audio  # noqa: F401  its memory does not count
 
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
@@ -130,7 +130,7 @@ def serve(pipe: Connection, folder: str) -> None:
 
 
 class Worker:
-    """A process that reads inputs, and is replaced when one ends it."""
+    """A process that reads inputs, and is replaced when it dies."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -141,11 +141,11 @@ class Worker:
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other, self._folder), daemon=True)
         self._process.start()
-        self._warm = False  # until it has read something
+        self._warm = False  # whether it has read an input
         other.close()
 
     def read(self, data: bytes, piped: bool) -> tuple[str, float]:
-        """How reading ended, and the seconds that it took."""
+        """The result of reading, and the CPU seconds that it took."""
         taken = math.nan
         try:
             self._pipe.send((data, piped))
@@ -161,7 +161,7 @@ class Worker:
             if answered:
                 self._warm = True
                 return self._pipe.recv()
-            result = f"no answer after {taken:.1f} s of the processor"
+            result = f"no answer after {taken:.1f} CPU seconds"
         except (EOFError, OSError):
             self._process.join()
             result = f"ended with {self._process.exitcode}"
@@ -182,7 +182,7 @@ class Worker:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100_000, help="inputs")
+    parser.add_argument("--count", type=int, default=100_000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs that went wrong")
     parser.add_argument("--json", action="store_true")

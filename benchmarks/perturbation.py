@@ -1,10 +1,10 @@
-"""VP's k-NN estimate: how close it is to the exact distances, and what it costs in training.
+"""VP's k-NN estimate: its accuracy, and its cost in training.
 
-Accuracy: bias exp(E[log r]) - 1 and spread sd(log r) of the ratio r of the estimated to the exact
-D_M, for several densities, beside the spread of log D_M itself. Cost: one perturbation of 28,000
+Accuracy: bias exp(E[log r]) - 1 and spread sd(log r) of the ratio r of estimated to exact D_M, for
+several densities, compared with the spread of log D_M itself. Cost: one perturbation of 28,000
 tokens (24 clips of 7 s at 166.67 tokens/s) for codebooks of 256 to 65,536 codes, the exact search
 over the paper's queue (measured on fewer tokens), and the training step of a recipe's model on the
-same tokens, in accumulated parts as one would on a small machine.
+same tokens, in accumulated parts as on a small machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DATA = ROOT.parent / "shared" / "data"
 DIMENSIONS = {256: 3, 1024: 4, 4096: 5, 16384: 5, 65536: 5}  # the paper's, and one more
 QUERIES = 2000
 TOKENS = 28_000
-SECONDS, PARTS = 168, 14  # of audio in a step, and in how many parts it goes through the model
+SECONDS, PARTS = 168, 14  # seconds of audio per step, and parts that it is split into
 
 
 def gaussian(n: int, dim: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def heavy(n: int, dim: int) -> torch.Tensor:
 
 
 def speech_latents(folder: Path, seconds: float) -> torch.Tensor:
-    """(N, 6) latents of speech-3k before its quantizer, each dimension of unit variance."""
+    """(N, 6) latents of speech-3k before its quantizer, with unit variance in each dimension."""
     from vpcodec.backends.torch import load_model
     from vpcodec.hub import open_model
 
@@ -83,7 +83,8 @@ def accuracy(speech: torch.Tensor | None) -> list[dict]:
     for name, draw in densities.items():
         for size, dim in DIMENSIONS.items():
             torch.manual_seed(0)
-            every = draw(16 * dim * size + QUERIES, dim)  # the paper's queue, as far as there is
+            # The paper's queue, as far as there are latents.
+            every = draw(16 * dim * size + QUERIES, dim)
             queue, queries = every[QUERIES:], every[:QUERIES]
             mass = len(queue) / size
             order = max(1, round(mass))
@@ -114,7 +115,7 @@ def cost(recipe: Path, runs: int, device: str) -> dict:
         quantizer.push(torch.randn(16_384, 5, device=device), number=16_384)
         quantizer(latents)
     for _ in range(runs):
-        for size, quantizer in quantizers.items():  # in turns: what disturbs one disturbs all
+        for size, quantizer in quantizers.items():  # alternating, so that disturbances affect all
             times[size].append(seconds(lambda q=quantizer: q(latents), device))
     few = latents[:500]
     queue = torch.randn(16 * 5 * 16_384, 5, device=device)
@@ -129,7 +130,7 @@ def cost(recipe: Path, runs: int, device: str) -> dict:
 
 
 def codec_step(recipe: Path, runs: int, device: str) -> tuple[float, int]:
-    """Seconds of a training step of the recipe's model on 168 s of audio, and its tokens."""
+    """Seconds per training step of the recipe's model on 168 s of audio, and tokens per step."""
     from vpcodec.training.trainer import Trainer
 
     part = SECONDS / PARTS

@@ -1,8 +1,8 @@
-"""Published models beside the authors' packages: the same tokens and audio? How fast, how large?
+"""Published models here and in the authors' packages: agreement of tokens and audio, speed, memory.
 
-Both have the same random weights (tests/published/official.py); nothing is downloaded. Ours are
-converted as published files are, and run through `Codec`. Every measurement runs in a child process
-of its own, one after another."""
+Both have the same random weights (tests/published/official.py), so nothing is downloaded. Ours are
+converted as published files are, and run through `Codec`. Every measurement runs in its own child
+process, one after another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests/published"))
 from published import Official, official_missing, random_weights, save_modules  # noqa: E402
 
 SEAM_SECONDS = 40.0
-LENGTHS = (0.3, 1.0, 5.0, 12.0)  # seconds of the clips that are compared
+LENGTHS = (0.3, 1.0, 5.0, 12.0)  # lengths of the clips that are compared, s
 BY_NAME = {published.config.name: published for published in PUBLISHED}
 
 
@@ -35,7 +35,7 @@ BY_NAME = {published.config.name: published for published in PUBLISHED}
 
 
 def clip(spec: dict[str, Any], seconds: float) -> np.ndarray:
-    """(T,) float32 at the rate of the model."""
+    """(T,) float32 at the sample rate of the model."""
     from vpcodec.media.audio import resample
 
     rate = BY_NAME[spec["model"]].config.sample_rate
@@ -52,7 +52,7 @@ def official(spec: dict[str, Any]) -> Official:
 
 
 def prepare(spec: dict[str, Any]) -> None:
-    """Make the files that the authors would publish, and our folder of them."""
+    """Make the files that the authors would publish, and convert them to our model folder."""
     from vpcodec.published.convert import convert
 
     published = BY_NAME[spec["model"]]
@@ -62,12 +62,13 @@ def prepare(spec: dict[str, Any]) -> None:
 
 
 def compare(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tokens and audio of both, for each of `LENGTHS`; differences as shares of full scale.
+    """Compare tokens and audio for each of `LENGTHS`; differences are relative to full scale.
 
-    Audio is decoded from the same tokens, those of the package, which SQCodec gives up to the end
-    of a window; it is compared with the package's as it is, and with right places of interpolation
-    (`Official.decode_exactly`). From the tokens that are kept, ours goes on with those of silence:
-    `kept_db` is the audio over the difference that this makes.
+    Both decode the same tokens, those of the package, which in SQCodec extend to the end of a
+    window. Our audio is compared with that of the package, and with that of the package with exact
+    interpolation positions (`Official.decode_exactly`). From the tokens of the clip alone, ours
+    continues with those of silence: `kept_db` is the ratio of the audio to the resulting
+    difference.
     """
     from vpcodec import Codec
 
@@ -104,13 +105,13 @@ def compare(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def seams(spec: dict[str, Any]) -> dict[str, Any]:
-    """A long clip in windows, as it is always coded, beside the same clip at once.
+    """Compare a long clip coded in windows, as usual, with the same clip coded in one piece.
 
-    `seam_jump` is the largest step between neighbouring samples where windows meet, over the
-    largest of the clip decoded at once within 10 ms of the same places.
+    `seam_jump` is the largest step between neighbouring samples within 10 ms of the seams of
+    windows, over the largest step at the same positions of the clip decoded in one piece.
     """
     from vpcodec import Codec
-    from vpcodec.codec import streams
+    from vpcodec.published import streams
 
     codec = Codec.from_pretrained(spec["folder"], backend=spec["backend"], threads=spec["threads"])
     samples = clip(spec, SEAM_SECONDS)
@@ -118,19 +119,19 @@ def seams(spec: dict[str, Any]) -> dict[str, Any]:
     windowed = codec.decode(tokens)[0]
     window = codec.decoder_stream()._window * codec.hop_length
     streams.ENCODE_SECONDS = streams.DECODE_SECONDS = 2 * SEAM_SECONDS
-    at_once = codec.encode(samples)
+    whole_tokens = codec.encode(samples)
     whole = codec.decode(tokens)[0]
-    places = range(window, len(whole), window)
+    seams_at = range(window, len(whole), window)
     near = round(0.01 * codec.sample_rate)
     jumps = [
-        max(np.abs(np.diff(audio[at - near : at + near])).max() for at in places)
+        max(np.abs(np.diff(audio[at - near : at + near])).max() for at in seams_at)
         for audio in (windowed, whole)
     ]
     return {
         "model": spec["model"],
         "seconds": SEAM_SECONDS,
-        "windows": len(places) + 1,
-        "equal_tokens": float(np.mean(tokens == at_once)),
+        "windows": len(seams_at) + 1,
+        "equal_tokens": float(np.mean(tokens == whole_tokens)),
         "windowed_db": float(10 * np.log10(np.mean(whole**2) / np.mean((windowed - whole) ** 2))),
         "seam_jump": float(jumps[0] / jumps[1]),
     }
@@ -169,7 +170,7 @@ ROLES = {
 
 
 def child(role: str, **spec: Any) -> Any:
-    """Run one role in a process of its own; its result."""
+    """Run one role in its own process; returns its result."""
     threads = str(spec["threads"])
     limits = {f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")}
     command = [sys.executable, __file__, "--child", json.dumps(spec), role]
@@ -180,7 +181,7 @@ def child(role: str, **spec: Any) -> Any:
 
 
 def speed_row(model: str, seconds: float, ours: dict, theirs: dict) -> dict[str, Any]:
-    """Both in times faster than real time and MB, and how many times ours is better."""
+    """Speed (relative to real time) and memory (MB) of both, and their ratios."""
     row: dict[str, Any] = {"model": model, "seconds": seconds}
     for side in ("encode", "decode"):
         fast, slow = statistics.median(ours[side]), statistics.median(theirs[side])
@@ -248,8 +249,8 @@ def show(found: dict[str, Any]) -> None:
 
     if found["parity"]:
         table(
-            "Tokens and decoded audio beside the authors' package (full scale is 1)",
-            ["s", "tokens", "equal", "edge", "audio", "its rounding", "beside exact", "kept dB"],
+            "Tokens and decoded audio, compared with the authors' package (full scale is 1)",
+            ["s", "tokens", "equal", "edge", "audio", "its rounding", "vs exact", "kept dB"],
             [
                 [
                     row["model"],
@@ -268,8 +269,8 @@ def show(found: dict[str, Any]) -> None:
         )
     if found["windows"]:
         table(
-            f"{SEAM_SECONDS:g} s in windows, beside the same at once",
-            ["windows", "equal tokens", "audio dB", "largest step at seams, over that at once"],
+            f"{SEAM_SECONDS:g} s in windows, compared with the same in one piece",
+            ["windows", "equal tokens", "audio dB", "largest step at seams, relative"],
             [
                 [
                     row["model"],
@@ -307,11 +308,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(BY_NAME), choices=BY_NAME, metavar="M")
     parser.add_argument(
-        "--seconds", type=float, nargs="*", default=[10.0], help="of the clips that are timed"
+        "--seconds",
+        type=float,
+        nargs="*",
+        default=[10.0],
+        help="lengths of timed clips",
     )
     parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx", help="ours")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=3, help="timed runs, after two to warm up")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs, after two warm-up runs")
     parser.add_argument("--no-parity", action="store_true", help="only speed and memory")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 """The same small autoencoder with every quantizer, on speech and on images: the papers' table.
 
-Everything but the quantizer is equal: data, order of the data, architecture, initial weights,
-steps, optimiser. There is no discriminator. With --backbone the autoencoder of speech is that of a
-shipped model, with its weights but for the projections into the quantizer and out of it, so that a
-budget that fits a CPU is spent on what the quantizers differ in. FSP and FSQ use the level sets of
+Only the quantizer differs; data, order of the data, architecture, initial weights, steps and
+optimiser are the same. There is no discriminator. With --backbone, the speech autoencoder is that
+of a shipped model, with its weights except the projections before and after the quantizer, so that
+a small CPU budget is spent on what differs between quantizers. FSP and FSQ use the level sets of
 the VP-VAE paper, the others its dimensions and exact K; LFQ has one dimension per bit. Quality is
 that of real tokens on held-out data. CVU = exp(entropy) / K over all held-out tokens.
 """
@@ -52,12 +52,12 @@ METHODS = {
     "SimVQ": lambda k: SimVQ(len(LEVELS[k]), k),
     "LFQ": lambda k: LFQ(k.bit_length() - 1),
 }
-CALIBRATIONS = (0.15, 0.4, 0.7)  # of the budget
+CALIBRATIONS = (0.15, 0.4, 0.7)  # as shares of all steps
 CALIBRATION_PER_CODE, FIT_PER_CODE, FIT_ITERATIONS = 16, 32, 20
 
 
 class Speech:
-    """Crops of speech and a one-stage AudioAutoencoder, all of it at the rate of the tokens."""
+    """Crops of speech and a one-stage AudioAutoencoder, whose layers all run at the token rate."""
 
     metrics = ("pesq_wb", "stoi", "mel")
     digits = (3, 4, 4)
@@ -184,13 +184,13 @@ class Images:
             decoded = ((output.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
             for pair in zip(part, decoded):
                 x, y = (pixels.permute(1, 2, 0).numpy() for pixels in pair)
-                ssim = structural_similarity(x, y, channel_axis=2)  # windows of 7 x 7, all alike
+                ssim = structural_similarity(x, y, channel_axis=2)  # uniform windows of 7 x 7
                 rows.append((peak_signal_noise_ratio(x, y), ssim))
         return tokens, dict(zip(self.metrics, map(statistics.mean, zip(*rows))))
 
 
 class ToyAutoencoder(nn.Module):
-    """Patches of 4 x 4, two residual units, halved to tokens of 8 x 8, two more, and back."""
+    """Patches of 4 x 4, two residual units, downsampling to 8 x 8, two more units, and back."""
 
     def __init__(self, quantizer: Quantizer, width: int) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Residual(nn.Module):
 
 
 def replace_quantizer(model: AudioAutoencoder, quantizer: Quantizer) -> None:
-    """Put another quantizer between encoder and decoder, with projections of its width."""
+    """Replace the quantizer of a model, and the projections before and after it."""
     wide = model.encoder.project.in_features
     model.encoder.project = nn.Linear(wide, quantizer.dim)
     nn.init.normal_(model.encoder.project.weight, std=quantizer.latent_std / wide**0.5)
@@ -269,19 +269,19 @@ def run(
     args: argparse.Namespace,
     workers: Workers,
 ) -> dict[str, Any]:
-    """Train and evaluate once."""
+    """Train and evaluate one model."""
     torch.manual_seed(seed)
     quantizer = METHODS[method](size)
-    torch.manual_seed(seed)  # whatever that drew: the same weights for all
+    torch.manual_seed(seed)  # again, so that all quantizers get the same weights
     model = task.model(quantizer).to(args.device).train()
     steps = args.steps if isinstance(task, Speech) else args.image_steps
     optim = OptimConfig(name="muon", lr=args.lr, warmup_steps=steps // 20)
     optimizers = build_optimizers(model, optim)
     calibrations = {round(share * steps) for share in CALIBRATIONS}
-    fresh = seed * steps  # every seed sees other data
+    first = seed * steps  # each seed sees different data
     began, training = time.perf_counter(), 0.0
     for step in range(steps):
-        batch = task.batch(fresh + step).to(args.device)
+        batch = task.batch(first + step).to(args.device)
         tick = time.perf_counter()
         rate = optim.lr * min(1.0, (step + 1) / optim.warmup_steps, 2 * (1 - step / steps))
         for optimizer in optimizers:
@@ -296,7 +296,7 @@ def run(
             optimizer.zero_grad(set_to_none=True)
         training += time.perf_counter() - tick
         if isinstance(quantizer, VP) and step + 1 in calibrations:
-            with suppress(ValueError):  # out of reach for the latents of a young encoder
+            with suppress(ValueError):  # the latents of an early encoder may not allow it
                 with torch.no_grad():
                     quantizer.calibrate(latents(task, model, CALIBRATION_PER_CODE * size))
     with torch.no_grad():
@@ -335,7 +335,7 @@ def latents(task: Speech | Images, model: nn.Module, wanted: int) -> torch.Tenso
 
 
 def table(rows: list[dict[str, Any]], task: Speech | Images) -> str:
-    """Means over seeds, and half the distance of the extremes, in Markdown."""
+    """A Markdown table of means over seeds, and half of their range."""
     rows = [row for row in rows if row["task"] == type(task).__name__.lower()]
     lines = [
         f"| K | method | codes | CVU | bits/token | {' | '.join(task.metrics)} |",

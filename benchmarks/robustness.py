@@ -1,7 +1,7 @@
-"""Quality on what a speech codec meets: noise, music, other languages, clipping, telephones.
+"""Quality in the conditions a speech codec meets: noise, music, languages, clipping, telephones.
 
-Each condition is a folder of recordings, made here from held-out ones. The reference is what the
-codec was given, so that keeping noise counts as good, and cleaning it does not.
+Each condition is a folder of recordings, made here from held-out ones. The reference is the input
+of the codec, so that preserving noise counts as good, and removing it does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vpcodec.training.audio.data import mu_law
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 RATE = 16_000
-COLUMNS = {  # measure -> its title and how it is written
+COLUMNS = {  # metric -> title and format
     "bitrate": ("bit/s", ",.0f"),
     "pesq_wb": ("PESQ-WB", ".2f"),
     "stoi": ("STOI", ".3f"),
@@ -32,8 +32,8 @@ COLUMNS = {  # measure -> its title and how it is written
     "mel_distance": ("mel distance", ".3f"),
     "dnsmos_p808": ("DNSMOS P.808", ".2f"),
 }
-METRICS = [name for name in COLUMNS if name != "bitrate"]  # which is there without asking
-# of audio_misc, what no recipe here trains with
+METRICS = [name for name in COLUMNS if name != "bitrate"]  # always reported
+# Files of audio_misc that no recipe here trains on.
 NOISES = ("env_esc10_009*", "env_esc10_010*", "env_smstools_*")
 MUSIC = ("music_librosa_fishin*", "music_smstools_[o-z]*")
 Change = Callable[[np.ndarray, int], np.ndarray]  # (T,) samples and the number of the clip
@@ -52,7 +52,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def conditions(args: argparse.Namespace) -> dict[str, tuple[list[Path], Change]]:
-    """Name -> recordings, and what becomes of each."""
+    """Name -> recordings, and the change that is applied to each."""
     clips = [args.speech / name for name in find_audio(args.speech)]
     noises = [read(path) for path in matching(args.misc, NOISES)]
 
@@ -69,12 +69,12 @@ def conditions(args: argparse.Namespace) -> dict[str, tuple[list[Path], Change]]
         return change
 
     def clipped(x: np.ndarray, number: int) -> np.ndarray:
-        """At twice the root mean square."""
+        """Clip at twice the root mean square."""
         level = 2 * np.sqrt(np.mean(x**2))
         return np.clip(x, -level, level) * min(1, 0.99 / level)
 
     def telephone(x: np.ndarray, number: int) -> np.ndarray:
-        """300 to 3,400 Hz, sampled at 8 kHz in 8 bits of mu-law, and back."""
+        """Band-limit to 300 to 3,400 Hz, at 8 kHz with 8 bits of mu-law, and resample back."""
         narrow = resample(x[None], RATE, 8000)[0]
         spectrum = np.fft.rfft(narrow)
         hertz = np.fft.rfftfreq(len(narrow), 1 / 8000)
@@ -98,7 +98,7 @@ def conditions(args: argparse.Namespace) -> dict[str, tuple[list[Path], Change]]
 
 
 def foreign(clips: list[Path]) -> list[Path]:
-    """Those in languages that the training data do not have, by the manifest beside them."""
+    """Clips in languages that are not in the training data, according to the manifest."""
     with open(clips[0].parents[1] / "MANIFEST.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     folder = clips[0].parent.name
@@ -107,12 +107,12 @@ def foreign(clips: list[Path]) -> list[Path]:
         return row["language"].replace("_", "-").split("-")[0].split(" ")[0]
 
     known = {language(row) for row in rows if row["path"].startswith("speech_train")}
-    strange = {
+    names = {
         Path(row["path"]).name
         for row in rows
         if row["path"].startswith(folder) and language(row) not in known
     }
-    return [clip for clip in clips if clip.name in strange]
+    return [clip for clip in clips if clip.name in names]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""How long `vpcodec score` takes, metric by metric and in all, and whether its memory stays flat.
+"""Duration of `vpcodec score`, by metric and in total, and whether its memory stays constant.
 
-Scores a folder through a model with all default metrics, then the same clips several times over;
-each in a process of its own, and metric by metric on one of the clips.
+Scores a folder with a model and all default metrics, then several copies of the same clips, each in
+its own process; and each metric on one of the clips.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NU
 
 
 def run(folder: Path, model: str, jobs: int) -> dict[str, Any]:
-    """Seconds of a whole command, and the peak memory of its largest process."""
+    """Duration of a whole command, and peak memory of its largest process."""
     command = [sys.executable, "-m", "vpcodec", "score", folder, "-m", model, "--jobs", jobs]
     began = time.perf_counter()
     process = subprocess.Popen([*map(str, command), "--json"], stdout=subprocess.PIPE)
@@ -41,14 +41,14 @@ def run(folder: Path, model: str, jobs: int) -> dict[str, Any]:
 
 
 def repeated(folder: Path, target: Path, times: int) -> None:
-    """All files of a folder, so many times each, under other names."""
+    """Copy all files of a folder several times, under different names."""
     for path in sorted(folder.iterdir()):
         for i in range(times):
             shutil.copy(path, target / f"{i}-{path.name}")
 
 
 def each_metric(path: Path) -> dict[str, float]:
-    """Measure -> CPU seconds for one clip against itself, the second time that it is called."""
+    """Measure -> CPU seconds of its second call, on one clip compared with itself."""
     from vpcodec.media.audio import load
     from vpcodec.metrics.base import Clip
     from vpcodec.metrics.registry import choose
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=SPEECH)
     parser.add_argument("--model", default="speech-3k")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--times", type=int, default=3, help="how often each clip, for memory")
+    parser.add_argument("--times", type=int, default=3, help="copies of each clip, for memory")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     os.environ.update(ONE_THREAD)

@@ -1,8 +1,7 @@
-"""How decoded speech sounds: judges of listening quality on a dev and a test set of speakers, lines
-in what should be noise, and spectrograms to look at.
+"""How decoded speech sounds: predicted listening quality, tonal lines in noise, and spectrograms.
 
-Whatever is chosen (losses, weights, when to stop) is chosen on dev; test is reported. Speakers
-take turns in the order of their names, so each is in one of both.
+Choices (losses, weights, when to stop) are made on a dev set of speakers, and results are reported
+on a test set. Speakers are assigned to the sets alternately, in the order of their names.
 
 python benchmarks/sound.py table speech-3k --decoded lyra-3.2k=DATA/lyra_dev/3200 --split test
 python benchmarks/sound.py lines speech-3k MODEL_FOLDER
@@ -40,12 +39,12 @@ LINES_ABOVE_HZ = 1000
 
 
 def speaker(name: str) -> str:
-    """Of a clip: all of its name but the number of the recording."""
+    """The speaker of a clip: its name without the number of the recording."""
     return "_".join(name.split("_")[:2])
 
 
 def split(folder: Path, part: str) -> list[Path]:
-    """The clips of the speakers of "dev" or "test", or of "all"."""
+    """The clips of the speakers in "dev", in "test", or of "all"."""
     clips = sorted(folder / path for path in find_audio(folder))
     speakers = sorted({speaker(clip.name) for clip in clips})
     chosen = {"dev": speakers[::2], "test": speakers[1::2], "all": speakers}[part]
@@ -53,7 +52,7 @@ def split(folder: Path, part: str) -> list[Path]:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Means over the clips of a split, a row per codec."""
+    """Print means over the clips of a split, with a row per codec."""
     metrics = [name for name in COLUMNS if name != "bitrate"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "original")
@@ -93,13 +92,14 @@ def table(args: argparse.Namespace) -> None:
 
 
 def line_to_floor(codec: Codec, *, tilt: float = 0.0) -> float:
-    """How far lines at multiples of the frame rate stand above the noise between them, in dB.
+    """Level of lines at multiples of the frame rate above the noise between them, dB.
 
-    The codec decodes what it made of white noise. Mean over the multiples above 1 kHz; about 0 for
-    noise that is noise.
+    The codec encodes and decodes white noise. Mean over the multiples above 1 kHz; about 0 for real
+    noise.
 
     Args:
-        tilt: a in x(t) - a x(t - 1), the first difference that makes noise like a fricative.
+        codec: the codec.
+        tilt: a in x(t) - a x(t - 1), which makes noise sound like a fricative.
     """
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(NOISE_SECONDS * codec.sample_rate)
@@ -126,7 +126,7 @@ def lines(args: argparse.Namespace) -> None:
 
 
 def spectrogram(samples: np.ndarray, size: int = 1024, hop: int = 32) -> np.ndarray:
-    """(T,) -> (bins, frames) uint8, 0 at -90 dB and 255 at 0 dB of a full-scale sine."""
+    """(T,) -> (bins, frames) uint8: -90 dB (0) to 0 dB (255) relative to a full-scale sine."""
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(samples, size // 2), size)[::hop]
     magnitude = np.abs(np.fft.rfft(frames * np.hanning(size))).T * 4 / size
     decibels = 20 * np.log10(magnitude + 1e-9)
@@ -134,7 +134,7 @@ def spectrogram(samples: np.ndarray, size: int = 1024, hop: int = 32) -> np.ndar
 
 
 def spectrograms(args: argparse.Namespace) -> None:
-    """One below the other: the original, models, decoded files."""
+    """Write an image of spectrograms: the original, models and decoded files, top to bottom."""
     original, rate = load(args.clip)
     original = resample(original[:1], rate, 16_000)[0]
     signals = [original]
@@ -145,16 +145,16 @@ def spectrograms(args: argparse.Namespace) -> None:
         found, rate = load(path)
         signals.append(resample(found[:1], rate, 16_000)[0])
     first, last = (round(16_000 * second) for second in args.seconds)
-    pictures = [spectrogram(signal[first:last]) for signal in signals]
-    gap = np.full((6, pictures[0].shape[1]), 255, np.uint8)
-    rows = [part for picture in pictures for part in (picture, gap)][:-1]
+    images = [spectrogram(signal[first:last]) for signal in signals]
+    gap = np.full((6, images[0].shape[1]), 255, np.uint8)
+    rows = [part for image in images for part in (image, gap)][:-1]
     Image.fromarray(np.concatenate(rows)).save(args.target)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("table", help="judges, in one table")
+    command = commands.add_parser("table", help="predicted quality, in one table")
     command.add_argument("models", nargs="*")
     command.add_argument("--decoded", nargs="*", default=[], help="name=folder")
     command.add_argument("--codecs", default="", help="as of `vpcodec score`")
@@ -163,10 +163,10 @@ def main() -> None:
     command.add_argument("--jobs", type=int, default=1)
     command.add_argument("--json", type=Path)
     command.set_defaults(run=table)
-    command = commands.add_parser("lines", help="lines in decoded noise")
+    command = commands.add_parser("lines", help="tonal lines in decoded noise")
     command.add_argument("models", nargs="+")
     command.set_defaults(run=lines)
-    command = commands.add_parser("spectrograms", help="a picture of 1024-point spectra")
+    command = commands.add_parser("spectrograms", help="an image of 1024-point spectra")
     command.add_argument("clip", type=Path)
     command.add_argument("target", type=Path)
     command.add_argument("--models", nargs="*", default=[])

@@ -1,9 +1,9 @@
-"""Speed of encoding and decoding, beside other neural codecs; cold start; multiply-adds.
+"""Speed of encoding and decoding, compared with other neural codecs; cold start; multiply-adds.
 
-Every measurement runs in a child process of its own, one after another, so that thread settings
-and peak memory belong to it alone. Ours goes from a WAV file to a token file and back, entropy
-coding included; the others from samples to codes and back. They have random weights: their speed
-does not depend on them, and nothing is downloaded.
+Every measurement runs in its own child process, one after another, so that thread settings and peak
+memory are its own. Ours goes from a WAV file to a token file and back, including entropy coding;
+the others go from samples to codes and back. They have random weights, on which speed does not
+depend, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "tests" / "resources" / "speech.wav"
 RATE = 16_000  # of the clips; also that of L3AC
 WARM_UP = 2
-LEAST_SECONDS = 10.0  # that a codec is timed, so that a slow moment of the machine does not decide
+LEAST_SECONDS = 10.0  # shortest total time of a measurement, to average out slow moments
 COLD_SECONDS = 5
 L3AC_MODEL = "3kbps"
-PACKAGES = {  # of the peers, and what they are installed as
+PACKAGES = {  # peer -> package that it is in
     "l3ac 3 kbps": "l3ac",
     "encodec 24 kHz, 6 kbps": "transformers",
     "mimi, 8 codebooks": "transformers",
     "snac 24 kHz": "snac",
     "dac 16 kHz": "transformers",
 }
-FIRST = next(iter(PACKAGES))  # the peer of the ratios
+FIRST = next(iter(PACKAGES))  # the peer that ratios refer to
 RATIOS = (("encode", "encode_times"), ("decode", "decode_times"))
 
 
@@ -50,7 +50,7 @@ RATIOS = (("encode", "encode_times"), ("decode", "decode_times"))
 def timed(
     function: Callable[[], Any], runs: int, least_seconds: float = 0.0
 ) -> tuple[list[float], Any]:
-    """Seconds of each run after the warm-up, and the last result: `runs`, or more of short ones."""
+    """Seconds of each run after the warm-up (`runs`, or more short ones), and the last result."""
     for _ in range(WARM_UP):
         result = function()
     seconds = []
@@ -62,9 +62,9 @@ def timed(
 
 
 def peak_rss() -> int:
-    """Largest resident memory of this process so far, bytes.
+    """Peak resident memory of this process, bytes.
 
-    Linux's ru_maxrss would count the parent as it was before exec.
+    Linux's ru_maxrss would include the parent before exec.
     """
     try:
         with open("/proc/self/status") as file:
@@ -106,7 +106,7 @@ def measure_ours(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def written(tokens: np.ndarray, header: Any, coder: Any) -> bytes:
-    """A token file."""
+    """The contents of a token file."""
     from vpcodec.tokenfile import write_tokens
 
     file = io.BytesIO()
@@ -115,7 +115,7 @@ def written(tokens: np.ndarray, header: Any, coder: Any) -> bytes:
 
 
 def build_peer(name: str) -> tuple[int, Callable[[Any], Any], Callable[[Any], Any]]:
-    """A codec with random weights: its rate, (1, T) samples to codes, codes to (..., T)."""
+    """A codec with random weights: sample rate, (1, T) samples to codes, codes to (..., T)."""
     import torch
 
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def measure_peer(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_ours(spec: dict[str, Any]) -> dict[str, float]:
-    """Multiply-adds per second of audio, in the chunks of `Codec`, whose state is full."""
+    """Multiply-adds per second of audio, in chunks as in `Codec`, with full state."""
     import torch
 
     from vpcodec.backends.torch import load_model
@@ -235,7 +235,7 @@ def count_ours(spec: dict[str, Any]) -> dict[str, float]:
 
 
 def count_peer(spec: dict[str, Any]) -> dict[str, float]:
-    """Multiply-adds per second of audio; the whole clip at once."""
+    """Multiply-adds per second of audio, for the whole clip in one piece."""
     import torch
     from torchaudio.functional import resample
 
@@ -271,7 +271,7 @@ ROLES = {
 
 
 def child(role: str, threads: int = 1, **spec: Any) -> dict[str, Any]:
-    """Run one role in a process of its own; its result."""
+    """Run one role in its own process; returns its result."""
     limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
     command = [sys.executable, __file__, "--child", json.dumps(spec | {"threads": threads}), role]
     done = subprocess.run(command, env=os.environ | limits, stdout=subprocess.PIPE, text=True)
@@ -281,7 +281,7 @@ def child(role: str, threads: int = 1, **spec: Any) -> dict[str, Any]:
 
 
 def row(name: str, backend: str, threads: int, seconds: float, found: dict) -> dict[str, Any]:
-    """A line of the table, from the seconds that a child reports."""
+    """A row of the table, from the result of a child process."""
     times = {
         f"{side}_times": seconds / statistics.median(found[side]) for side in ("encode", "decode")
     }
@@ -302,7 +302,7 @@ def row(name: str, backend: str, threads: int, seconds: float, found: dict) -> d
 
 
 def cold_start(model: str, clip: Path, folder: Path, runs: int) -> list[float]:
-    """Seconds from the shell to the token file, the program compiled and in the disk cache."""
+    """Seconds from the shell to the token file, with the program compiled and in the disk cache."""
     script = Path(sys.executable).with_name("vpcodec")
     command = [str(script)] if script.exists() else [sys.executable, "-m", "vpcodec"]
     command += ["encode", str(clip), str(folder / "cold.tok"), "--model", model]
@@ -317,7 +317,7 @@ def cold_start(model: str, clip: Path, folder: Path, runs: int) -> list[float]:
 
 
 def make_clip(path: Path, seconds: float) -> np.ndarray:
-    """(1, T) float32 of that length at RATE: the file, repeated or cut."""
+    """(1, T) float32 at RATE: a file, repeated or cut to a length."""
     from vpcodec.media.audio import load, resample
 
     samples, rate = load(path)
@@ -441,7 +441,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, default=SPEECH, help="audio to repeat or cut")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
     parser.add_argument(
-        "--runs", type=int, default=7, help="timed runs at least, after two to warm up"
+        "--runs", type=int, default=7, help="timed runs at least, after two warm-up runs"
     )
     parser.add_argument("--cold-runs", type=int, default=5)
     parser.add_argument(

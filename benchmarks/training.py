@@ -1,11 +1,11 @@
 """How fast a recipe trains, and where the time goes.
 
-Real steps of the trainer on real data, in variants of one recipe: without and with discriminators,
+Real steps of the trainer on real data, in variants of one recipe: with and without discriminators,
 bf16 and fp32, FSP and VP, with torch.compile; on a GPU if there is one. Per step: waiting for the
-loader, codec forward (of which the quantizer), losses of the codec (forward, and back to its
-output: of reconstruction and adversarial), codec backward, optimiser and average, update of the
-discriminators. The variants run one after the other in one process each; the first one is what the
-ratios refer to.
+loader, forward pass of the codec (and of its quantizer), losses (reconstruction and adversarial,
+forward and backward to the output of the codec), backward pass of the codec, optimiser and
+averaging, update of the discriminators. Each variant runs in its own process, one after another;
+ratios refer to the first one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Stopwatch:
         self.trainer = trainer
         self.seconds: dict[str, float] = defaultdict(float)
         self._sync = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
-        self._mark = 0.0
+        self._part_began = 0.0
         state, step = trainer.state, trainer.train_step
         state.model.quantizer.forward = self._timed("quantizer", state.model.quantizer.forward)
         state.update_average = self._timed("update", state.update_average)
@@ -86,21 +86,21 @@ class Stopwatch:
             began = self.now()
             output, quantized = module(*inputs)
             self.add("forward", began)
-            self._mark = self.now()
+            self._part_began = self.now()
             output.register_hook(self._at_output)
             return output, quantized
 
         return wrapped
 
     def _at_output(self, gradient: Any) -> None:
-        """The gradient has come to the output: losses are done, the codec's backward begins."""
-        self.add("losses", self._mark)
-        self._mark = self.now()
+        """The gradient has reached the output: losses are done, and the codec's backward begins."""
+        self.add("losses", self._part_began)
+        self._part_began = self.now()
 
     def _codec_pass(self, function: Callable) -> Callable:
         def wrapped(*arguments: Any, **options: Any) -> Any:
             result = function(*arguments, **options)
-            self.add("backward", self._mark)
+            self.add("backward", self._part_began)
             return result
 
         return wrapped
@@ -109,7 +109,7 @@ class Stopwatch:
 def measure(
     recipe: Path, overrides: list[str], warmup: int, steps: int, threads: int | None
 ) -> dict[str, float]:
-    """Run one variant: seconds per step and of its parts, and audio or megapixels per second."""
+    """Run one variant; returns seconds per step and its parts, and speed (s/s or MP/s)."""
     import torch
 
     if threads is not None:
@@ -146,20 +146,24 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "speech_3k.yaml")
-    parser.add_argument("--data", type=Path, help="folder; default: speech or images beside us")
+    parser.add_argument("--data", type=Path, help="folder; default: the shared speech or images")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--batch", type=int, help="data.batch_size; default: the recipe's")
+    parser.add_argument("--batch", type=int, help="data.batch_size; default: that of the recipe")
     parser.add_argument("--only", nargs="*", help="variants whose name contains one of these")
     parser.add_argument(
-        "--threads", type=int, nargs="+", default=[None], help="of torch; default: its choice"
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[None],
+        help="threads of torch; default: its choice",
     )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     from vpcodec.recipe import load_recipe
 
-    kind = load_recipe(args.recipe).model.kind
-    folder = args.data or FOLDERS[kind]
+    modality = load_recipe(args.recipe).model.kind
+    folder = args.data or FOLDERS[modality]
     if not folder.is_dir():
         parser.error(f"{folder}: no such folder")
     common = [f"data.train={folder}"]
@@ -181,7 +185,7 @@ def main() -> None:
         print(json.dumps(results, indent=2))
         return
     first = next(iter(results.values()))["speed"]
-    unit = {"audio": "audio s/s", "image": "MP/s"}[kind]
+    unit = {"audio": "audio s/s", "image": "MP/s"}[modality]
     print(f"| {args.recipe.stem} | {unit} | ratio | ms per step | {' | '.join(PARTS)} |")
     print("|---|" + "---:|" * (3 + len(PARTS)))
     for name, row in results.items():
