@@ -16,6 +16,7 @@ demo: $(VENV)/.core
 	$(BIN)/vpcodec info demo/speech.tok
 	@ls -l tests/resources/speech.wav demo/speech.tok demo/speech.wav
 	@echo "listen to demo/speech.wav; the original is tests/resources/speech.wav"
+	@echo "vpcodec is in $(BIN): call $(BIN)/vpcodec, or put it on the PATH: source $(BIN)/activate"
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest

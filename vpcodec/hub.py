@@ -108,10 +108,12 @@ def open_model(name: str | Path = DEFAULT_MODEL, *, note: Note | None = None) ->
     path = Path(name)
     if str(name) and path.is_dir():
         return read_folder(path)
+    if str(name).startswith((".", "/", "~")) or path.is_absolute():
+        raise ModelError(f"{name}: no such folder")
     repo, _, revision = str(name).partition("@")
     if repo in bundled:
         return _open_revision(read_folder(bundled[repo]), repo, revision)
-    if repo.count("/") == 1 and not path.is_absolute() and not repo.startswith("."):
+    if repo.count("/") == 1:
         return _open_repository(repo, revision or None)
     known = ", ".join(bundled) or "none"
     raise ModelError(

@@ -876,3 +876,55 @@ def test_without_the_train_extra() -> None:
         (line,) = err.splitlines()
         assert line.startswith("vpcodec: ") and "pip install 'vpcodec[train]'" in line
     assert tree() == {"a.wav", "a.tok", "b.wav"}
+
+
+# -------------------------------------------------------------------------------------------- help
+
+
+COMMANDS = ["encode", "decode", "info", "score", "train", "export", "models push", "models tables"]
+
+
+@pytest.mark.parametrize("command", ["", "models", *COMMANDS])
+def test_help_is_short_for_help_and_plain(command: str) -> None:
+    text = run(*command.split(), "-h").out.decode()
+    assert text == run(*command.split(), "--help").out.decode()
+    options = text.partition("Options:")[2]
+    assert " <" not in options and "{" not in text.splitlines()[0]
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "info", "score", "train"])
+def test_help_has_examples(command: str) -> None:
+    text = run(command, "-h").out.decode()
+    assert f"\n  vpcodec {command} " in text
+
+
+def test_version_and_completion() -> None:
+    assert run("-V").out == run("--version").out == f"{vpcodec.__version__}\n".encode()
+    assert "--install-completion" in run("-h").out.decode()
+    command = [*MODULE, "--show-completion", "bash"]
+    assert b"complete" in subprocess.run(command, capture_output=True, timeout=ENOUGH).stdout
+
+
+def test_info_of_several_files_and_folders() -> None:
+    run("encode", "a.wav", "t/sub/a.tok")
+    run("encode", "a.wav", "t/b.tok")
+    rows = run("info", "t", "t/b.tok", "speech-1k", "--json").json
+    named = [row.get("file", row["model"]) for row in rows]
+    assert named == ["t/b.tok", "t/sub/a.tok", "t/b.tok", "speech-1k"]
+    text = run("info", "t").out.decode()
+    assert text.count("\n\n") == 1 and text.count("checksums") == 2
+    assert isinstance(run("info", "t/b.tok", "--json").json, dict)
+    Path("t/c.tok").write_bytes(Path("t/b.tok").read_bytes()[:-20])
+    Path("t/d.tok").touch()
+    result = run("info", "t", "--json", check=1)
+    assert [row["checksums"] == "ok" for row in result.json] == [True, False, True]
+    assert "t/d.tok: " in result.err and result.err.endswith("vpcodec: 2 of 4 failed\n")
+    Path("empty").mkdir()
+    assert "empty/config.json: No such file" in refuse("info", "empty")
+
+
+@pytest.mark.parametrize("name", ["./nosuch", "../nosuch", "/no/such", "./no/such"])
+def test_what_is_a_path_is_no_name_on_the_hub(name: str) -> None:
+    assert refuse("info", name) == f"vpcodec: {name}: no such folder"
+    assert refuse("encode", "a.wav", "-m", name) == f"vpcodec: {name}: no such folder"

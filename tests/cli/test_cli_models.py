@@ -13,6 +13,7 @@ from helpers import ENOUGH, MODULE, refuse, run
 from hub_server import Hub
 
 from vpcodec.hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_folders
+from vpcodec.published import cache
 from vpcodec.published.catalog import PUBLISHED
 
 
@@ -53,12 +54,27 @@ def test_list_in_json() -> None:
 
 def test_list_as_text() -> None:
     text = run("models").out.decode()
-    bundled, published = text.split("fetched from the Hub")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    bundled, published = (part.splitlines() for part in text.split("fetched from the Hub"))
     for row in run("models", "--json").json:
-        (line,) = [line for line in text.splitlines() if f" {row['name']} " in line]
-        assert line.startswith("* " if row["default"] else "  ")
-        assert row["license"] in line and row["description"] in line
-        assert line in (bundled if row["bundled"] else published)
+        lines = bundled if row["bundled"] else published
+        (at,) = [i for i, line in enumerate(lines) if f" {row['name']} " in line]
+        assert lines[at].startswith("* " if row["default"] else "  ")
+        said = " ".join(line.strip() for line in lines[at + 1 : at + 3])
+        assert row["license"] in said and row["description"] in said
+        assert "in the cache" not in said
+
+
+def test_models_in_the_cache_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "zhai-lw/L3AC:1kbps"
+    monkeypatch.setenv("VPCODEC_CACHE", str(tmp_path))
+    kept = cache._cached(name)
+    kept.mkdir(parents=True)
+    rows = run("models", "--json").json
+    assert [row["name"] for row in rows if row["cached"] and not row["bundled"]] == [name]
+    text = run("models").out.decode()
+    assert text.count("in the cache; ") == 1
+    assert "in the cache; " in text.split(name)[1].splitlines()[1]
 
 
 # ----------------------------------------------------------------------------------------- pushing

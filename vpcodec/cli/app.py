@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperCommand
 
 from .. import published as _published  # noqa: F401  registers itself
 from . import convert, decode, encode, export, info, models, prune, score, tables, train
+
+
+class Command(TyperCommand):
+    """A command whose usage has its arguments as they are written."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *(str(p.metavar or p.name).upper() for p in arguments)]
+
 
 app = typer.Typer(
     name="vpcodec",
     help="A neural codec: audio or images to tokens and back.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("encode")(encode.encode)
-app.command("decode")(decode.decode)
-app.command("info")(info.info)
-app.command("score")(score.score)
-app.command("train")(train.train)
-app.command("export")(export.export)
+app.command("encode", cls=Command)(encode.encode)
+app.command("decode", cls=Command)(decode.decode)
+app.command("info", cls=Command)(info.info)
+app.command("score", cls=Command)(score.score)
+app.command("train", cls=Command)(train.train)
+app.command("export", cls=Command)(export.export)
 
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 models_app.callback()(models.models)
-models_app.command("push")(models.push)
-models_app.command("convert")(convert.convert)
-models_app.command("tables")(tables.tables)
-models_app.command("prune")(prune.prune)
+models_app.command("push", cls=Command)(models.push)
+models_app.command("convert", cls=Command)(convert.convert)
+models_app.command("tables", cls=Command)(tables.tables)
+models_app.command("prune", cls=Command)(prune.prune)
 app.add_typer(models_app, name="models")
 
 
@@ -42,7 +54,12 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        False,
+        "--version",
+        "-V",
+        callback=_version,
+        is_eager=True,
+        help="Show the version and exit.",
     ),
 ) -> None:
     pass

@@ -15,7 +15,11 @@ def convert(
         ..., metavar="NAME|FOLDER", help="owner/name:model[@revision], or a folder with .pt files."
     ),
     output: Path = typer.Option(
-        None, "--output", "-o", help="Model folder to create; default, for a NAME: in the cache."
+        None,
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Model folder to create; default, for a NAME: in the cache.",
     ),
     model: str = typer.Option(
         None, "--as", metavar="NAME", help="What the files of a FOLDER are: owner/name:model."

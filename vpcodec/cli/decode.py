@@ -25,6 +25,7 @@ def decode(
         None,
         "--model",
         "-m",
+        metavar="MODEL",
         help="Bundled name, folder, owner/name[@revision] or owner/name:model; "
         "default: the one that the file names.",
     ),
@@ -38,14 +39,20 @@ def decode(
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
     rate: int = typer.Option(
-        None, min=1, help="Sample rate of decoded audio, Hz; default: the original rate."
+        None,
+        min=1,
+        metavar="HZ",
+        help="Sample rate of decoded audio, Hz; default: the original rate.",
     ),
     subtype: str = typer.Option(
-        None, help="Sample format of decoded audio, such as PCM_24 or FLOAT."
+        None, metavar="FORMAT", help="Sample format of decoded audio, such as PCM_24 or FLOAT."
     ),
-    raw: str = typer.Option(None, help="Write audio as headerless PCM: s16, s24, s32 or f32."),
+    raw: str = typer.Option(
+        None, metavar="FORMAT", help="Write audio as headerless PCM: s16, s24, s32 or f32."
+    ),
     suffix: str = typer.Option(
         None,
+        metavar="SUFFIX",
         help="File format of outputs whose names are derived; default: .wav for audio, .png for "
         "images.",
     ),
@@ -53,13 +60,21 @@ def decode(
         False, help="Replace damaged parts with silence or grey instead of stopping."
     ),
     max_gap: float = typer.Option(
-        None, min=0, help="With --recover: seconds of silence in a row, at most; default: 60."
+        None,
+        metavar="SECONDS",
+        min=0,
+        help="With --recover: seconds of silence in a row, at most; default: 60.",
     ),
 ) -> None:
     """Decode token files to audio or images, with the original rate, channels and size.
 
     A pipe or a device gets WAV or PNG. From a folder, all token files are decoded, or with --model
     those that fit the model.
+
+    \b
+    vpcodec decode out.tok back.wav
+    vpcodec decode tokens/ audio/ --suffix flac
+    vpcodec encode - - < in.wav | vpcodec decode - - | aplay
     """
     from ..media.files import is_device
     from ..tokenfile import TokenReader

@@ -28,9 +28,13 @@ def encode(
     force: bool = options.FORCE,
     fail_fast: bool = options.FAIL_FAST,
     as_json: bool = options.JSON,
-    raw: str = typer.Option(None, help="The input is headerless PCM: s16, s24, s32 or f32."),
-    rate: int = typer.Option(None, help="With --raw: sample rate, Hz; default: 16000."),
-    channels: int = typer.Option(None, help="With --raw: channels; default: 1."),
+    raw: str = typer.Option(
+        None, metavar="FORMAT", help="The input is headerless PCM: s16, s24, s32 or f32."
+    ),
+    rate: int = typer.Option(
+        None, metavar="HZ", help="With --raw: sample rate, Hz; default: 16000."
+    ),
+    channels: int = typer.Option(None, metavar="N", help="With --raw: channels; default: 1."),
     mono: bool = typer.Option(
         False, "--mono", help="Mix the channels of audio down to one, which takes fewer bits."
     ),
@@ -40,6 +44,11 @@ def encode(
 
     From a folder, all audio and images are encoded, or with --model those that fit the model; its
     other files are named as skipped, but for hidden ones. MP4, AAC, WebM and the like need ffmpeg.
+
+    \b
+    vpcodec encode in.wav out.tok
+    vpcodec encode recordings/ tokens/ --jobs 2
+    arecord -f S16_LE -r 16000 -t raw | vpcodec encode - live.tok --raw s16
     """
     from ..hub import DEFAULT_MODELS
     from ..media.audio import TRUNCATED, RawFormat

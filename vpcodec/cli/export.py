@@ -11,7 +11,9 @@ from . import options
 
 def export(
     run: Path = typer.Argument(..., help="Run folder of `vpcodec train`."),
-    output: Path = typer.Option(..., "--output", "-o", help="Model folder to create."),
+    output: Path = typer.Option(
+        ..., "--output", "-o", metavar="FOLDER", help="Model folder to create."
+    ),
     like: Path = typer.Option(
         None,
         "--like",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -26,26 +27,73 @@ SHOWN = 20  # entries of a list; a JSON document has all that are known
 
 
 def info(
-    target: str = typer.Argument(
-        ..., metavar="FILE|MODEL", help="A .tok file, - (stdin), or a model."
+    targets: list[str] = typer.Argument(
+        ..., metavar="FILE|FOLDER|MODEL...", help="Token files, folders of them, - or models."
     ),
     as_json: bool = options.JSON,
 ) -> None:
-    """Describe a token file, verifying it fully, or a model."""
+    """Describe token files, verifying them fully, or models.
+
+    \b
+    vpcodec info out.tok
+    vpcodec info tokens/ --json
+    vpcodec info speech-3k
+    """
     from . import common
 
-    if target == "-" or os.path.isfile(target) or target.endswith(".tok"):
-        facts, error = _token_facts(target)
-    else:
-        facts, error = _model_facts(target), None
-    if as_json:
-        print(json.dumps(facts, indent=2))
-    else:
-        width = max(len(name) for name in facts)
-        for name, value in facts.items():
-            typer.echo(f"{name.replace('_', ' '):<{width}}  {_show(value)}")
-    if error is not None:
-        raise common.UsageError(f"{target}: {error}")
+    places = [place for target in targets for place in _expand(target)]
+    described, failures = [], []
+    for place in places:
+        facts, error = _facts(place)
+        if facts is not None:
+            described.append(facts)
+            if not as_json:
+                if len(described) > 1:
+                    typer.echo()
+                _print(facts)
+        if error is not None:
+            failures.append(error)
+    if as_json and described:
+        alone = len(targets) == len(places) == 1
+        print(json.dumps(described[0] if alone else described, indent=2))
+    if failures and len(places) == 1:
+        raise common.UsageError(failures[0])
+    for failure in failures:
+        print(f"vpcodec: {failure}", file=sys.stderr)
+    if failures:
+        print(f"vpcodec: {len(failures)} of {len(places)} failed", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _expand(target: str) -> list[str]:
+    """The token files of a folder that is no model, or the target itself."""
+    from ..hub import bundled_folders
+    from ..model_folder import CONFIG
+    from .modalities import find_media
+
+    folder = Path(target)
+    if not folder.is_dir() or target in bundled_folders() or (folder / CONFIG).exists():
+        return [target]
+    return [str(folder / name) for name in find_media(folder, (".tok",))] or [target]
+
+
+def _facts(place: str) -> tuple[dict[str, Any] | None, str | None]:
+    """What is known, and what is wrong."""
+    from .errors import USER_ERRORS, explain
+
+    try:
+        if place == "-" or os.path.isfile(place) or place.endswith(".tok"):
+            facts, error = _token_facts(place)
+            return facts, None if error is None else f"{place}: {error}"
+        return _model_facts(place), None
+    except USER_ERRORS as error:
+        return None, explain(error)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {_show(value)}")
 
 
 def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:

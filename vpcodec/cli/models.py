@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def models(context: typer.Context, as_json: bool = options.JSON) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from ..hub import DEFAULT_MODELS, bundled_folders, registered_models
+    from ..hub import DEFAULT_MODELS, bundled_folders, is_local, registered_models
     from ..model_folder import read_folder
 
     bundled = [
@@ -28,16 +29,18 @@ def models(context: typer.Context, as_json: bool = options.JSON) -> None:
     for row in bundled:
         row["default"] = row["name"] == DEFAULT_MODELS[row["kind"]]
     published = [_row(name, config, None) for name, config in registered_models()]
+    for row in published:
+        row["cached"] = is_local(row["name"])
     if as_json:
         print(json.dumps(bundled + published, indent=2))
         return
     width = max(len(row["name"]) for row in bundled + published)
     for row in bundled:
-        typer.echo(_line(row, width))
-    typer.echo("Published by others; fetched from the Hub and converted on first use:")
+        typer.echo(_text(row, width))
+    typer.echo("\nPublished by others; fetched from the Hub and converted on first use:")
     for row in published:
-        typer.echo(_line(row, width))
-    typer.echo("Also: --model FOLDER, or --model owner/name[@revision] from the Hugging Face Hub.")
+        typer.echo(_text(row, width))
+    typer.echo("\nAlso: --model FOLDER, or --model owner/name[@revision] from the Hub.")
 
 
 def push(
@@ -47,7 +50,7 @@ def push(
     ),
     private: bool = typer.Option(False, "--private", help="Make the repository private."),
     revision: str = typer.Option(None, metavar="BRANCH", help="Branch; default: the main one."),
-    message: str = typer.Option(None, help="Commit message."),
+    message: str = typer.Option(None, metavar="TEXT", help="Commit message."),
     as_json: bool = options.JSON,
 ) -> None:
     """Check a model folder and publish it on the Hugging Face Hub in one commit."""
@@ -67,6 +70,7 @@ def _row(name: str, config: ModelConfig, path: Path | None) -> dict[str, Any]:
         "name": name,
         "kind": config.modality,
         "bundled": path is not None,
+        "cached": path is not None,
         "default": False,
         **_rates(config),
         "codebook_size": config.codebook_size,
@@ -90,17 +94,16 @@ def _rates(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _line(row: dict[str, Any], width: int) -> str:
+def _text(row: dict[str, Any], width: int) -> str:
+    """The facts of a model in lines of at most 80 columns."""
     if row["kind"] == "audio":
-        rates = (
-            f"{row['bitrate']:>7.0f} bit/s  {row['frame_rate']:>7.2f} tokens/s  "
-            f"{row['sample_rate']} Hz"
-        )
+        rate = f"{row['bitrate']:,.0f} bit/s"
+        rates = f"{rate:>12}  {row['frame_rate']:>7.1f} tokens/s  {row['sample_rate'] / 1000:g} kHz"
     else:
-        side = row["hop_length"]
-        rates = f"{row['bits_per_pixel']:>7.3f} bit/pixel  {side} x {side} pixels/token"
+        side, rate = row["hop_length"], f"{row['bits_per_pixel']:.3f} bit/pixel"
+        rates = f"{rate:>12}  {side} x {side} pixels/token"
     star = "*" if row["default"] else " "
-    return (
-        f"{star} {row['name']:<{width}} {row['kind']}  {rates}  {row['license']:<10} "
-        f"{row['description']}"
-    )
+    here = "in the cache; " if row["cached"] and not row["bundled"] else ""
+    licence = "licence unknown" if row["license"] == "unknown" else row["license"]
+    more = textwrap.wrap(f"{here}{licence}; {row['description']}", 76)
+    return "\n    ".join([f"{star} {row['name']:<{width}}  {row['kind']}  {rates}", *more])

@@ -10,8 +10,12 @@ import typer
 def prune(
     folder: Path = typer.Argument(..., help="Model folder of a native audio model."),
     recipe: Path = typer.Argument(..., help="Recipe of the smaller model, with its data."),
-    output: Path = typer.Option(..., "--output", "-o", help="Weights to write (.safetensors)."),
-    batches: int = typer.Option(16, min=1, help="Batches of data to judge hidden units by."),
+    output: Path = typer.Option(
+        ..., "--output", "-o", metavar="FILE", help="Weights to write (.safetensors)."
+    ),
+    batches: int = typer.Option(
+        16, min=1, metavar="N", help="Batches of data to judge hidden units by."
+    ),
 ) -> None:
     """Remove the hidden units of a model that matter least, to fit a smaller recipe.
 

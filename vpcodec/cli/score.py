@@ -21,41 +21,59 @@ def score(
         help="Decoded files or folders, matched by name; NAME=PATH gives one a name.",
     ),
     model: list[str] = typer.Option(
-        [], "--model", "-m", help="A model to encode and decode the originals with; repeatable."
+        [],
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="A model to encode and decode the originals with; repeatable.",
     ),
     codec: list[str] = typer.Option(
         [],
         "--codec",
+        metavar="CODECS",
         help="Other codecs, such as opus@6k,codec2@3200 or webp@0,jpeg@10.",
     ),
     metrics: str = typer.Option(
         None,
         "--metrics",
+        metavar="NAMES",
         help="Names separated by commas, or all that can be had; default: see --list.",
     ),
     align: str = typer.Option(
-        "codec", help="Estimate and remove one delay per codec, one per file, or none."
+        "codec",
+        metavar="codec|file|none",
+        help="Estimate and remove one delay per codec, one per file, or none.",
     ),
     match_level: bool = typer.Option(
         False, "--match-level", help="Give decoded audio the power of its original."
     ),
     rate: int = typer.Option(
-        None, min=1000, help="Compare audio at this rate, Hz; default: the rate of each original."
+        None,
+        min=1000,
+        metavar="HZ",
+        help="Compare audio at this rate, Hz; default: the rate of each original.",
     ),
     backend: str = options.BACKEND,
     jobs: int = options.JOBS,
     as_json: bool = options.JSON,
-    csv: Path = typer.Option(None, help="Write the statistics as CSV."),
-    jsonl: Path = typer.Option(None, help="Write the values of each file as JSON lines."),
+    csv: Path = typer.Option(None, metavar="FILE", help="Write the statistics as CSV."),
+    jsonl: Path = typer.Option(
+        None, metavar="FILE", help="Write the values of each file as JSON lines."
+    ),
     resume: bool = typer.Option(
         False, "--resume", help="Keep the lines of --jsonl that are still valid."
     ),
     report: Path = typer.Option(
-        None, help="Write an HTML page with tables, plots, audio and images."
+        None, metavar="FILE", help="Write an HTML page with tables, plots, audio and images."
     ),
     list_metrics: bool = typer.Option(False, "--list", help="List all metrics and exit."),
 ) -> None:
-    """Compare decoded files, models and other codecs with the originals, in one table."""
+    """Compare decoded files, models and other codecs with the originals, in one table.
+
+    \b
+    vpcodec score recordings/ decoded/
+    vpcodec score recordings/ -m speech-3k --codec opus@6k --report page.html
+    """
     from . import common
 
     if list_metrics:

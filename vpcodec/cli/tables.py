@@ -13,15 +13,16 @@ from . import options
 def tables(
     folder: Path = typer.Argument(..., help="Model folder; tables are added to it."),
     data: Path = typer.Argument(..., help="Folder of recordings, preferably the training data."),
-    hours: float = typer.Option(6.0, min=0.01, help="Hours of audio, at most."),
+    hours: float = typer.Option(6.0, min=0.01, metavar="N", help="Hours of audio, at most."),
     hidden: int = typer.Option(
         128,
         min=8,
         max=1024,
+        metavar="N",
         help="Hidden units per digit: more give smaller files and slower coding.",
     ),
-    steps: int = typer.Option(3000, min=1, help="Training steps."),
-    seed: int = typer.Option(0, min=0, help="Random seed."),
+    steps: int = typer.Option(3000, min=1, metavar="N", help="Training steps."),
+    seed: int = typer.Option(0, min=0, metavar="N", help="Random seed."),
     as_json: bool = options.JSON,
 ) -> None:
     """Fit entropy tables to a model's tokens, which makes its token files smaller.

@@ -20,16 +20,30 @@ def train(
         help="Overrides of recipe fields, such as optim.lr=3e-4.",
     ),
     run: Path = typer.Option(
-        None, "--run", "--folder", help="Run folder, resumed if it exists; default: runs/RECIPE."
+        None,
+        "--run",
+        "--folder",
+        metavar="FOLDER",
+        help="Run folder, resumed if it exists; default: runs/RECIPE.",
     ),
     init_from: Path = typer.Option(
-        None, help="Initial weights of a new run (model folder or model.safetensors)."
+        None,
+        metavar="PATH",
+        help="Initial weights of a new run (model folder or model.safetensors).",
     ),
     processes: int = typer.Option(
-        1, min=1, help="Training processes on this machine, one per GPU; torchrun works too."
+        1,
+        min=1,
+        metavar="N",
+        help="Training processes on this machine, one per GPU; torchrun works too.",
     ),
 ) -> None:
-    """Train a model. Interrupt and repeat the command to resume."""
+    """Train a model. Interrupt and repeat the command to resume.
+
+    \b
+    vpcodec train recipes/speech_3k.yaml data.train=recordings/ --run runs/mine
+    vpcodec export runs/mine -o my-model
+    """
     from . import common
 
     common.need_extra(
