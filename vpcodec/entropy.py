@@ -451,7 +451,7 @@ def parse_tables(data: bytes) -> TokenCoder:
         return TokenCoder(**fields, tables_id=tables_id)
     except EntropyError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise EntropyError("not tables of an entropy coder") from None
 
 

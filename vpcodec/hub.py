@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +34,7 @@ LOG_IN = "`hf auth login`, or HF_TOKEN"
 
 _PACKAGE = Path(__file__).parent
 _FRONT_MATTER = re.compile(r"---[ \t]*(\r?\n)(.*?\r?\n)(?=---[ \t]*(\r?\n|$))", re.DOTALL)
+_NAME = re.compile(r"(?!\.+$)[\w.+=-]{1,200}", re.ASCII)  # of a file, by a server
 _T = TypeVar("_T")
 
 Note = Callable[[str], None]  # called with a line of text before a step that takes a while
@@ -237,6 +239,8 @@ def download(repo: str, *, patterns: list[str], revision: str | None = None) -> 
         )
         from huggingface_hub.utils import disable_progress_bars
 
+        _check_names()
+        _check_cache(repo)
         wanted: dict[str, Any] = {"revision": revision, "allow_patterns": patterns}
         timeout = constants.HF_HUB_ETAG_TIMEOUT
         try:
@@ -335,11 +339,49 @@ def read_or_refetch(repo: str, found: Download, name: str, read: Callable[[], _T
     with _hub_for(f"{damage}; cannot be fetched again"):
         from huggingface_hub import hf_hub_download
 
+        _check_names()
         hf_hub_download(repo, name, revision=found.commit, force_download=True)
     try:
         return read()
     except ModelError as error:
         raise ModelError(f"{error}, fetched twice from {repo}") from None
+
+
+def _check_names() -> None:
+    """Let the Hub's library refuse what a server calls a file or a commit and is a path.
+
+    It makes paths of both, and none of its versions up to 2.4 looks at them.
+    """
+    from huggingface_hub import file_download
+
+    ask: Any = getattr(file_download, "_get_metadata_or_catch_error", None)
+    if ask is None or getattr(ask, "checks_names", False):
+        return
+
+    @wraps(ask)
+    def asked(*arguments: Any, **options: Any) -> Any:
+        found = ask(*arguments, **options)
+        _, etag, commit, *_ = found
+        for what, name in (("etag", etag), ("commit", commit)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ValueError(f"the server's {what} {name[:100]!r} is not a name")
+        return found
+
+    asked.checks_names = True  # type: ignore[attr-defined]
+    file_download._get_metadata_or_catch_error = asked
+
+
+def _check_cache(repo: str) -> None:
+    """Refuse a cache with pipes and devices in the place of files, which would be waited for."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    cache = os.path.join(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type="model"))
+    for parent, _, names in os.walk(cache):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+                raise ModelError(f"{path}: it is not a regular file")
 
 
 def _check_listing(label: str, files: list[Any], patterns: list[str]) -> int:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +20,14 @@ from typing import Any
 
 from .config import ConfigError, ModelConfig, parse_model
 from .entropy import CoderSet, EntropyError, TokenCoder, load_coder
-from .media.files import atomic_output
+from .media.files import atomic_output, open_regular
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 MAX_CONFIG_BYTES = 1 << 20
+MAX_FILE_BYTES = 4 << 30
+MAX_HEADER_BYTES = 1 << 24  # of a safetensors file
 _TABLES = re.compile(r"entropy(-[0-9a-f]{8})?\.safetensors")  # names of files with entropy tables
 
 
@@ -80,7 +84,9 @@ class ModelFolder:
         """
         for name in {WEIGHTS, *self.files}:
             self.file(name)
-        weights = (self.path / WEIGHTS).read_bytes()
+        weights = self._weights()
+        if self.config.least_weights > len(weights):
+            raise ModelError(f"{self.path / CONFIG}: describes a larger model than {WEIGHTS} holds")
         if fingerprint(self.config, weights) != self.fingerprint:
             raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not match)")
         if self.stated_space not in (None, self._space_of(weights)):
@@ -95,9 +101,17 @@ class ModelFolder:
         """
         if self.stated_space is not None:
             return self.stated_space
-        return self._space_of(self.file(WEIGHTS).read_bytes())
+        self.file(WEIGHTS)
+        return self._space_of(self._weights())
 
-    def _space_of(self, weights: bytes) -> bytes:
+    def _weights(self) -> bytes | mmap.mmap:
+        """The contents of model.safetensors, which are not read before they are needed."""
+        with open_regular(self.path / WEIGHTS) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return b""
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def _space_of(self, weights: bytes | mmap.mmap) -> bytes:
         try:
             return token_space(self.config, weights)
         except ModelError as error:
@@ -157,7 +171,9 @@ class ModelFolder:
         path = self.path / name
         try:
             expected = self.files[name]
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+                    raise ModelError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB")
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
         except KeyError:
             raise ModelError(f"{self.path}: the model has no {name}") from None
@@ -168,7 +184,7 @@ class ModelFolder:
         return path
 
 
-def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
+def fingerprint(config: ModelConfig, weights: bytes | mmap.mmap) -> bytes:
     """The first 16 bytes of the SHA-256 of what determines the tokens: configuration and weights.
 
     Fields that are not set do not count, so adding fields does not change existing fingerprints.
@@ -183,7 +199,7 @@ def fingerprint(config: ModelConfig, weights: bytes) -> bytes:
     return digest.digest()[:16]
 
 
-def token_space(config: ModelConfig, weights: bytes) -> bytes:
+def token_space(config: ModelConfig, weights: bytes | mmap.mmap) -> bytes:
     """The identity of the token space: the first 16 bytes of the SHA-256 of encoder and quantizer.
 
     The names of models and all that concerns only decoding do not count, nor fields that are not
@@ -203,10 +219,9 @@ def token_space(config: ModelConfig, weights: bytes) -> bytes:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     view = memoryview(weights)
     try:
-        first = 8 + int.from_bytes(view[:8], "little")
-        header = json.loads(bytes(view[8:first]))
+        header, first = weights_header(weights)
         for name in sorted(header):
-            if name == "__metadata__" or name.startswith(config.decoder_weights):
+            if name.startswith(config.decoder_weights):
                 continue
             start, end = header[name]["data_offsets"]
             if not 0 <= start <= end <= len(view) - first:
@@ -219,6 +234,23 @@ def token_space(config: ModelConfig, weights: bytes) -> bytes:
     return digest.digest()[:16]
 
 
+def weights_header(weights: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, by name, and where their values begin.
+
+    Raises:
+        ModelError: not a safetensors file.
+    """
+    first = 8 + int.from_bytes(weights[:8], "little")
+    try:
+        if not 8 < first <= min(len(weights), MAX_HEADER_BYTES):
+            raise ValueError
+        header = json.loads(weights[8:first])
+        header.pop("__metadata__", None)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ModelError("not a safetensors file") from None
+    return header, first
+
+
 def read_folder(path: Path) -> ModelFolder:
     """Read and check the config.json of a model folder.
 
@@ -227,7 +259,7 @@ def read_folder(path: Path) -> ModelFolder:
     """
     file = path / CONFIG
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ModelError(f"{file}: {error.strerror} (a model folder has a {CONFIG})") from None

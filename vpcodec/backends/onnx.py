@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cached_property, partial
+from pathlib import Path
 from weakref import WeakSet
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..config import FRAME_COUNTER, NOISE_FRAMES
 from ..model_folder import ModelError, ModelFolder
 from ..threads import compiled_code
 from .architecture import architecture_of
+from .checks import NEXT, PAST, check_external_data, check_interface, lengths
 
 State = dict[str, np.ndarray]
 
@@ -53,7 +55,13 @@ class OnnxBackend:
         return again, ()
 
     def encode(self, samples: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
-        return self._encoder.run(samples, state)
+        tokens, following = self._encoder.run(samples, state)
+        self._check(tokens, np.int64, (len(samples), *self._grid(samples)), "encoder.onnx")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.model.config.codebook_size:
+            raise ModelError(
+                f"{self.model.path / 'encoder.onnx'}: gives tokens beyond its codebook"
+            )
+        return tokens, following
 
     def decode(
         self, tokens: np.ndarray, state: State | None, first_frame: int = 0
@@ -62,7 +70,24 @@ class OnnxBackend:
             state = self._decoder.beginning(len(tokens))
             if FRAME_COUNTER in state:
                 state[FRAME_COUNTER][:] = first_frame % NOISE_FRAMES
-        return self._decoder.run(tokens, state)
+        signal, following = self._decoder.run(tokens, state)
+        grid = tuple(size * self.model.config.hop_length for size in tokens.shape[1:])
+        colours = () if tokens.ndim == 2 else (3,)
+        self._check(signal, np.float32, (len(tokens), *colours, *grid), "decoder.onnx")
+        return signal, following
+
+    def _grid(self, signal: np.ndarray) -> tuple[int, ...]:
+        """Tokens along the sides of a signal, (B, T) or (B, 3, H, W)."""
+        sides = signal.shape[1:] if signal.ndim == 2 else signal.shape[2:]
+        return tuple(side // self.model.config.hop_length for side in sides)
+
+    def _check(self, found: np.ndarray, dtype: type, shape: tuple[int, ...], name: str) -> None:
+        """Raise ModelError where a graph gave something else than config.json promises."""
+        if found.dtype != dtype or found.shape != shape:
+            raise ModelError(
+                f"{self.model.path / name}: gives {found.dtype} of shape {found.shape}, where "
+                f"config.json promises {np.dtype(dtype)} of shape {shape}"
+            )
 
     @cached_property
     def _encoder(self) -> _Graph:
@@ -74,6 +99,7 @@ class OnnxBackend:
 
     def _load(self, name: str) -> _Graph:
         path = self.model.file(name)
+        check_external_data(self.model, path)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised
         architecture = architecture_of(self.model.config)
@@ -84,9 +110,14 @@ class OnnxBackend:
             session = ort.InferenceSession(str(path), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many kinds
             _check_memory(error)
-            reason = str(error).strip().splitlines()[0]
-            raise ModelError(f"{path}: ONNX Runtime cannot load it ({reason})") from None
-        return _Graph(session)
+            raise ModelError(f"{path}: ONNX Runtime cannot load it ({_reason(error)})") from None
+        try:
+            check_interface(
+                self.model.config, path.stem, session.get_inputs(), session.get_outputs()
+            )
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+        return _Graph(session, path)
 
 
 _backends: WeakSet[OnnxBackend] = WeakSet()
@@ -108,14 +139,10 @@ if hasattr(os, "register_at_fork"):
 class _Graph:
     """One session with named states: input `past.X` goes with output `next.X`."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self.session = session
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
+        self.session, self.path = session, path
         self.input, *states = session.get_inputs()
-        # A length with a name is variable; it is 0 at the beginning.
-        self.shapes = {
-            s.name.removeprefix("past."): [0 if isinstance(n, str) else n for n in s.shape[1:]]
-            for s in states
-        }
+        self.shapes = {s.name.removeprefix(PAST): lengths(s.shape[1:]) for s in states}
         self.outputs = [o.name for o in session.get_outputs()]
 
     def beginning(self, batch: int) -> State:
@@ -124,15 +151,19 @@ class _Graph:
 
     def run(self, x: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
         state = self.beginning(len(x)) if state is None else state
-        feed = {self.input.name: x} | {f"past.{name}": value for name, value in state.items()}
+        feed = {self.input.name: x} | {PAST + name: value for name, value in state.items()}
         try:
             with compiled_code():
                 y, *following = self.session.run(self.outputs, feed)
         except Exception as error:
             _check_memory(error)
-            raise
-        names = (name.removeprefix("next.") for name in self.outputs[1:])
+            raise ModelError(f"{self.path}: cannot run ({_reason(error)})") from error
+        names = (name.removeprefix(NEXT) for name in self.outputs[1:])
         return y, dict(zip(names, following))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_memory(error: Exception) -> None:

@@ -13,6 +13,7 @@ from ..models import Autoencoder, build_model
 from ..models.layers import State, zero_state
 from ..threads import compiled_code
 from .architecture import architecture_of
+from .checks import check_states
 
 
 class ModuleBackend:
@@ -103,7 +104,11 @@ def load_model(folder: ModelFolder) -> Autoencoder:
             return architecture.load(folder.config, load_file(path))
         model = build_model(folder.config).eval()
         model.load_state_dict(load_file(path))
+        for shapes in (getattr(model, "encoder_state", {}), getattr(model, "decoder_state", {})):
+            check_states(shapes)
     except SafetensorError as error:
+        raise ModelError(f"{path}: {error}") from None
+    except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()

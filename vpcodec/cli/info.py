@@ -250,15 +250,13 @@ def _count_parameters(path: Path) -> int:
     """The number of parameters in a safetensors file, from its header (the hash is checked)."""
     import math
 
-    from ..model_folder import ModelError
+    from ..model_folder import MAX_HEADER_BYTES, ModelError, weights_header
 
     try:
         with open(path, "rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size, path.stat().st_size)))
-        header.pop("__metadata__", None)
+            header, _ = weights_header(file.read(8 + MAX_HEADER_BYTES))
         return sum(math.prod(entry["shape"]) for entry in header.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ModelError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{path}: not a safetensors file") from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from .audio import FRAME_COUNTER, NOISE_FRAMES, PARTS, AudioConfig, AudioModelConfig
+from .audio import FRAME_COUNTER, MAX_HOP, NOISE_FRAMES, PARTS, AudioConfig, AudioModelConfig
 from .image import ImageConfig
 from .model import ModelConfig
 from .quantizers import (
@@ -24,10 +24,22 @@ from .quantizers import (
     VPConfig,
     VQConfig,
 )
-from .strict import ConfigError, NotNegative, Positive, Share, Strict, by_type, explain
+from .strict import (
+    ConfigError,
+    Depth,
+    NotNegative,
+    Positive,
+    Share,
+    Strict,
+    Taps,
+    Width,
+    by_type,
+    explain,
+)
 
 __all__ = [
     "FRAME_COUNTER",
+    "MAX_HOP",
     "MODALITIES",
     "NOISE_FRAMES",
     "PARTS",
@@ -35,6 +47,7 @@ __all__ = [
     "AudioConfig",
     "AudioModelConfig",
     "ConfigError",
+    "Depth",
     "FSPConfig",
     "FSQConfig",
     "GridConfig",
@@ -47,8 +60,10 @@ __all__ = [
     "Share",
     "SimVQConfig",
     "Strict",
+    "Taps",
     "VPConfig",
     "VQConfig",
+    "Width",
     "by_type",
     "explain",
     "model_class",

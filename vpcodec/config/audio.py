@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from .model import ModelConfig
-from .strict import NotNegative, Positive
+from .strict import Depth, Factor, Positive, Taps, Width
 
 PARTS = ("encoder", "decoder")
+MAX_HOP = 2**20  # limit of token files
 NOISE_FRAMES = 499  # after which the noise of a decoder begins again; a prime number
 FRAME_COUNTER = "decoder.frames"  # the state of a decoder with noise that counts its frames
 
@@ -63,71 +65,76 @@ class AudioConfig(AudioModelConfig):
     strides: tuple[Positive, ...] = Field(
         (8, 4, 3),
         min_length=1,
+        max_length=16,
         description="Decimation of each encoder stage; their product is the hop length.",
     )
-    encoder_dims: tuple[Positive, ...] = Field((32, 96, 192), description="Channels per stage.")
-    encoder_depths: tuple[NotNegative, ...] = Field(
-        (1, 2, 2), description="ConvUnits per encoder stage."
-    )
-    decoder_dims: tuple[Positive, ...] = Field(
+    encoder_dims: tuple[Width, ...] = Field((32, 96, 192), description="Channels per stage.")
+    encoder_depths: tuple[Depth, ...] = Field((1, 2, 2), description="ConvUnits per encoder stage.")
+    decoder_dims: tuple[Width, ...] = Field(
         (256, 128, 48), description="Channels per decoder stage, lowest rate first."
     )
-    decoder_depths: tuple[NotNegative, ...] = Field(
-        (2, 1, 1), description="ConvUnits per decoder stage."
-    )
-    kernel_size: Positive = Field(7, description="Taps of the depthwise convolutions.")
-    expansion: Positive = Field(4, description="Hidden width of a ConvUnit over its width.")
-    encoder_expansions: tuple[Positive, ...] | None = Field(
+    decoder_depths: tuple[Depth, ...] = Field((2, 1, 1), description="ConvUnits per decoder stage.")
+    kernel_size: Taps = Field(7, description="Taps of the depthwise convolutions.")
+    expansion: Factor = Field(4, description="Hidden width of a ConvUnit over its width.")
+    encoder_expansions: tuple[Factor, ...] | None = Field(
         None, description="`expansion` for each encoder stage; null: the same for all."
     )
-    decoder_expansions: tuple[Positive, ...] | None = Field(
+    decoder_expansions: tuple[Factor, ...] | None = Field(
         None, description="`expansion` for each decoder stage; null: the same for all."
     )
-    tconv_kernels: tuple[Positive, ...] = Field(
+    tconv_kernels: tuple[Taps, ...] = Field(
         (1, 5, 11, 21, 45),
         min_length=1,
+        max_length=64,
         description="TPooling windows of the first block, samples.",
     )
-    tconv_channels: Positive = Field(64, description="Hidden width of the first block.")
-    tconv_taps: Positive = Field(32, description="Taps of the first block's strided convolution.")
-    attention_window: Positive = Field(128, description="Tokens that each token attends to.")
-    attention_heads: Positive = Field(4, description="Attention heads.")
-    encoder_layers: int = Field(1, ge=0, description="Transformer layers before the quantizer.")
-    decoder_layers: int = Field(2, ge=0, description="Transformer layers after the quantizer.")
-    encoder_feedforward_dim: Positive | None = Field(
+    tconv_channels: Width = Field(64, description="Hidden width of the first block.")
+    tconv_taps: Taps = Field(32, description="Taps of the first block's strided convolution.")
+    attention_window: Positive = Field(
+        128, le=2**14, description="Tokens that each token attends to."
+    )
+    attention_heads: Width = Field(4, description="Attention heads.")
+    encoder_layers: Depth = Field(1, description="Transformer layers before the quantizer.")
+    decoder_layers: Depth = Field(2, description="Transformer layers after the quantizer.")
+    encoder_feedforward_dim: Width | None = Field(
         None,
         description="Hidden width of the encoder's Transformer layers; null: 8/3 of their width.",
     )
-    decoder_feedforward_dim: Positive | None = Field(
+    decoder_feedforward_dim: Width | None = Field(
         None,
         description="Hidden width of the decoder's Transformer layers; null: 8/3 of their width.",
     )
-    enhance_kernels: tuple[Positive, ...] = Field(
-        (1, 3, 5, 9), min_length=1, description="TPooling windows of the enhance blocks."
+    enhance_kernels: tuple[Taps, ...] = Field(
+        (1, 3, 5, 9),
+        min_length=1,
+        max_length=64,
+        description="TPooling windows of the enhance blocks.",
     )
-    enhance_dilations: tuple[Positive, ...] = Field(
+    enhance_dilations: tuple[Taps, ...] = Field(
         (1, 2, 3, 5), description="Dilations of the enhance blocks, one per window."
     )
-    enhance_channels: Positive = Field(2, description="Channels of each enhance branch.")
-    last_dim: Positive = Field(32, description="Channels of the dilated last unit.")
-    last_dilations: tuple[Positive, ...] = Field(
-        (1, 3, 9), description="Dilations of the last unit."
+    enhance_channels: Width = Field(2, description="Channels of each enhance branch.")
+    last_dim: Width = Field(32, description="Channels of the dilated last unit.")
+    last_dilations: tuple[Taps, ...] = Field(
+        (1, 3, 9), max_length=64, description="Dilations of the last unit."
     )
-    synthesis_taps: Positive = Field(
+    synthesis_taps: Taps = Field(
         8, description="Window of the synthesis filterbank, in frames of the last stage."
     )
-    noise_channels: Positive | None = Field(
+    noise_channels: Width | None = Field(
         None,
         description="Channels of the noise that the decoder gates into its stages above the frame "
         "rate; null: no noise.",
     )
     decoder_delay: int = Field(
-        2, ge=1, description="Frames of look-ahead that the decoder waits for."
+        2, ge=1, le=2**12, description="Frames of look-ahead that the decoder waits for."
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> AudioConfig:
         n = len(self.strides)
+        if self.hop_length > MAX_HOP:
+            raise ValueError(f"strides make a hop of {self.hop_length}, more than {MAX_HOP}")
         per_stride = [f"{a}_{b}" for b in ("dims", "depths", "expansions") for a in PARTS]
         for name in per_stride:
             value = getattr(self, name)
@@ -145,6 +152,21 @@ class AudioConfig(AudioModelConfig):
     def hop_length(self) -> int:
         """Samples per token."""
         return math.prod(self.strides)
+
+    @property
+    def least_weights(self) -> int:
+        width, layers = self.encoder_dims[-1], self.encoder_layers + self.decoder_layers
+        total = layers * 4 * width**2
+        for part in PARTS:
+            dims, depths = getattr(self, f"{part}_dims"), getattr(self, f"{part}_depths")
+            expansions = getattr(self, f"{part}_expansions") or [self.expansion] * len(dims)
+            units = zip(dims, depths, expansions)
+            total += sum(2 * depth * factor * dim**2 for dim, depth, factor in units)
+            total += sum(a * b for a, b in pairwise(dims))
+            hidden = getattr(self, f"{part}_feedforward_dim") or 2 * width
+            total += getattr(self, f"{part}_layers") * 3 * width * hidden
+        rate = math.prod(self.strides[1:])  # of the fastest stage, per frame
+        return total + NOISE_FRAMES * rate * (self.noise_channels or 0)
 
     @property
     def latency(self) -> float:

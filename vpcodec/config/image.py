@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .model import ModelConfig
-from .strict import NotNegative, Positive
+from .strict import Depth, Positive, Width
+
+MAX_OFFSETS = 2**27  # numbers in the tables of all attention layers
 
 
 class ImageConfig(ModelConfig):
@@ -28,24 +30,24 @@ class ImageConfig(ModelConfig):
         le=32,
         description="Side of the squares of pixels that the first stage takes as one input.",
     )
-    dims: tuple[Positive, ...] = Field(
+    dims: tuple[Width, ...] = Field(
         (64, 128, 160),
         min_length=1,
         max_length=6,
         description="Channels per stage; each stage after the first halves width and height.",
     )
-    encoder_depths: tuple[NotNegative, ...] = Field(
+    encoder_depths: tuple[Depth, ...] = Field(
         (1, 1, 2), description="Residual blocks per encoder stage."
     )
-    decoder_depths: tuple[NotNegative, ...] = Field(
+    decoder_depths: tuple[Depth, ...] = Field(
         (1, 2, 2), description="Residual blocks per decoder stage, in the order of `dims`."
     )
     attention_window: Annotated[int, Field(ge=1, le=64)] = Field(
         8, description="Side of the square windows of tokens that attend to each other."
     )
-    attention_heads: Positive = Field(4, description="Attention heads.")
-    encoder_layers: NotNegative = Field(1, description="Attention layers before the quantizer.")
-    decoder_layers: NotNegative = Field(1, description="Attention layers after the quantizer.")
+    attention_heads: Width = Field(4, description="Attention heads.")
+    encoder_layers: Depth = Field(1, description="Attention layers before the quantizer.")
+    decoder_layers: Depth = Field(1, description="Attention layers after the quantizer.")
 
     @model_validator(mode="after")
     def _consistent(self) -> ImageConfig:
@@ -55,12 +57,20 @@ class ImageConfig(ModelConfig):
                 raise ValueError(f"{name} needs {n} entries, one per entry of dims")
         if self.dims[-1] % self.attention_heads:
             raise ValueError("dims[-1] must be a multiple of attention_heads")
+        if self.attention_window**4 * (self.encoder_layers + self.decoder_layers) > MAX_OFFSETS:
+            raise ValueError("attention_window is too large for that many layers")
         return self
 
     @property
     def hop_length(self) -> int:
         """Side of the square of pixels that a token stands for."""
         return self.patch_size * 2 ** (len(self.dims) - 1)
+
+    @property
+    def least_weights(self) -> int:
+        depths = zip(self.dims, self.encoder_depths, self.decoder_depths)
+        total = sum(18 * (down + up) * dim**2 for dim, down, up in depths)
+        return total + 8 * (self.encoder_layers + self.decoder_layers) * self.dims[-1] ** 2
 
     @property
     def bits_per_pixel(self) -> float:

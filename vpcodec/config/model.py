@@ -57,6 +57,11 @@ class ModelConfig(Strict):
         return self.quantizer.codebook_size
 
     @property
+    def least_weights(self) -> int:
+        """Numbers that the model's weights have at least: a file with fewer is not for it."""
+        return 0
+
+    @property
     def bits_per_token(self) -> float:
         """log2 of the codebook size."""
         return math.log2(self.codebook_size)

@@ -95,7 +95,7 @@ class FSQConfig(GridConfig):
 class _CodebookConfig(BaseQuantizerConfig):
     """A quantizer with a stored codebook."""
 
-    dim: Positive = Field(5, description="Latent dimensions.")
+    dim: Positive = Field(5, le=4096, description="Latent dimensions.")
     codebook_size: Annotated[int, Field(gt=0, le=MAX_STORED_CODES)] = Field(
         16_384, description="Codes."
     )

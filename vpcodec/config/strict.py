@@ -16,6 +16,10 @@ from pydantic import (
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Width = Annotated[int, Field(gt=0, le=2**13)]  # of a layer
+Taps = Annotated[int, Field(gt=0, le=2**12)]  # of a filter, windows and dilations
+Factor = Annotated[int, Field(gt=0, le=64)]  # of a width
+Depth = Annotated[int, Field(ge=0, le=256)]  # layers in a row
 Share = Annotated[float, Field(ge=0, le=1)]
 UNKNOWN_TYPE = "unknown_type"
 TAGS = {"fsp", "vp", "fsq", "vq", "simvq", "lfq", "audio", "libritts", "image", "huggingface"}

@@ -20,8 +20,11 @@ def load(config: SQCodecConfig, published: Mapping[str, Tensor]) -> nn.Module:
         RuntimeError: the weights do not fit the configuration.
     """
     from .network import SQCodecAutoencoder
-    from .tensors import fold
+    from .tensors import expected_shapes, fold
 
+    for name, shape in expected_shapes(config).items():
+        if name not in published or tuple(published[name].shape) != shape:
+            raise RuntimeError(f"not the published tensors ({name})")
     model = SQCodecAutoencoder(config).eval()
     model.load_state_dict(fold(published, config))
     return model

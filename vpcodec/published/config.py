@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ..config import AudioModelConfig, NotNegative, Positive
+from ..config import MAX_HOP, AudioModelConfig, Depth, NotNegative, Positive, Width
 
 
 class SQCodecConfig(AudioModelConfig):
@@ -29,37 +29,44 @@ class SQCodecConfig(AudioModelConfig):
 
     architecture: Literal["sqcodec", "l3ac"] = Field(description="The version.")
     strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Downsampling factor of each down layer of the encoder."
+        min_length=1,
+        max_length=16,
+        description="Downsampling factor of each down layer of the encoder.",
     )
-    encoder_dims: tuple[Positive, ...] = Field(
+    encoder_dims: tuple[Width, ...] = Field(
         description="Channels per stage; one more than `strides`."
     )
-    encoder_depths: tuple[NotNegative, ...] = Field(description="ConvUnits per encoder stage.")
+    encoder_depths: tuple[Depth, ...] = Field(description="ConvUnits per encoder stage.")
     decoder_strides: tuple[Positive, ...] = Field(
-        min_length=1, description="Upsampling factor of each up layer of the decoder."
+        min_length=1,
+        max_length=16,
+        description="Upsampling factor of each up layer of the decoder.",
     )
-    decoder_dims: tuple[Positive, ...] = Field(
+    decoder_dims: tuple[Width, ...] = Field(
         description="Channels per stage and of the last unit; one more than `decoder_strides`."
     )
-    decoder_depths: tuple[NotNegative, ...] = Field(
+    decoder_depths: tuple[Depth, ...] = Field(
         description="ConvUnits per decoder stage, one per entry of `decoder_strides`."
     )
-    feature_dim: Positive = Field(
+    feature_dim: Width = Field(
         multiple_of=4, description="Width of the Transformers; each head has a quarter of it."
     )
-    attention_heads: Positive = Field(6, description="Attention heads.")
+    attention_heads: Width = Field(6, description="Attention heads.")
     attention_window: Positive = Field(
-        description="Tokens per attention block; each block sees itself and the previous one."
+        le=2**14,
+        description="Tokens per attention block; each block sees itself and the previous one.",
     )
     token_stride: Positive = Field(
-        1, description="Features per token; the outer Transformer layers run at the feature rate."
+        1,
+        le=64,
+        description="Features per token; the outer Transformer layers run at the feature rate.",
     )
-    encoder_layers: Positive = Field(description="Transformer layers at the token rate.")
-    encoder_outer_layers: NotNegative = Field(
+    encoder_layers: Positive = Field(le=256, description="Transformer layers at the token rate.")
+    encoder_outer_layers: Depth = Field(
         0, description="Transformer layers before them, at the feature rate."
     )
-    decoder_layers: Positive = Field(description="Transformer layers at the token rate.")
-    decoder_outer_layers: NotNegative = Field(
+    decoder_layers: Positive = Field(le=256, description="Transformer layers at the token rate.")
+    decoder_outer_layers: Depth = Field(
         0, description="Transformer layers after them, at the feature rate."
     )
     silence: tuple[NotNegative, ...] = Field(
@@ -81,6 +88,8 @@ class SQCodecConfig(AudioModelConfig):
                 raise ValueError(f"{name} needs {length} entries")
         if math.prod(self.strides) != math.prod(self.decoder_strides):
             raise ValueError("decoder_strides must have the product of strides")
+        if self.hop_length > MAX_HOP:
+            raise ValueError(f"strides make a hop of {self.hop_length}, more than {MAX_HOP}")
         outer = (self.encoder_outer_layers > 0, self.decoder_outer_layers > 0)
         if outer != (self.token_stride > 1,) * 2:
             raise ValueError("outer layers go with a token_stride above 1")

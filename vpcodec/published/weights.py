@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..media.files import open_regular
 from ..model_folder import ModelError
 from .catalog import MODULES
 from .config import SQCodecConfig
@@ -67,7 +68,7 @@ def read_weights(files: Mapping[str, Path], config: SQCodecConfig) -> dict[str, 
 def _check_container(path: Path, expected: Shapes) -> None:
     """Refuse a damaged zip file, or one too large for the tensors, before PyTorch reads it."""
     limit = _FILE_OVERHEAD + sum(4 * math.prod(s) + _TENSOR_OVERHEAD for s in expected.values())
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise ModelError(f"{size} bytes, where at most {limit} are expected")
