@@ -108,6 +108,23 @@ def test_any_bytes_are_a_packet_or_an_error(data):
         pass
 
 
+def test_hardly_any_of_20000_packets_with_changed_bits_passes():
+    """One in 65,536 may: the checksum has 16 bits."""
+    format = PacketFormat(SPACE, 250_047, redundancy=1)
+    data = int.from_bytes(format.pack(77, *np.split(tokens(format, 2), 2, 1)))
+    rng = random.Random(5)
+    passed = 0
+    for _ in range(20_000):
+        bits = rng.sample(range(8 * format.n_bytes), rng.randint(3, 40))
+        changed = data ^ sum(1 << bit for bit in bits)
+        try:
+            format.unpack(changed.to_bytes(format.n_bytes))
+            passed += 1
+        except PacketError:
+            pass
+    assert passed <= 4
+
+
 @pytest.mark.parametrize(
     "fields", [{"channels": 0}, {"frames": 256}, {"redundancy": 16}, {"codebook_size": 1}]
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -125,7 +126,7 @@ def _descriptor(path: str | os.PathLike[str]) -> int | None:
     return int(number) if number != name and number.isdecimal() else None
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading. Raises OSError for others, and does not wait for a pipe."""
 
     def opener(name: str, flags: int) -> int:
