@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["image-fsp"], help="bundled names or folders")
     parser.add_argument("--images", type=Path, default=DATA / "images_dev", help="folder")
     parser.add_argument("--backend", choices=("onnx", "torch"), default="onnx")
-    parser.add_argument("--limit", type=int, help="only the first so many RGB images")
+    parser.add_argument("--limit", type=int, help="use only this many RGB images")
     parser.add_argument("--peers", action="store_true", help="JPEG and WebP as well")
     parser.add_argument("--json", action="store_true", help="print a JSON document")
     args = parser.parse_args()

@@ -370,7 +370,7 @@ def test_a_signal_that_differs_from_torch_is_noticed(tmp_path, monkeypatch, quic
         return samples + np.float32(1e-3), state
 
     monkeypatch.setattr(OnnxBackend, "decode", off)
-    with pytest.raises(ExportError, match="decoded differs"):
+    with pytest.raises(ExportError, match="decoded signal differs"):
         export_model(build(), tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -383,7 +383,7 @@ def test_a_signal_that_is_no_number_is_noticed(tmp_path, monkeypatch, quick_eith
         return samples * np.float32("nan"), state
 
     monkeypatch.setattr(OnnxBackend, "decode", off)
-    with pytest.raises(ExportError, match="decoded differs"):
+    with pytest.raises(ExportError, match="decoded signal differs"):
         export_model(build(), tmp_path / "new")
 
 

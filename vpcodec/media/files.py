@@ -213,7 +213,7 @@ def _hidden_file(path: str | os.PathLike[str], target: str) -> Iterator[BinaryIO
 
 
 def _hidden_names(target: str) -> Iterator[str]:
-    """Paths beside `target` for what is not yet finished, one for each writer of the same name."""
+    """Paths beside `target` for unfinished output, one for each writer of the same name."""
     folder, name = os.path.split(target)
     digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
     return (os.path.join(folder, f".{digest}-{i}.tmp") for i in count())

@@ -40,7 +40,7 @@ class WindowedEncoderStream(Exclusive):
         self._window = _whole_blocks(config, ENCODE_SECONDS)
         self._ahead = config.encoder_context
         self._windows = _Windows(config, backend, "encode", channels, self._ahead)
-        self._fill = 0  # clips are padded to multiples of so many tokens
+        self._fill = 0  # clips are padded to multiples of this many tokens
         if config.architecture == "sqcodec":
             self._fill = config.attention_window
         self._reset()

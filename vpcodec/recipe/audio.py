@@ -87,7 +87,7 @@ class DataConfig(Data):
     train: Annotated[tuple[CorpusConfig, ...], BeforeValidator(one_or_more)] = Field(
         (),
         description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
-        "a single one needs no list. None: generated signals.",
+        "a single one needs no list. null: generated signals.",
     )
     crop_seconds: float = Field(1.536, gt=0, le=600, description="Length of a training crop.")
     gain_db: Range = Field((-12.0, 6.0), description="Random gain, uniform in dB.")
@@ -190,7 +190,7 @@ class DiscriminatorConfig(Discriminator):
     )
     per_step: Positive | None = Field(
         None,
-        description="Number of discriminators per step, drawn at random; none: all.",
+        description="Number of discriminators per step, drawn at random; null: all.",
     )
     periods: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (2, 3, 5, 7, 11), description="Periods of the multi-period discriminator."
@@ -212,7 +212,7 @@ class EvalConfig(Evaluation):
     """Quality on held-out audio during training."""
 
     data: Annotated[FilesConfig, BeforeValidator(path_or_mapping)] | None = Field(
-        None, description="Corpus of held-out audio, as in `data`; none: no evaluation."
+        None, description="Corpus of held-out audio, as in `data`; null: no evaluation."
     )
     max_seconds: float = Field(
         15.0, ge=0.5, le=600, description="Length of the beginning of each file that is used."

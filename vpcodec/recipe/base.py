@@ -48,8 +48,8 @@ class Data(Strict):
     batch_size: Positive = Field(8, description="Crops per process and (partial) step.")
     workers: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None,
-        description="Worker processes of the loader per training process; 0: threads. None: "
-        "threads when training on a CPU, up to 8 processes beside a GPU.",
+        description="Worker processes of the loader per training process; 0: threads. "
+        "null: threads when training on a CPU, up to 8 processes with a GPU.",
     )
 
     @model_validator(mode="after")

@@ -55,7 +55,7 @@ class DataConfig(Data):
     train: Annotated[tuple[CorpusConfig, ...], BeforeValidator(one_or_more)] = Field(
         (),
         description="Corpora, mixed equally unless they have weights: paths, or mappings as below; "
-        "a single one needs no list. None: generated images.",
+        "a single one needs no list. null: generated images.",
     )
     crop_size: Annotated[int, Field(ge=16, le=4096)] = Field(
         128,
@@ -64,7 +64,7 @@ class DataConfig(Data):
     )
     resize: NotNegative | None = Field(
         None,
-        description="Length to scale the shorter side of images to before cropping, pixels; none: "
+        description="Length to scale the shorter side of images to before cropping, pixels; null: "
         "do not scale. Images smaller than a crop are enlarged to its size.",
     )
     flip: bool = Field(True, description="Mirror half of the crops.")
@@ -128,7 +128,7 @@ class EvalConfig(Evaluation):
     """Quality on held-out images during training."""
 
     data: Annotated[ImageCorpus, BeforeValidator(path_or_mapping)] | None = Field(
-        None, description="Corpus of held-out images, as in `data`; none: no evaluation."
+        None, description="Corpus of held-out images, as in `data`; null: no evaluation."
     )
     max_side: Positive = Field(
         512, description="Larger images are cropped at their centre to this many pixels each way."
