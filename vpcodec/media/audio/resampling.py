@@ -19,7 +19,8 @@ class Resampler:
     The result does not depend on the size of blocks. Equal rates pass through.
 
     Args:
-        from_rate, to_rate: sample rates of input and output, Hz.
+        from_rate: sample rate of the input, Hz.
+        to_rate: sample rate of the output, Hz.
         channels: number of channels.
 
     Raises:
