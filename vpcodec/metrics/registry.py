@@ -12,7 +12,15 @@ from . import __path__ as _FOLDERS
 from . import base
 from .base import Measure, Metric, MetricError
 
-FIRST = ("speech", "audio", "prosody", "neural", "image")  # modules; others follow by name
+FIRST = (
+    "speech",
+    "audio",
+    "prosody",
+    "visqol",
+    "plcmos",
+    "neural",
+    "image",
+)  # modules; others follow by name
 
 
 def _measures() -> tuple[Measure, ...]:
