@@ -152,6 +152,22 @@ def audio_example(reference: np.ndarray, decoded: np.ndarray, rate: int = RATE) 
     return Example("best", "clip.wav", "", rate, reference, {"codec": decoded})
 
 
+def test_the_original_comes_last_and_keeps_its_values(tmp_path):
+    scores = make_scores({ORIGINAL: {"a": [1.0]}, "x": {"a": [2.0]}, "y": {"a": [3.0]}})
+    clip = Example("best", "clip00.wav", "", RATE, tone(440), {"x": tone(440), "y": tone(440)})
+    data = embedded(written(tmp_path, scores, [clip]))
+    assert [system["name"] for system in data["systems"]] == ["x", "y", ORIGINAL]
+    assert [values["a"] for values in data["values"]] == [[2], [3], [1]]
+    assert [index for index, _ in data["examples"][0]["scores"]] == [0, 1]
+
+
+def test_facts_are_shown_beside_the_settings(tmp_path):
+    scores = make_scores({"x": {"a": [1.0]}}, settings={"files": "1"})
+    write_report(tmp_path / "r.html", scores, [], facts={"command": "vpcodec score '<a>'"})
+    data = embedded((tmp_path / "r.html").read_text())
+    assert data["settings"] == [["files", "1"], ["command", "vpcodec score '<a>'"]]
+
+
 # ---- choosing examples
 
 

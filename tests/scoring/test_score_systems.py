@@ -24,10 +24,12 @@ from vpcodec.scoring.alignment import find_delay, remove_delay
 from vpcodec.scoring.systems import (
     CODEC2_MODES,
     CODECS,
+    Aac,
     Codec2,
     Decoded,
     Jpeg,
     Model,
+    Mp3,
     Opus,
     ScoreError,
     System,
@@ -78,7 +80,8 @@ def test_codecs_are_named_by_their_settings(text, specs):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("mp3@32k", ["unknown codec 'mp3'", "opus", "codec2", "jpeg", "webp"]),
+        ("vox@32k", ["unknown codec 'vox'", "opus", "mp3", "aac", "codec2", "jpeg", "webp"]),
+        ("mp3@7k", ["codec mp3 has no bit rate", "8k to 320k"]),
         ("", ["unknown codec ''"]),
         ("opus@6k,", ["unknown codec ''"]),
         ("opus", ["setting", "opus@6k"]),
@@ -170,6 +173,22 @@ def test_opus_takes_the_shortest_files(tmp_path, n):
     save(tmp_path / "a.wav", noise(1, n), 16_000)
     coded = Opus(6_000).code(tmp_path / "a.wav")
     assert coded.signal.shape == (1, n) and coded.n_bytes > 0
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+@pytest.mark.parametrize("kind", [Mp3, Aac])
+def test_mp3_and_aac_have_the_length_and_the_channels_of_the_original(speech, tmp_path, kind):
+    left = resample(speech, 16_000, 44_100)[0, :88_200]
+    save(tmp_path / "a.wav", np.stack([left, 0.5 * left[::-1]]), 44_100)
+    coded = kind.parse("96k").code(tmp_path / "a.wav")
+    assert coded.rate == 44_100 and coded.signal.shape == (2, 88_200)
+    assert coded.n_bytes == pytest.approx(2 * 96_000 / 8, rel=0.3)
+    assert likeness(left, coded.signal[0], 44_100) > 0.95
+    save(tmp_path / "b.wav", noise(1, 5_000), 10_000)
+    assert kind.parse("16k").code(tmp_path / "b.wav").rate == 11_025
+    with pytest.raises(ScoreError, match="3 channels"):
+        save(tmp_path / "c.wav", noise(3, 5_000), 16_000)
+        kind.parse("16k").code(tmp_path / "c.wav")
 
 
 def test_opus_refuses_more_than_stereo(tmp_path):
@@ -277,6 +296,7 @@ def fake(folder: Path, monkeypatch, **scripts: str) -> None:
     ("spec", "message"),
     [
         ("codec:opus@6k", "codec opus needs opusenc and opusdec: apt install opus-tools"),
+        ("codec:mp3@32k", "codec mp3 needs ffmpeg: apt install ffmpeg"),
         ("codec:codec2@3200", "codec codec2 needs c2enc and c2dec: apt install codec2"),
     ],
 )

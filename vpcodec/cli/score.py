@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +114,11 @@ def score(
         if report is not None and scores.rows:
             from ..scoring.report import write_report
 
-            write_report(report, scores, scoring.examples(scores))
+            facts = {
+                "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+                "command": shlex.join(["vpcodec", *sys.argv[1:]]),
+            }
+            write_report(report, scores, scoring.examples(scores), facts=facts)
     except (MetricError, ScoreError) as error:
         raise common.UsageError(str(error)) from None
 

@@ -117,6 +117,7 @@ def write_report(
     examples: list[Example],
     *,
     title: str | None = None,
+    facts: dict[str, str] | None = None,
 ) -> None:
     """Write the page, which appears complete or not at all.
 
@@ -128,13 +129,17 @@ def write_report(
         scores: what to show.
         examples: files to hear or see.
         title: of the page; None: the names of the systems.
+        facts: more to show beside the settings, such as date and command.
 
     Raises:
         OSError: it cannot be written.
     """
     names = [system.name for system in scores.systems if system.name != ORIGINAL]
     title = title or "Scores of " + ", ".join(names)
-    parts = {"title": html.escape(title), "data": _json(_page(scores, examples, title))}
+    parts = {
+        "title": html.escape(title),
+        "data": _json(_page(scores, examples, title, facts or {})),
+    }
     page = (files(__package__) / "report.html").read_text(encoding="utf-8")
     for place, name in _PLACES.items():  # neither part can hold a place: "<" is escaped in both
         page = page.replace(place, parts[name])
@@ -142,27 +147,30 @@ def write_report(
         file.write(page.encode("utf-8", "replace"))
 
 
-def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]:
+def _page(
+    scores: Scores, examples: list[Example], title: str, facts: dict[str, str]
+) -> dict[str, Any]:
     """Everything that the template draws."""
+    systems = sorted(scores.systems, key=lambda system: system.name == ORIGINAL)  # it comes last
     quality = {metric.name for metric in _quality(scores)}
     rate = _RATES[scores.modality]
     keys = ("name", "label", "unit", "better", "source")
     names = sorted({row.file for row in scores.rows})
     shown = names[:: max(1, -(-len(names) // MAX_FILES))]
-    order = {system.name: index for index, system in enumerate(scores.systems)}
+    order = {system.name: index for index, system in enumerate(systems)}
     values = {(row.system, row.file): row.values for row in scores.rows}
     metrics = [metric for metric in scores.metrics if metric.name != rate["name"]]
     n_sounds = sum(1 + len(example.decoded) for example in examples)
     return {
         "title": title,
         "kind": scores.modality,
-        "settings": list(scores.settings.items()),
+        "settings": list((scores.settings | facts).items()),
         "rate": rate,
         "metrics": [
             {key: getattr(metric, key) for key in keys} | {"judges": metric.name in quality}
             for metric in metrics
         ],
-        "systems": [_system(system) for system in scores.systems],
+        "systems": [_system(system) for system in systems],
         "n_files": len(names),
         "files": shown,
         "values": [
@@ -172,7 +180,7 @@ def _page(scores: Scores, examples: list[Example], title: str) -> dict[str, Any]
                 ]
                 for metric in metrics
             }
-            for system in scores.systems
+            for system in systems
         ],
         "examples": [
             {

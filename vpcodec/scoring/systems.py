@@ -382,15 +382,7 @@ class Opus(_Classic):
     @classmethod
     def parse(cls, setting: str) -> Self:
         """From "6k" or "6" (kbit/s if below 1000), or "6000"."""
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", setting.lower(), re.ASCII)
-        value = float(match[1]) if match else 0.0
-        bitrate = value * 1000 if match and (match[2] or value < 1000) else value
-        low, high = _OPUS_BITRATES
-        if not low <= bitrate <= high:
-            raise ScoreError(
-                f"codec opus has no bit rate {setting!r} (from {low / 1000:g}k to {high / 1000:g}k)"
-            )
-        return cls(round(bitrate))
+        return cls(_bitrate(cls.codec, setting, _OPUS_BITRATES))
 
     @property
     def name(self) -> str:
@@ -422,6 +414,105 @@ class Opus(_Classic):
         if len(decoded) != channels:
             raise ScoreError(f"opusdec wrote {len(decoded)} channels of {channels}")
         return Coded(decoded, rate, n_bytes)
+
+
+def _bitrate(codec: str, setting: str, limits: tuple[int, int]) -> int:
+    """Bit/s of a setting such as "6k", "6" or "6000".
+
+    Raises:
+        ScoreError: it is none, or out of the limits.
+    """
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(k?)", setting.lower(), re.ASCII)
+    value = float(match[1]) if match else 0.0
+    bitrate = value * 1000 if match and (match[2] or value < 1000) else value
+    low, high = limits
+    if not low <= bitrate <= high:
+        raise ScoreError(
+            f"codec {codec} has no bit rate {setting!r} (from {low / 1000:g}k to {high / 1000:g}k)"
+        )
+    return round(bitrate)
+
+
+@dataclass(frozen=True)
+class _Ffmpeg(_Classic):
+    """A codec of ffmpeg, for mono and stereo, at a constant bit rate.
+
+    The input is float, at the original rate or the next that the codec has. The size is that of
+    the file.
+
+    Args:
+        bitrate: of all channels, bit/s.
+    """
+
+    bitrate: int
+    modality = "audio"
+    programs = ("ffmpeg",)
+    package = "ffmpeg"
+    encoder: ClassVar[str]
+    suffix: ClassVar[str]
+    limits: ClassVar[tuple[int, int]]  # bit/s
+    rates: ClassVar[tuple[int, ...]]  # Hz
+
+    @classmethod
+    def parse(cls, setting: str) -> Self:
+        """From "32k" or "32" (kbit/s if below 1000), or "32000"."""
+        return cls(_bitrate(cls.codec, setting, cls.limits))
+
+    @property
+    def name(self) -> str:
+        return f"{self.codec}@{self.bitrate / 1000:g}k"
+
+    @cached_property
+    def identity(self) -> str:
+        """The version of the program."""
+        path = shutil.which("ffmpeg") or "ffmpeg"
+        printed = subprocess.run([path, "-version"], capture_output=True, timeout=TIMEOUT)
+        return f"{self.encoder}, {printed.stdout.decode(errors='replace').splitlines()[0]}"
+
+    def _code(self, source: Path) -> Coded:
+        signal, rate = load(source)
+        channels, n_samples = signal.shape
+        if channels > 2:
+            raise ScoreError(
+                f"{channels} channels, but {self.codec} is run on mono and stereo only"
+            )
+        wanted = next((x for x in self.rates if x >= rate), self.rates[-1])
+        signal = resample(signal, rate, wanted) if wanted != rate else signal
+        coded, quiet = f"coded{self.suffix}", ("-v", "error", "-nostdin")
+        with _Workshop(n_samples / rate) as shop:
+            save(shop.folder / "original.wav", signal, wanted, subtype="FLOAT")
+            aim = ("-c:a", self.encoder, "-b:a", str(self.bitrate))
+            n_bytes = shop.make("ffmpeg", *quiet, "-i", "original.wav", *aim, output=coded)
+            float_wav = ("-c:a", "pcm_f32le")
+            shop.make("ffmpeg", *quiet, "-i", coded, *float_wav, output="decoded.wav")
+            decoded, found = load(shop.folder / "decoded.wav")
+        if len(decoded) != channels or found != wanted:
+            raise ScoreError(f"ffmpeg wrote {len(decoded)} channels at {found} Hz")
+        return Coded(decoded[:, : signal.shape[1]], found, n_bytes)  # AAC ends with its frame
+
+
+@dataclass(frozen=True)
+class Mp3(_Ffmpeg):
+    """LAME, by ffmpeg."""
+
+    codec = "mp3"
+    example = "mp3@32k"
+    encoder = "libmp3lame"
+    suffix = ".mp3"
+    limits = (8_000, 320_000)
+    rates = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+
+
+@dataclass(frozen=True)
+class Aac(_Ffmpeg):
+    """AAC-LC by the encoder of ffmpeg."""
+
+    codec = "aac"
+    example = "aac@32k"
+    encoder = "aac"
+    suffix = ".m4a"
+    limits = (6_000, 512_000)
+    rates = (*Mp3.rates, 64_000, 88_200, 96_000)
 
 
 @dataclass(frozen=True)
@@ -559,7 +650,7 @@ class WebP(_Picture):
 
 
 CODECS: dict[str, type[_Classic]] = {
-    classic.codec: classic for classic in (Opus, Codec2, Jpeg, WebP)
+    classic.codec: classic for classic in (Opus, Mp3, Aac, Codec2, Jpeg, WebP)
 }
 
 
