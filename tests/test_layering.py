@@ -11,7 +11,15 @@ from paths import ROOT
 
 PACKAGE = ROOT / "vpcodec"
 FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on floors below
-    {"threads": "", "entropy": "", "usage": "", "checks": "", "progress": "", "config": ""},
+    {
+        "threads": "",
+        "entropy": "",
+        "usage": "",
+        "checks": "",
+        "progress": "",
+        "config": "",
+        "terminal": "",
+    },
     {
         "media": "checks threads",
         "recipe": "config",
@@ -34,10 +42,10 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
         "codec": "backends checks config entropy hub media model_folder packets progress published "
         "threads tokenfile"
     },
-    {"scoring": "backends codec hub media metrics progress tokenfile usage"},
+    {"scoring": "backends codec hub media metrics progress terminal tokenfile usage"},
     {
         "training": "backends codec config entropy media metrics model_folder models progress "
-        "quantizers recipe scoring tokenfile usage"
+        "quantizers recipe scoring terminal tokenfile usage"
     },
     {
         "export": "backends codec config graphs hub media model_folder models quantizers recipe "
@@ -45,7 +53,7 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {
         "cli": "backends codec config export graphs hub media metrics model_folder progress "
-        "published recipe scoring tokenfile training"
+        "published recipe scoring terminal tokenfile training"
     },
     {"__main__": "cli"},
 ]

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..terminal import escaping
+
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -27,7 +29,7 @@ def main() -> None:
     """
     if sys.stderr is None:  # closed; print would take stdout instead
         sys.stderr = open(os.devnull, "w")
-    with _interruptible():
+    with escaping(), _interruptible():
         from ..media.files import FULL
         from .app import app
         from .errors import USER_ERRORS, explain

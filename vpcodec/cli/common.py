@@ -19,7 +19,8 @@ import typer
 
 from ..media.files import find_others, is_device
 from ..progress import Progress
-from .errors import USER_ERRORS, MissingExtra, UsageError, explain
+from ..terminal import escape, plain_stderr
+from .errors import USER_ERRORS, MissingExtra, UsageError, explain, one_line
 from .modalities import Modality, Result, summary
 
 _STDIN = ("/dev/stdin", "/dev/fd/0")
@@ -234,7 +235,7 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(console=Console(stderr=True), transient=True)
+            self._bar = Bar(console=Console(file=plain_stderr()), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=self._n_items)
         self._bar.update(self._task, completed=self._items_done + sum(self._share.values()))
@@ -257,8 +258,8 @@ def status() -> Iterator[Callable[[str], None]]:
             if spinner is None:
                 from rich.console import Console
 
-                spinner = stack.enter_context(Console(stderr=True).status(text))
-            spinner.update(text)
+                spinner = stack.enter_context(Console(file=plain_stderr()).status(escape(text)))
+            spinner.update(escape(text))
 
         yield note
 
@@ -317,8 +318,8 @@ def run(
                 stop.set()
             text = explain(error)
             target = "stdout:" if item.target == "-" else item.target
-            named = name in text or target in text
-            return Failure(item, text if named else f"{name}: {text}")
+            named = one_line(name) in text or one_line(target) in text
+            return Failure(item, text if named else f"{one_line(name)}: {text}")
         finally:
             bar.finish(item.source)
         result = modality.result(stats, time.perf_counter() - began)
@@ -348,11 +349,13 @@ def run(
     if failures and len(items) + len(kept) + len(skipped) == 1:
         raise UsageError(failures[0].text)
     for item in kept:
-        print(f"vpcodec: {item.target}: exists, kept (--force replaces it)", file=sys.stderr)
+        print(
+            f"vpcodec: {escape(item.target)}: exists, kept (--force replaces it)", file=sys.stderr
+        )
     if skipped:
         names = ", ".join(map(_described, skipped[:MAX_NAMED]))
         more = f" and {len(skipped) - MAX_NAMED} more" if len(skipped) > MAX_NAMED else ""
-        print(f"vpcodec: {len(skipped)} skipped: {names}{more}", file=sys.stderr)
+        print(f"vpcodec: {len(skipped)} skipped: {escape(names)}{more}", file=sys.stderr)
     for failure in failures:
         print(f"vpcodec: {failure.text}", file=sys.stderr)
     untried = len(items) - len(results) - len(failures)
@@ -366,7 +369,7 @@ def run(
         out = sys.stderr if any(item.target == "-" for item in items) else sys.stdout
         print(json.dumps(document, indent=2), file=out)
     elif results and not failures:
-        print(summary(results, time.perf_counter() - started), file=sys.stderr)
+        print(escape(summary(results, time.perf_counter() - started)), file=sys.stderr)
     if failures or (len(items) + len(kept) + len(skipped) > 1 and not as_json):
         of = f" of {len(items)}" if failures else ""
         rest = f", {untried} not tried" if untried else ""

@@ -7,6 +7,7 @@ from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
+from ..terminal import escape
 from ..tokenfile import GapError, OtherWeightsError, TokenFileError
 
 
@@ -45,4 +46,9 @@ def explain(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
         text = f"{error}{HINTS.get(type(error), '')}"
-    return " ".join(text.split())
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """Text for a message: without line breaks, and without what commands a terminal."""
+    return escape(" ".join(text.split()))

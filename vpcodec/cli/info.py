@@ -20,6 +20,7 @@ from ..config import (
     ModelConfig,
     QuantizerConfig,
 )
+from ..terminal import escape
 from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
 
@@ -59,7 +60,7 @@ def info(
     if failures and len(places) == 1:
         raise common.UsageError(failures[0])
     for failure in failures:
-        print(f"vpcodec: {failure}", file=sys.stderr)
+        print(f"vpcodec: {escape(failure)}", file=sys.stderr)
     if failures:
         print(f"vpcodec: {len(failures)} of {len(places)} failed", file=sys.stderr)
         raise typer.Exit(1)
@@ -93,7 +94,7 @@ def _facts(place: str) -> tuple[dict[str, Any] | None, str | None]:
 def _print(facts: dict[str, Any]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {_show(value)}")
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {escape(_show(value))}")
 
 
 def _token_facts(target: str) -> tuple[dict[str, Any], str | None]:

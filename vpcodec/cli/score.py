@@ -110,7 +110,7 @@ def score(
             scores = scoring.run(lines.known, on_row=lines.write, progress=bars.report)
         lines.finish(scores, scoring.files)
         if scores.rows:
-            _print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
+            print(json.dumps(scores.to_dict(), indent=2) if as_json else scores.to_text())
         if report is not None and scores.rows:
             from ..scoring.report import write_report
 
@@ -147,12 +147,6 @@ def _check_output(path: Path) -> None:
         raise UsageError(f"{path}: its folder does not exist")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UsageError(f"{path}: it cannot be written")
-
-
-def _print(text: str) -> None:
-    """Print on stdout, in any encoding that it has."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
 
 
 class StageBars:

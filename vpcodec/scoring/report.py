@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..media.files import atomic_output
+from ..terminal import escape
 from .scores import ORIGINAL
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def write_report(
     names = [system.name for system in scores.systems if system.name != ORIGINAL]
     title = title or "Scores of " + ", ".join(names)
     parts = {
-        "title": html.escape(title),
+        "title": html.escape(escape(title)),
         "data": _json(_page(scores, examples, title, facts or {})),
     }
     page = (files(__package__) / "report.html").read_text(encoding="utf-8")
@@ -419,11 +420,13 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """What JSON can hold: null for NaN, "Infinity" for infinite, six digits of other floats."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {escape(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, str):
+        return escape(value, keep="\n\t")
     if isinstance(value, float):
         if math.isnan(value):
             return None

@@ -23,6 +23,7 @@ from rich.progress import Progress as ProgressBar
 from .. import __version__
 from ..media.files import atomic_output
 from ..recipe import Recipe
+from ..terminal import escape, plain_stderr
 
 METRICS = "metrics.jsonl"
 README = "README.md"
@@ -55,7 +56,7 @@ class RunLog:
 
     def __init__(self, folder: Path, recipe: Recipe, *, step: int, enabled: bool = True) -> None:
         self.enabled = enabled
-        self.console = Console(stderr=True, quiet=not enabled)
+        self.console = Console(file=plain_stderr(), quiet=not enabled)
         self._steps = recipe.train.steps
         if not enabled:
             return
@@ -87,7 +88,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Print a line to stderr."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
     def row(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """Append a row to metrics.jsonl, and a point to each curve."""
