@@ -330,10 +330,18 @@ def test_rows_of_known_length_are_not_opened_before_they_are_drawn(manifest):
     [
         ("list.csv", "file,seconds\na.wav,1\n", "list.csv:1: no column `path`"),
         ("list.csv", "", "list.csv:1: no column `path`"),
-        ("list.csv", "path,seconds\na.wav,1\nb.wav,long\n", "list.csv:3: seconds is not a non-negative number"),
+        (
+            "list.csv",
+            "path,seconds\na.wav,1\nb.wav,long\n",
+            "list.csv:3: seconds is not a non-negative number",
+        ),
         ("list.csv", 'path\na.wav\n"b.wav\n', "list.csv:3: unexpected end of data"),
         ("list.tsv", "seconds\tpath\n1\n", "list.tsv:2: no `path`"),
-        ("list.tsv", "path\toffset\na.wav\t-1\n", "list.tsv:2: offset is not a non-negative number"),
+        (
+            "list.tsv",
+            "path\toffset\na.wav\t-1\n",
+            "list.tsv:2: offset is not a non-negative number",
+        ),
         ("list.jsonl", '{"path": "a.wav"}\n{"path": \n', "list.jsonl:2: not a JSON object"),
         ("list.jsonl", '["a.wav"]', "list.jsonl:1: not a JSON object"),
         ("list.jsonl", '{"file": "a.wav"}', "list.jsonl:1: no `path`"),
