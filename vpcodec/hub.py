@@ -350,7 +350,7 @@ def read_or_refetch(repo: str, found: Download, name: str, read: Callable[[], _T
 def _check_names() -> None:
     """Let the Hub's library refuse what a server calls a file or a commit and is a path.
 
-    It makes paths of both, and none of its versions up to 2.4 looks at them.
+    It makes paths of both, and does not look at them (seen in versions 0.34 and 2.4).
     """
     from huggingface_hub import file_download
 

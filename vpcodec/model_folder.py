@@ -85,12 +85,12 @@ class ModelFolder:
         for name in {WEIGHTS, *self.files}:
             self.file(name)
         weights = self._weights()
-        if self.config.least_weights > len(weights):
-            raise ModelError(f"{self.path / CONFIG}: describes a larger model than {WEIGHTS} holds")
         if fingerprint(self.config, weights) != self.fingerprint:
             raise ModelError(f"{self.path / CONFIG}: changed (the fingerprint does not match)")
         if self.stated_space not in (None, self._space_of(weights)):
             raise ModelError(f"{self.path / CONFIG}: changed (the token space does not match)")
+        if self.config.least_weights > len(weights):
+            raise ModelError(f"{self.path / CONFIG}: describes a larger model than {WEIGHTS} holds")
 
     @cached_property
     def space(self) -> bytes:

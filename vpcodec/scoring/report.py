@@ -60,6 +60,7 @@ _CONES_TO_RGB = np.array(
         [-0.00419609, -0.70341861, 1.7076147],
     ]
 )
+_KEPT = "\n\t"  # control characters that mean nothing to a browser
 _PLACES = {"<!--title-->": "title", "<!--data-->": "data"}  # in the template
 
 
@@ -138,7 +139,7 @@ def write_report(
     names = [system.name for system in scores.systems if system.name != ORIGINAL]
     title = title or "Scores of " + ", ".join(names)
     parts = {
-        "title": html.escape(escape(title)),
+        "title": html.escape(escape(title, keep=_KEPT)),
         "data": _json(_page(scores, examples, title, facts or {})),
     }
     page = (files(__package__) / "report.html").read_text(encoding="utf-8")
@@ -420,13 +421,13 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """What JSON can hold: null for NaN, "Infinity" for infinite, six digits of other floats."""
     if isinstance(value, dict):
-        return {escape(str(key)): _plain(part) for key, part in value.items()}
+        return {_plain(str(key)): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        return escape(value, keep="\n\t")
+        return escape(value, keep=_KEPT)
     if isinstance(value, float):
         if math.isnan(value):
             return None
