@@ -300,10 +300,10 @@ def test_an_error_inside_is_told_though_what_is_written_cannot_be_closed():
 def test_errors_of_the_hidden_file_name_the_output(monkeypatch, code, when):
     sounds("a.wav")
 
-    def fail(first, *others):
+    def fail(first, *others, **options):
         if ".tmp" in str(first):
             raise OSError(code, os.strerror(code), str(first), None, *map(str, others[:1]))
-        return original(first, *others)
+        return original(first, *others, **options)
 
     import builtins
 

@@ -5,7 +5,7 @@ falls below a threshold. pYIN takes every threshold from 0 to 1, each as likely 
 distribution says, so that a frame has several candidates with probabilities; a hidden Markov model,
 whose states are pitches, each voiced and unvoiced, then finds the most likely track.
 
-Parameters and details are those of librosa 0.11, whose tracks are equal.
+Parameters and details are those of librosa 0.11, so that the tracks are equal.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _normalized_difference(frames: np.ndarray, shortest: int, longest: int) -> n
     power = spectrum.real**2 + spectrum.imag**2
     correlation = np.fft.irfft(power, size)[:, : longest + 1]
     left = np.cumsum(np.square(frames[:, :longest]), axis=1)  # what no sample is compared with
-    left[:, 0] = 0  # as librosa has it, for equal tracks; of a hundred lags it changes one
+    left[:, 0] = 0  # as in librosa, for equal tracks; only the mean below has lag 1 in it
     difference = 2 * (correlation[:, :1] - correlation[:, 1:]) - left
     mean = np.cumsum(difference, axis=1) / np.arange(1, longest + 1)
     return difference[:, shortest - 1 :] / (mean[:, shortest - 1 :] + _TINY)
