@@ -685,7 +685,7 @@ def test_a_run_says_when_its_data_changed(tmp_path):
     Trainer(recipe, tmp_path / "run").save()
     assert Trainer(recipe, tmp_path / "run").notes == []
     (folder / "b.wav").write_bytes(SPEECH.read_bytes())
-    assert "data changed" in Trainer(recipe, tmp_path / "run").notes[0]
+    assert "data have changed" in Trainer(recipe, tmp_path / "run").notes[0]
 
 
 def test_the_run_s_readme_says_how_it_was_made(debug_run):
