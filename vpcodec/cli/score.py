@@ -35,6 +35,12 @@ def score(
         metavar="CODECS",
         help="Other codecs, such as opus@6k,codec2@3200 or webp@0,jpeg@10.",
     ),
+    loss: str = typer.Option(
+        "",
+        metavar="LOSSES",
+        help="Also score each model over a live link that loses packets of 18 ms: 5%, or 10%x3 for "
+        "three in a row.",
+    ),
     metrics: str = typer.Option(
         None,
         "--metrics",
@@ -96,7 +102,7 @@ def score(
     try:
         scoring = Scoring(
             reference,
-            build_systems(reference, decoded or (), model, codec, backend=backend),
+            build_systems(reference, decoded or (), model, codec, loss, backend=backend),
             metrics=metrics,
             align=align,
             level=match_level,

@@ -24,7 +24,7 @@ from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
 from .report import Example, choose_examples
 from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
-from .systems import Decoded, ScoreError, System, build_system, parse_codecs
+from .systems import Decoded, ScoreError, System, build_system, parse_codecs, parse_losses
 
 ALIGNMENTS: dict[Align, str] = {
     "codec": "one delay per codec, estimated and removed",
@@ -293,6 +293,7 @@ def score(
     *decoded: str | os.PathLike[str],
     models: str | Sequence[str] = (),
     codecs: str | Sequence[str] = (),
+    losses: str = "",
     **options: Any,
 ) -> Scores:
     """Compare files or folders, models and classic codecs with the originals.
@@ -302,6 +303,8 @@ def score(
         decoded: files or folders of results, matched by name; "lyra=results/3200" calls one lyra.
         models: names that `Codec.from_pretrained` takes; each encodes and decodes the references.
         codecs: such as "opus@6k,codec2@3200" or "webp@0", as a string or a list.
+        losses: such as "5%,10%x3": each model is also scored over a live link that loses this share
+            of its packets, singly or so many in a row.
         options: `metrics`, `align`, `level`, `rate` and `jobs` of `Scoring`.
 
     Returns:
@@ -313,7 +316,7 @@ def score(
         ModelError: a model that cannot be used.
     """
     models = [models] if isinstance(models, str) else models
-    systems = build_systems(reference, decoded, models, codecs)
+    systems = build_systems(reference, decoded, models, codecs, losses)
     return Scoring(reference, systems, **options).run()
 
 
@@ -322,6 +325,7 @@ def build_systems(
     decoded: Sequence[str | os.PathLike[str]] = (),
     models: Sequence[str] = (),
     codecs: str | Sequence[str] = (),
+    losses: str = "",
     *,
     backend: str = "onnx",
 ) -> list[System]:
@@ -338,7 +342,12 @@ def build_systems(
             systems.append(Decoded(Path(rest), Path(reference), name))
         else:
             systems.append(Decoded(Path(path), Path(reference)))
-    systems += [build_system(f"model:{name}", backend=backend) for name in models]
+    known = parse_losses(losses) if losses else []
+    if known and not models:
+        raise ScoreError("losses are those of models, and none is named")
+    for name in models:
+        specs = [f"model:{name}", *(f"lossy:{loss}:{name}" for loss in known)]
+        systems += [build_system(spec, backend=backend) for spec in specs]
     text = codecs if isinstance(codecs, str) else ",".join(codecs)
     return systems + [build_system(spec) for spec in (parse_codecs(text) if text else ())]
 

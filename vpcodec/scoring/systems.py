@@ -19,10 +19,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..backends import BACKENDS
 from ..codec import Codec
@@ -33,6 +35,7 @@ from ..media.image import IMAGE_SUFFIXES, is_image, load_image
 from ..tokenfile import read_tokens
 
 TIMEOUT = 60.0  # s that a program may take, plus the duration of the audio
+PACKET_SECONDS = 0.018  # about, of what is lost at once
 CODEC2_MODES = ("3200", "2400", "1600", "1400", "1300", "1200", "700C", "450")
 
 _OPUS_BITRATES = 500, 512_000  # bit/s that opusenc takes
@@ -107,7 +110,10 @@ def build_system(
     threads: int | None = 1,
     references: Path | None = None,
 ) -> System:
-    """Make a system from "model:NAME", "codec:NAME@SETTING" or "folder:PATH" (or a file).
+    """Make a system from its specification.
+
+    That is "model:NAME", "lossy:LOSS:NAME" (a model, with such losses as "5%x3"),
+    "codec:NAME@SETTING" or "folder:PATH" (or a file).
 
     Args:
         spec: which system.
@@ -122,6 +128,9 @@ def build_system(
     what, _, value = spec.partition(":")
     if what == "model":
         return Model(value, backend, threads)
+    if what == "lossy":
+        loss, _, name = value.partition(":")
+        return LossyModel(name, Loss.parse(loss), backend, threads)
     if what == "folder" and references is not None:
         return Decoded(Path(value), references)
     if what == "codec":
@@ -318,6 +327,97 @@ class Model(System):
         codec.decode_file(coded, decoded, subtype="FLOAT")
         decoded.seek(0)
         return Coded(*load(decoded), stats.n_bytes, tokens)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Packets of about 18 ms that do not arrive, single ones or several in a row.
+
+    Attributes:
+        share: of all packets that are lost, 0 to 1.
+        burst: packets lost in a row.
+    """
+
+    share: float
+    burst: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From "5%" or "10%x3".
+
+        Raises:
+            ScoreError: something else.
+        """
+        match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,3})?)%(?:x(\d{1,3}))?", text.strip(), re.ASCII)
+        if not match or not 0 < float(match[1]) <= 50 or match[2] == "0":
+            raise ScoreError(f"no loss {text!r}; write 5% or 10%x3, up to 50%")
+        return cls(float(match[1]) / 100, int(match[2] or 1))
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:g}%" + (f"x{self.burst}" if self.burst > 1 else "")
+
+    def draw(self, n_packets: int, seed: int) -> NDArray[np.bool_]:
+        """Which packets are lost, (n_packets,): the same for a seed; the first two arrive."""
+        random = np.random.default_rng(seed)
+        lost = np.zeros(n_packets, bool)
+        between = self.burst * (1 - self.share) / self.share  # packets that arrive, on average
+        i = 2
+        while (i := i + int(random.geometric(1 / between))) < n_packets:
+            lost[i : i + self.burst] = True
+            i += self.burst
+        return lost
+
+
+def parse_losses(text: str) -> list[Loss]:
+    """Losses such as "5%,10%x3", each once, in the given order.
+
+    Raises:
+        ScoreError: something else.
+    """
+    return list(dict.fromkeys(map(Loss.parse, text.split(","))))
+
+
+class LossyModel(Model):
+    """One of our models over a live link that loses packets, concealed by `push_lost`.
+
+    Args:
+        name: as for `Codec.from_pretrained`.
+        loss: how many packets are lost; which ones follows from the length of the clip.
+        backend: "onnx" or "torch".
+        threads: CPU threads; None leaves the choice to the backend.
+
+    Raises:
+        ScoreError: unknown backend, or a model that is not for live streams.
+        ModelError: a model that cannot be found or read.
+    """
+
+    def __init__(
+        self, name: str | Path, loss: Loss, backend: str = "onnx", threads: int | None = 1
+    ) -> None:
+        super().__init__(name, backend, threads)
+        if getattr(open_model(name).config, "latency", None) is None:  # images have none either
+            raise ScoreError(f"model {name} is not for live streams, so it has no losses")
+        self.loss = loss
+        self.name = f"{name} {loss}"
+        self.spec = f"lossy:{loss}:{name}"
+        self.identity += f" loss {loss}"
+
+    def _code(self, source: Path) -> Coded:
+        codec: Any = _load_codec(self.path, self.backend, self.threads)
+        samples, rate = load(source)
+        tokens = codec.encode(samples, rate)
+        frames = max(1, round(PACKET_SECONDS * codec.frame_rate))
+        n_frames = tokens.shape[1]
+        lost = np.repeat(self.loss.draw(-(-n_frames // frames), n_frames), frames)[:n_frames]
+        stream = codec.decoder_stream(len(tokens), sample_rate=rate)
+        edges = [0, *(np.flatnonzero(np.diff(lost)) + 1).tolist(), n_frames]
+        parts = [
+            stream.push_lost(end - start) if lost[start] else stream.push(tokens[:, start:end])
+            for start, end in pairwise(edges)
+            if end > start
+        ]
+        parts.append(stream.flush())
+        return Coded(np.concatenate(parts, 1)[:, : samples.shape[1]], rate)
 
 
 @cache
