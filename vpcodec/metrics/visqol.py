@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -49,9 +52,28 @@ def visqol(reference: Clip, degraded: Clip) -> tuple[float]:
 @lru_cache(maxsize=1)
 def _api() -> Any:
     try:
-        from visqol import VisqolApi
+        with _without_numba():
+            from visqol import VisqolApi
     except ImportError as error:
         raise ImportError(f"ViSQOL needs a package: {INSTALL}") from error
     api = VisqolApi()
     api.create(mode="speech", use_lattice_model=False)
     return api
+
+
+@contextmanager
+def _without_numba() -> Iterator[None]:
+    """Imports inside do not find numba, which the package uses where it is installed.
+
+    Its cache has crashed processes when two wrote it at once. Values are the same without it.
+    """
+    missing = object()
+    before = sys.modules.get("numba", missing)
+    sys.modules["numba"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is missing:
+            del sys.modules["numba"]
+        else:
+            sys.modules["numba"] = before  # type: ignore[assignment]
