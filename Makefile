@@ -19,10 +19,10 @@ demo: $(VENV)/.core
 	@echo "vpcodec is in $(BIN): call $(BIN)/vpcodec, or put it on the PATH: source $(BIN)/activate"
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
