@@ -492,7 +492,7 @@ def test_info_of_bad_input(source: str, words: str, tokens_of_speech: bytes) -> 
         ("decode a.tok out.raw --raw s17", "s17"),
         ("decode a.tok out.wav --rate 100000000", "100000000 Hz"),
         ("encode a.wav out.tok -m nobody", "unknown model 'nobody' .*speech-3k"),
-        ("encode a.wav out.tok -m ./nobody", "unknown model './nobody'"),
+        ("encode a.wav out.tok -m ./nobody", "./nobody: no such folder"),
         ("encode a.wav out.tok -m empty", "empty/config.json: No such file"),
         ("decode a.tok out.wav -m nobody", "unknown model 'nobody'"),
         ("encode a.wav out.tok --backend tflite", "unknown backend 'tflite' .*onnx, torch"),
