@@ -214,7 +214,7 @@ def test_a_missing_model_stops_its_own_kind_only(
     mixed: set[str], picture: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(hub.DEFAULT_MODELS, "image", "nobody")
-    skipped, *failures, last = run("encode", "in", "out", check=1).err.splitlines()
+    _, skipped, *failures, last = run("encode", "in", "out", check=1).err.splitlines()
     assert "skipped: in/" in skipped
     assert tree("out") == {"s.tok", "same.wav.tok", "deep", "deep/er", "deep/er/t.tok"}
     named = [re.match(r"vpcodec: (\S+): unknown model 'nobody'", line)[1] for line in failures]
