@@ -71,6 +71,7 @@ MAY_USE_TORCH = (
     "published.weights",
     "backends.torch",
     "metrics.distillmos",
+    "metrics.ge2e",
     "metrics.neural",
 )
 TORCH = {"torch", "torchaudio", "torchvision"}

@@ -888,8 +888,8 @@ COMMANDS = ["encode", "decode", "info", "score", "train", "export", "models push
 def test_help_is_short_for_help_and_plain(command: str) -> None:
     text = run(*command.split(), "-h").out.decode()
     assert text == run(*command.split(), "--help").out.decode()
-    options = text.partition("Options:")[2]
-    assert " <" not in options and "{" not in text.splitlines()[0]
+    described = text.partition("Arguments:" if "Arguments:" in text else "Options:")[2]
+    assert " <" not in described and "{" not in text.splitlines()[0]
     assert all(len(line) <= 80 for line in text.splitlines())
 
 

@@ -141,6 +141,8 @@ def test_all_are_those_whose_packages_are_there(monkeypatch):
     assert unavailable == {
         "wer": "wer needs the package torch: pip install torch transformers",
         "distillmos": "distillmos needs the package torch: pip install 'vpcodec[train]' distillmos",
+        "speaker_similarity_ge2e": "speaker_similarity_ge2e needs the package torch: "
+        "pip install 'vpcodec[train]' && pip install --no-deps resemblyzer",
     }
     monkeypatch.setattr(base, "find_spec", lambda name: object())
     assert [metric.name for metric in choose("audio", ["all"])[1]] == [

@@ -12,7 +12,13 @@ from . import convert, decode, encode, export, info, models, prune, score, table
 
 
 class Command(TyperCommand):
-    """A command whose usage has its arguments as they are written."""
+    """A command whose usage and help show its arguments as they are written, without types."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                vars(parameter)["display_type"] = lambda ctx: ""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
