@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import run
+from paths import SHARED
 
 from vpcodec.scoring.alignment import (
     MAX_DELAY,
@@ -218,3 +220,13 @@ def test_lags_of_a_real_codec_come_out_as_published(shared_data, codec):
         assert find_delay(*pair, RATE) == row["lag"]
         finder.add(*pair)
     assert abs(finder.delay) <= 1
+
+
+@pytest.mark.skipif(not (SHARED / "cases").is_dir(), reason="needs ../shared/cases")
+def test_the_case_of_speech_that_is_150_ms_late_keeps_its_delay_and_says_so():
+    case = SHARED / "cases"
+    found = run(
+        *("score", case / "23_score_ref.wav", case / "23_score_150ms_late.wav"),
+        *("--metrics", "stoi"),
+    )
+    assert b"no delay was removed" in found.out
