@@ -90,7 +90,13 @@ def test_relative_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_model("./model").fingerprint == open_model().fingerprint
 
 
-@pytest.mark.parametrize("name", ["speech-4k", "/no/such/folder", "./no/folder", "a/b/c"])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no/folder"])
+def test_a_path_of_nothing_is_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # not to be called
+    assert refusal(name) == f"{name}: no such folder"
+
+
+@pytest.mark.parametrize("name", ["speech-4k", "speech 3k", "a/b/c"])
 def test_unknown_name_lists_the_bundled_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # not to be called
     text = refusal(name)

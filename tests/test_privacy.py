@@ -84,7 +84,6 @@ class Watch:
 
 sys.meta_path.insert(0, Watch)
 import {module}
-from paths import ROOT, SPEECH
 print(*(os.environ[name] for name in {list(OFF)}))
 """
     done = subprocess.run(

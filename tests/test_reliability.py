@@ -27,6 +27,7 @@ from vpcodec import Codec
 from vpcodec.media.audio import OUTPUT_SUFFIXES, AudioWriter, save
 from vpcodec.media.files import atomic_folder, atomic_output, find_files
 from vpcodec.media.image import save_image
+from vpcodec.model_folder import ModelError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and pipes of Linux")
 
@@ -97,7 +98,7 @@ def test_other_errors_of_onnx_runtime_are_not_taken_for_lack_of_memory(monkeypat
         raise RuntimeError("Got invalid dimensions")
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", fail)
-    with pytest.raises(RuntimeError, match="invalid dimensions"):
+    with pytest.raises(ModelError, match="invalid dimensions"):
         codec.encode(clip())
 
 
@@ -207,7 +208,9 @@ before = set(sys.modules)
 import vpcodec.cli
 print(*(set(sys.modules) - before))
 """
-    assert set(python(code).stdout.split()) <= {"vpcodec", "vpcodec.cli", "__future__"}
+    assert set(python(code).stdout.split()) <= {
+        *("vpcodec", "vpcodec.cli", "vpcodec.terminal", "__future__"),
+    }
 
 
 def test_the_handler_is_the_caller_s_again_afterwards():

@@ -499,7 +499,8 @@ def test_some_of_several_fail(a_tok: Path) -> None:
     Path("b.png").write_text("no image")
     result = run("encode", "a.png", "a.wav", "b.png", "missing.jpg", "out/", check=1)
     assert tree("out") == {"a.png.tok", "a.wav.tok"}
-    *failures, last = result.err.splitlines()
+    mixed, *failures, last = result.err.splitlines()
+    assert "each coded with the default model of their kind" in mixed
     assert [line.split(": ")[1] for line in failures] == ["b.png", "missing.jpg"]
     assert "2 of 4 failed" in last
 

@@ -144,7 +144,7 @@ def test_a_folder_of_audio_and_images_says_so(folder: Path) -> None:
     os.makedirs("in")
     Path("in/a.wav").write_bytes(TONE)
     save_image("in/b.png", PICTURE)
-    said = "vpcodec: 1 audio files and 1 images, each with the default model of its kind"
+    said = "vpcodec: audio (1) and images (1) are each coded with the default model of their kind"
     err = run("encode", "in", "out").err
     assert said in err and err.endswith("vpcodec: 2 done, 0 kept, 0 skipped, 0 failed\n")
     assert said not in run("encode", "in", "out2", "--model", "speech-3k").err

@@ -553,7 +553,7 @@ def test_adversarial_training_improves_held_out_crops(debug_run, tmp_path, kind)
             other.train_step.loss(model.target(crops), model(crops)[0])[other.task.shown].item()
             for model in (untrained, trained)
         )
-    assert after < 0.6 * before
+    assert after < 0.65 * before
 
 
 def test_the_discriminators_are_trained_and_their_learning_rate_moves(tmp_path):

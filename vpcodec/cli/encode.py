@@ -78,9 +78,9 @@ def encode(
     if codec is None and {modalities.AUDIO, modalities.IMAGE} <= alike:
         found = [modalities.of_suffix(item.source) for item in items]
         print(
-            f"vpcodec: {found.count(modalities.AUDIO)} audio files and "
-            f"{found.count(modalities.IMAGE)} images, each with the default model of its kind; "
-            "--model takes one kind only",
+            f"vpcodec: audio ({found.count(modalities.AUDIO)}) and images "
+            f"({found.count(modalities.IMAGE)}) are each coded with the default model of their "
+            "kind; --model takes one kind only",
             file=sys.stderr,
         )
     if codec is None and len(alike) == 1 and (modality := alike.pop()):
