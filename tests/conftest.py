@@ -40,6 +40,13 @@ def seeded(request: pytest.FixtureRequest) -> None:
         torch.manual_seed(seed)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests for which a model has to be exported first are slow."""
+    for item in items:
+        if {"debug_model", "debug_image_model"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield

@@ -17,6 +17,7 @@ from vpcodec.hub import bundled_coder
 from vpcodec.tokenfile import TokenReader, TokenWriter, write_tokens
 
 MODULE = [sys.executable, "-m", "vpcodec"]
+CACHES = {".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__"}
 ENOUGH = 120  # seconds after which a process hangs
 
 
@@ -68,8 +69,9 @@ def refuse(*args: object, **streams: Any) -> str:
 
 
 def tree(folder: str = ".") -> set[str]:
-    """Everything below a folder, hidden files too."""
-    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
+    """Everything below a folder, hidden files too, but for what tools cache meanwhile."""
+    found = (path.relative_to(folder) for path in Path(folder).rglob("*"))
+    return {str(path) for path in found if not CACHES & set(path.parts)}
 
 
 class Pipe:

@@ -37,6 +37,8 @@ from vpcodec.training.checkpoints import (
 )
 from vpcodec.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 DEBUG = RECIPES / "debug.yaml"
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 FILES = ("model.safetensors", *GRAPHS)
@@ -429,7 +431,6 @@ def test_an_existing_folder_is_replaced_with_force(tmp_path, debug_model, quick)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.slow
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, quick):
     Trainer(load_recipe(DEBUG), tmp_path / "run").save()
     arguments = ["export", str(tmp_path / "run"), "-o", str(tmp_path / "model")]

@@ -23,6 +23,8 @@ from vpcodec.config import parse_model
 from vpcodec.hub import DEFAULT_MODEL, bundled_folders, open_model
 from vpcodec.model_folder import CONFIG, WEIGHTS, ModelError, fingerprint, token_space
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = np.zeros(2_400, np.float32)
 FIFO = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
 

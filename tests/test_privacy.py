@@ -12,6 +12,8 @@ import pytest
 from helpers import ENOUGH, MODULE, tree
 from paths import ROOT, SPEECH
 
+pytestmark = pytest.mark.slow
+
 OFF = {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -16,6 +16,8 @@ from vpcodec import Codec, read_tokens
 from vpcodec.media.audio import load, resample, save
 from vpcodec.media.image import save_image
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 PAGES = ("README.md", "docs/images.md", "docs/packets.md", "docs/streaming.md")
 
@@ -119,7 +121,6 @@ def test_example_plain_onnxruntime(tmp_path: Path, speech: np.ndarray) -> None:
     assert np.abs(decoded - whole).max() < 2e-4  # 16 bits
 
 
-@pytest.mark.slow
 def test_example_train_on_a_folder(tmp_path: Path, speech_wav: Path) -> None:
     for package in ("torch", "torchaudio", "accelerate", "tensorboard", "onnxscript"):
         pytest.importorskip(package, reason="needs the train extra")

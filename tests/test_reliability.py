@@ -29,7 +29,10 @@ from vpcodec.media.files import atomic_folder, atomic_output, find_files
 from vpcodec.media.image import save_image
 from vpcodec.model_folder import ModelError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and pipes of Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits and pipes of Linux"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ sys.path.insert(0, str(RESOURCES))
 
 import make_shipped_golden as golden
 
+pytestmark = pytest.mark.slow
+
 MAX_BYTES = 12 * 2**20
 NAMES = sorted(bundled_folders())
 

@@ -30,6 +30,8 @@ sys.path.insert(0, str(RESOURCES))
 
 import make_golden as golden
 
+pytestmark = pytest.mark.slow
+
 INDEX = json.loads(golden.INDEX.read_text())
 
 
@@ -301,7 +303,6 @@ def export_new_decoder(folder: Path, target: Path, like: Path | None) -> None:
     export_model(new, target, like=like)
 
 
-@pytest.mark.slow
 def test_a_new_decoder_reads_old_files_and_the_old_one_reads_new_files(
     with_tables: Path, quiet: Path, speech_wav: Path, tmp_path: Path
 ) -> None:
@@ -370,7 +371,6 @@ def test_the_export_takes_only_after_a_model_of_the_same_space(
     assert (alone.tables, alone.earlier) == ([], ())
 
 
-@pytest.mark.slow
 def test_training_the_decoder_alone_keeps_the_space(
     quiet: Path, tmp_path: Path, speech_wav: Path
 ) -> None:
@@ -513,7 +513,6 @@ def first_tok(tmp_path: Path, debug_model: Path, speech_wav: Path) -> Path:
     return tmp_path / "first.tok"
 
 
-@pytest.mark.slow
 def test_a_file_of_an_older_revision_is_decoded_with_that_from_the_hub(
     second: Path, first_tok: Path, debug_model: Path, tmp_path: Path, hub: Hub, monkeypatch: Any
 ) -> None:

@@ -25,6 +25,8 @@ from vpcodec.tokenfile import (
     write_tokens,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Case:

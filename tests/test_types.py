@@ -14,6 +14,8 @@ from paths import ROOT
 import vpcodec
 from vpcodec import AudioCodec, Codec, ImageCodec
 
+pytestmark = pytest.mark.slow
+
 STATEMENTS = """
 import numpy as np
 from vpcodec import AudioCodec, Codec, ImageCodec, read_tokens
@@ -45,7 +47,6 @@ def mypy(path: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.slow
 def test_types_are_those_that_a_user_gets(tmp_path: Path) -> None:
     (tmp_path / "user.py").write_text(STATEMENTS)
     lines = mypy(tmp_path / "user.py")
@@ -55,7 +56,6 @@ def test_types_are_those_that_a_user_gets(tmp_path: Path) -> None:
     assert not [line for line in lines if "error:" in line]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/packets.md", "docs/streaming.md"])
 def test_the_python_of_a_page_has_no_wrong_type(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)

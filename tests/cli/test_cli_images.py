@@ -23,6 +23,9 @@ from vpcodec.media.image import load_image, save_image
 from vpcodec.tokenfile import verify
 
 Make = Callable[..., np.ndarray]
+
+pytestmark = pytest.mark.slow
+
 NAME = "image-debug"  # the model's, in its configuration
 
 

@@ -16,6 +16,8 @@ from vpcodec.hub import DEFAULT_MODEL, DEFAULT_MODELS, bundled_folders
 from vpcodec.published import cache
 from vpcodec.published.catalog import PUBLISHED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speech_wav: Path) -> Path:

@@ -10,6 +10,8 @@ from paths import RECIPES
 
 from vpcodec.media.audio import save
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("accelerate", reason="needs the train extra")
 
 QUICK = ("discriminator.size=none", "train.steps=1", "train.device=cpu", "data.batch_size=1")

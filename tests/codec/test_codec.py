@@ -233,6 +233,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="reads peak memory from /proc, which is Linux's"
 )

@@ -20,6 +20,8 @@ from vpcodec import AudioCodec, Codec, ImageCodec
 from vpcodec.hub import bundled_folders
 from vpcodec.model_folder import ModelError
 
+pytestmark = pytest.mark.slow
+
 SHORT = slice(8_000, 24_000)  # 1 s of the speech
 
 

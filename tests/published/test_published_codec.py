@@ -20,6 +20,8 @@ from vpcodec.published.architecture import load as load_model
 from vpcodec.published.config import SQCodecConfig
 from vpcodec.tokenfile import TokenFileError
 
+pytestmark = pytest.mark.slow
+
 SHAPES = dict(
     strides=(5, 4),
     encoder_dims=(8, 12, 16),

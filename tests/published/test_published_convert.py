@@ -27,6 +27,8 @@ from vpcodec.published import MODULES, Published, look_up, open_published
 from vpcodec.published.config import SQCodecConfig
 from vpcodec.published.convert import convert
 
+pytestmark = pytest.mark.slow
+
 TINY = Published(
     repo="zhai-lw/SQCodec",
     name="tiny",

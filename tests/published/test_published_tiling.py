@@ -22,6 +22,8 @@ from vpcodec.published.architecture import load
 from vpcodec.published.config import SQCodecConfig
 from vpcodec.published.network import SQCodecAutoencoder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = SQCodecConfig(
     name="small",
     architecture="l3ac",

@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from vpcodec.quantizers import kmeans as module
 from vpcodec.quantizers.kmeans import KMeans, kmeans
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("gaussian", "blobs", "uniform")
 
 

@@ -18,6 +18,8 @@ from vpcodec.config import GridConfig, ModelConfig, Strict
 from vpcodec.recipe import Recipe, load_recipe
 from vpcodec.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
 RATES = {  # bit/s, or bits per pixel
     "debug": 1161,

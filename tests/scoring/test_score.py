@@ -21,6 +21,8 @@ from vpcodec.scoring.run import Scoring, build_systems, score
 from vpcodec.scoring.scores import ORIGINAL, Row
 from vpcodec.scoring.systems import Coded, ScoreError, System
 
+pytestmark = pytest.mark.slow
+
 LIGHT = ("snr", "si_sdr")  # need no package
 
 
@@ -223,7 +225,6 @@ class Odd(System):
         raise ScoreError("the program\nfailed")
 
 
-@pytest.mark.slow
 def test_a_process_that_dies_costs_only_its_file(folders):
     found = Scoring("ref", [Dying()], metrics=LIGHT, jobs=2).run()
     assert [row.file for row in found.rows] == ["0.wav", "2.wav", "sub/3.wav"]
@@ -443,7 +444,6 @@ def test_the_table_fits_any_terminal(folders):
     assert result.returncode == 0 and b"20.0" in result.stdout and not result.stderr
 
 
-@pytest.mark.slow
 def test_a_script_needs_no_guard_for_several_processes(folders):
     code = (
         "from vpcodec import score; print(len(score('ref', 'same', metrics=['snr'], jobs=2).rows))"

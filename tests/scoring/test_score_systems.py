@@ -39,6 +39,8 @@ from vpcodec.scoring.systems import (
     parse_codecs,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def need(*programs: str) -> pytest.MarkDecorator:
     absent = [program for program in programs if not shutil.which(program)]

@@ -23,7 +23,7 @@ from vpcodec.recipe import load_recipe
 from vpcodec.training.checkpoints import find_checkpoint, load_checkpoint
 from vpcodec.training.trainer import Trainer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 DEBUG = {"audio": ROOT / "recipes" / "debug.yaml", "image": ROOT / "recipes" / "image_debug.yaml"}
 FSP = ("model.quantizer={type: fsp, levels: [5, 5, 5]}",)
@@ -84,7 +84,6 @@ def assert_same_curve(run: Path, reference: Path, tolerance: float) -> None:
         assert row == pytest.approx(expected_row, rel=tolerance, abs=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, quantizer",
     [("audio", FSP), ("audio", VP), ("image", VP)],
@@ -112,7 +111,6 @@ def test_a_run_that_is_killed_at_any_step_has_the_curve_of_one_that_was_not(
             torch.testing.assert_close(found[group][name], value, rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["audio", "image"])
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, kind):
     """Adversarial, with noise in the quantizer, evaluated on the way; a few slow steps, since
@@ -137,7 +135,6 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path, kind):
     assert evaluated == ([3, 6, 8] if kind == "audio" else [])
 
 
-@pytest.mark.slow
 def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
     overrides = [
         *VP,
@@ -157,7 +154,6 @@ def test_two_processes_calibrate_and_make_a_codebook_together(tmp_path):
     assert all(0 < loss < 100 for loss in losses)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_ends_all_processes_with_a_checkpoint(tmp_path, processes):
     overrides = [*FSP, "train.steps=10000", "train.save_every=10000"]
@@ -171,7 +167,6 @@ def test_sigterm_ends_all_processes_with_a_checkpoint(tmp_path, processes):
     assert state["step"] == rows(tmp_path)[-1]["step"]
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_in_one_line_by_several_processes(tmp_path):
     process = start(tmp_path, "data.train=nowhere", "--processes", "2")
     output, _ = process.communicate(timeout=120)

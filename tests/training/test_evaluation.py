@@ -28,6 +28,9 @@ from vpcodec.training.audio.evaluation import HeldOutAudio, codec_of
 from vpcodec.training.evaluation import Evaluation, EvaluationError
 
 RATE, HOP = 16_000, 96
+
+pytestmark = pytest.mark.slow
+
 MODEL = AudioConfig(name="toy")
 
 

@@ -23,6 +23,8 @@ from vpcodec.training.evaluation import Evaluation, EvaluationError
 from vpcodec.training.image.evaluation import HeldOutImages, codec_of
 from vpcodec.training.selection import SHOWN
 
+pytestmark = pytest.mark.slow
+
 MODEL = load_recipe(ROOT / "recipes" / "image_debug.yaml").model  # blocks of 32 pixels, hop 8
 
 

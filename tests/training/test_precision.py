@@ -22,6 +22,8 @@ from vpcodec.training.hardware import TrainingError, compile_options
 from vpcodec.training.precision import Network, find_fault
 from vpcodec.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
 DEBUG = [path for path in ALL_RECIPES if "debug" in path.stem]
 FEW = {  # networks of few layers, since each takes seconds to compile
@@ -82,7 +84,6 @@ def test_every_network_computes_in_bf16_what_it_does_in_fp32(path, tmp_path):
     assert find_fault(run.train_step.networks(run.data.shape), BF16, compiled=False) is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", DEBUG, ids=lambda path: path.stem)
 def test_every_compiled_network_computes_in_bf16_what_it_does_in_fp32(path, tmp_path):
     run = Trainer(

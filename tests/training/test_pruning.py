@@ -19,6 +19,8 @@ from vpcodec.recipe import load_recipe
 from vpcodec.training.checkpoints import load_weights
 from vpcodec.training.pruning import DAMPING, PruningError, prune, surgeon
 
+pytestmark = pytest.mark.slow
+
 RECIPE = RECIPES / "debug.yaml"
 TINY = dict(
     name="tiny",

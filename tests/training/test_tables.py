@@ -28,7 +28,7 @@ from vpcodec.training.entropy import (
     split_levels,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def grid(*levels: int) -> AudioConfig:

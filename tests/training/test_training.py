@@ -35,6 +35,8 @@ from vpcodec.training.hardware import TrainingError
 from vpcodec.training.optim import build_optimizers, learning_rate
 from vpcodec.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 DEBUG = {"audio": RECIPES / "debug.yaml", "image": RECIPES / "image_debug.yaml"}
 TERMS = {  # of the loss, with their weights in the debug recipes
     "audio": {"wave": 1, "stft": 1, "mel": 2},
