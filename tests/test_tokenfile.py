@@ -738,6 +738,7 @@ def test_lost_tokens_are_filled_in_where_as_many_are_left():
         load(bytes(data), recover=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebook_size", [2, 3, 117649, 2**20, 2**32 - 1, 2**32])
 def test_the_largest_blocks_are_read_as_written(codebook_size):
     """Their integers have up to four million bits."""

@@ -266,6 +266,7 @@ def test_decode_to_devices_and_pipes(folder: Path) -> None:
     assert received[0].startswith(b"fLaC")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="the system has no /dev/fd")
 def test_names_of_stdin_and_stdout(folder: Path) -> None:
     """What is redirected into a file that has something in it keeps that."""

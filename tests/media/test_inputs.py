@@ -741,6 +741,7 @@ SEEDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(SEEDS), st.data())
 def test_any_change_of_a_file_reads_or_is_refused_in_one_line(seed, data):

@@ -208,6 +208,7 @@ def test_listing_and_importing_metrics_loads_no_heavy_package():
     assert found.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_no_metric_loads_librosa_or_numba():
     """Numba's cache, written by two processes at once, has crashed a third."""
     code = """if True:

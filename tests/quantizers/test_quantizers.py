@@ -1020,18 +1020,21 @@ def test_two_processes_have_the_entropy_loss_of_the_joined_batch(processes):
     torch.testing.assert_close(torch.cat(gradients) / 2, gradient)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_moment_loss_of_the_joined_batch(processes):
     expected = FSP((5, 5, 5))(both(0)).loss
     for found in processes:
         torch.testing.assert_close(found["moments"], expected)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_codebook_of_the_joined_batch(processes):
     expected = vq_after(5, both, restart_below=0).codebook
     for found in processes:
         torch.testing.assert_close(found["followed"], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_restart_the_same_codes_at_the_same_latents(processes):
     first, second = processes
     assert first["restarted"][:8].abs().max() < 500
@@ -1039,6 +1042,7 @@ def test_two_processes_restart_the_same_codes_at_the_same_latents(processes):
         assert torch.equal(first[key], second[key])
 
 
+@pytest.mark.slow
 def test_two_processes_without_a_seed_have_one_codebook(processes):
     assert torch.equal(processes[0]["unseeded"], processes[1]["unseeded"])
 

@@ -97,6 +97,7 @@ def misfit(latents: torch.Tensor) -> float:
     return chi2.sf(((found - expected) ** 2 / expected).sum(), len(expected) - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codebook_size, search_size", [(16, None), (32, None), (32, 4096)])
 def test_a_step_leaves_the_density_as_it_is(codebook_size, search_size):
     queue, latents = mixture(8192, seed=1), mixture(10_000, seed=11)

@@ -55,6 +55,7 @@ def test_score_has_a_row_for_each_loss(speech_wav):
     assert stoi["speech-3k"] > stoi["speech-3k 5%"] > stoi["speech-3k 20%x3"] > 0.3
 
 
+@pytest.mark.slow
 def test_losses_need_a_model_for_live_streams(speech_wav):
     decoded = speech_wav
     assert "none is named" in refuse("score", speech_wav, decoded, "--loss", "5%")

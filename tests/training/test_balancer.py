@@ -215,6 +215,7 @@ def trained_by(rank: int) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_with_half_the_batch_each_train_as_one_with_all(tmp_path: Path):
     expected = train(TwoParts(), 0, 1)
     for weights in in_two_processes(trained_by, tmp_path):
