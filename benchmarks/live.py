@@ -16,9 +16,9 @@ import numpy as np
 
 from vpcodec import AudioCodec, Codec
 from vpcodec.media.audio import find_audio, load, resample
+from vpcodec.scoring.systems import PACKET_SECONDS, Loss
 
 PIECE = 0.02  # s
-PACKET = 0.018  # s, about
 LOSSES = ((0.05, 1), (0.10, 1), (0.05, 3), (0.10, 3))  # share of packets, packets in a row
 BURST = 0.06  # s
 SPEECH = Path(__file__).parents[1] / "tests" / "resources" / "speech.wav"
@@ -45,16 +45,6 @@ def measure_speed(codec: AudioCodec, samples: np.ndarray, seconds: float) -> dic
         for quantile in (50, 99, 100):
             found[f"{name} p{quantile} ms"] = float(np.percentile(values, quantile))
     return found
-
-
-def lose(n_frames: int, frames: int, share: float, burst: int, seed: int) -> np.ndarray:
-    """Which frames are lost, (n_frames,) bool, where packets hold so many frames."""
-    rng = np.random.default_rng(seed)
-    lost = np.zeros(-(-n_frames // frames), bool)
-    for packet in np.flatnonzero(rng.random(len(lost)) < share / burst):
-        lost[packet : packet + burst] = True
-    lost[:2] = False
-    return np.repeat(lost, frames)[:n_frames]
 
 
 def conceal(codec: AudioCodec, tokens: np.ndarray, lost: np.ndarray, method: str) -> np.ndarray:
@@ -84,7 +74,7 @@ def measure_losses(codec: AudioCodec, clips: list[np.ndarray]) -> list[dict[str,
         heard = np.clip(samples[0, : len(original)], -1, 1)
         return stoi(original, heard, 16_000), plcmos.run(heard, 16_000)["plcmos"]
 
-    frames = max(1, round(PACKET * codec.frame_rate))
+    frames = max(1, round(PACKET_SECONDS * codec.frame_rate))
     coded = [(clip[0], codec.encode(clip)) for clip in clips]
     rows: list[dict[str, Any]] = []
     scores = [judge(clip, codec.decode(tokens)) for clip, tokens in coded]
@@ -93,7 +83,9 @@ def measure_losses(codec: AudioCodec, clips: list[np.ndarray]) -> list[dict[str,
         for method in ("silence", "last token", "push_lost"):
             scores = []
             for number, (clip, tokens) in enumerate(coded):
-                lost = lose(tokens.shape[1], frames, share, burst, seed=number)
+                n_frames = tokens.shape[1]
+                packets = Loss(share, burst).draw(-(-n_frames // frames), seed=number)
+                lost = np.repeat(packets, frames)[:n_frames]
                 scores.append(judge(clip, conceal(codec, tokens, lost, method)))
             rows.append({"loss": f"{share:.0%} x{burst}", "method": method, "stoi": scores})
     for row in rows:

@@ -7,7 +7,8 @@ metric is first computed.
 from __future__ import annotations
 
 import math
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from io import StringIO
 from typing import Any
@@ -51,15 +52,24 @@ def distillmos(_: Clip, degraded: Clip) -> tuple[float]:
     model = _model()
     import torch
 
+    with on_one_thread():
+        parts = np.array_split(samples, -(-len(samples) // (MAX_SECONDS * RATE)))
+        values = [model(torch.from_numpy(part.copy())[None]).item() for part in parts]
+    return (float(np.mean(values)),)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """A context in which torch infers in float32 on one thread, whatever the caller's settings."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            parts = np.array_split(samples, -(-len(samples) // (MAX_SECONDS * RATE)))
-            values = [model(torch.from_numpy(part.copy())[None]).item() for part in parts]
+            yield
     finally:
         torch.set_num_threads(threads)
-    return (float(np.mean(values)),)
 
 
 @lru_cache(maxsize=1)

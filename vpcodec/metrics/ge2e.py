@@ -16,6 +16,7 @@ import numpy as np
 
 from .audio import is_silent, powers, slaney_mel_bank
 from .base import Clip, Metric, registered
+from .distillmos import on_one_thread
 
 INSTALL = "pip install 'vpcodec[train]' && pip install --no-deps resemblyzer"
 RATE = 16_000  # Hz
@@ -122,14 +123,9 @@ def build_network(weights: dict[str, Any]) -> Any:
         module.load_state_dict(parts)
 
     def network(mel: np.ndarray) -> np.ndarray:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-                _, (hidden, _) = lstm(torch.from_numpy(mel))
-                embeddings = torch.relu(linear(hidden[-1]))
-                return (embeddings / embeddings.norm(dim=1, keepdim=True)).numpy()
-        finally:
-            torch.set_num_threads(threads)
+        with on_one_thread():
+            _, (hidden, _) = lstm(torch.from_numpy(mel))
+            embeddings = torch.relu(linear(hidden[-1]))
+            return (embeddings / embeddings.norm(dim=1, keepdim=True)).numpy()
 
     return network
