@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vpcodec import AudioCodec, Codec
-from vpcodec.media.audio import find_audio, load, resample
-from vpcodec.scoring.systems import PACKET_SECONDS, Loss
+from vpcodec.media.audio import Resampler, find_audio, load, resample, save
+from vpcodec.scoring.systems import PACKET_SECONDS, Loss, decode_with_losses
 
 PIECE = 0.02  # s
 LOSSES = ((0.05, 1), (0.10, 1), (0.05, 3), (0.10, 3))  # share of packets, packets in a row
 BURST = 0.06  # s
+OTHER_RATES = (48_000, 44_100, 8_000)  # of microphones and telephones, Hz
+OPUS_KBIT = 8
+WIDEBAND = ["--set-ctl-int", "4008=1103", "--set-ctl-int", "4024=3001"]  # bandwidth, speech
 SPEECH = Path(__file__).parents[1] / "tests" / "resources" / "speech.wav"
 
 
@@ -47,22 +54,44 @@ def measure_speed(codec: AudioCodec, samples: np.ndarray, seconds: float) -> dic
     return found
 
 
+def measure_resampling(codec: AudioCodec) -> dict[str, str]:
+    """Milliseconds that resamplers hold back, least to most, with pieces of 20 ms."""
+    found = {}
+    for rate in OTHER_RATES:
+        for name, pair in (("to", (rate, codec.sample_rate)), ("from", (codec.sample_rate, rate))):
+            resampler, given, held = Resampler(*pair, 1), 0, []
+            pieces = np.diff(np.round(np.arange(100) * PIECE * pair[0])).astype(int)
+            n = 0
+            for piece in pieces:
+                given += piece
+                n += resampler.process(np.zeros((1, piece), np.float32)).shape[1]
+                held.append(1000 * (given / pair[0] - n / pair[1]))
+            settled = held[50:]
+            found[f"{name} {rate} Hz"] = f"{min(settled):.0f} to {max(settled):.0f} ms held back"
+    return found
+
+
 def conceal(codec: AudioCodec, tokens: np.ndarray, lost: np.ndarray, method: str) -> np.ndarray:
     """The samples (1, T) of tokens (1, N) of which some are lost."""
     if method == "push_lost":
-        stream, parts = codec.decoder_stream(), []
-        edges = [0, *(np.flatnonzero(np.diff(lost)) + 1), len(lost)]
-        for start, end in zip(edges, edges[1:]):
-            if lost[start]:
-                parts.append(stream.push_lost(int(end - start)))
-            else:
-                parts.append(stream.push(tokens[:, start:end]))
-        return np.concatenate([*parts, stream.flush()], 1)
+        return decode_with_losses(codec, tokens, lost)
     last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(lost))))
     samples = codec.decode(tokens[:, last])
     if method == "silence":
         samples = samples * ~np.repeat(lost, codec.hop_length)
     return samples
+
+
+def opus(clip: np.ndarray, share: float) -> np.ndarray:
+    """A clip (T,) at 16 kHz through Opus in wideband, with random packets of 20 ms lost."""
+    with tempfile.TemporaryDirectory() as folder:
+        clear, coded, heard = (Path(folder, name) for name in ("a.wav", "a.opus", "b.wav"))
+        save(clear, clip[None], 16_000)
+        run = partial(subprocess.run, check=True, capture_output=True)
+        run(["opusenc", "--quiet", "--bitrate", f"{OPUS_KBIT}", *WIDEBAND, clear, coded])
+        run(["opusdec", "--quiet", "--rate", "16000", "--packet-loss", f"{100 * share:g}"]
+            + [coded, heard])  # fmt: skip
+        return load(heard)[0]
 
 
 def measure_losses(codec: AudioCodec, clips: list[np.ndarray]) -> list[dict[str, Any]]:
@@ -79,6 +108,10 @@ def measure_losses(codec: AudioCodec, clips: list[np.ndarray]) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     scores = [judge(clip, codec.decode(tokens)) for clip, tokens in coded]
     rows.append({"loss": "none", "method": "", "stoi": scores})
+    if shutil.which("opusenc") and shutil.which("opusdec"):
+        for share in (0, *(share for share, burst in LOSSES if burst == 1)):
+            scores = [judge(clip, opus(clip, share)) for clip, _ in coded]
+            rows.append({"loss": f"{share:.0%} x1", "method": f"Opus {OPUS_KBIT}k", "stoi": scores})
     for share, burst in LOSSES:
         for method in ("silence", "last token", "push_lost"):
             scores = []
@@ -140,6 +173,7 @@ def main() -> None:
     document: dict[str, Any] = {"model": codec.name, "files": len(clips)}
     if options.what == "speed":
         document |= measure_speed(codec, np.concatenate(clips, 1), options.seconds)
+        document |= measure_resampling(codec)
     else:
         document["losses"] = measure_losses(codec, clips)
         document["recovery"] = measure_recovery(codec, clips)

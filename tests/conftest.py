@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import settings
-from paths import ROOT, SHARED, SPEECH
+from paths import RECIPES, SHARED, SPEECH
 
 import vpcodec  # noqa: F401  (before any test loads ONNX Runtime: it turns telemetry off)
 
@@ -126,32 +128,35 @@ def through_onnx(tmp_path: Path) -> Callable[[Any, np.ndarray], tuple[np.ndarray
     return run
 
 
-@pytest.fixture(scope="session")
-def debug_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model folder of recipes/debug.yaml, untrained, exported."""
+def exported(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folder of a recipe, untrained; exported once, however many processes run the tests."""
     torch = pytest.importorskip("torch", reason="needs the train extra")
     from vpcodec.export import export_model
-    from vpcodec.models import AudioAutoencoder
+    from vpcodec.models import build_model
     from vpcodec.recipe import load_recipe
 
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "debug"
-    export_model(AudioAutoencoder(load_recipe(ROOT / "recipes" / "debug.yaml").model), folder)
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all workers
+    folder = base / "exported" / recipe
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            torch.manual_seed(0)
+            export_model(build_model(load_recipe(RECIPES / f"{recipe}.yaml").model), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folder of recipes/debug.yaml, untrained, exported. Tests leave it as it is."""
+    return exported("debug", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def debug_image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model folder of recipes/image_debug.yaml, untrained, exported."""
-    torch = pytest.importorskip("torch", reason="needs the train extra")
-    from vpcodec.export import export_model
-    from vpcodec.models import ImageAutoencoder
-    from vpcodec.recipe import load_recipe
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "image-debug"
-    export_model(ImageAutoencoder(load_recipe(ROOT / "recipes" / "image_debug.yaml").model), folder)
-    return folder
+    """Model folder of recipes/image_debug.yaml, untrained, exported. Tests leave it as it is."""
+    return exported("image_debug", tmp_path_factory)
 
 
 @pytest.fixture

@@ -257,3 +257,27 @@ def test_speech_becomes_shorter():
     payload = codec.coder.pack(tokens.T)
     assert len(payload) < 0.85 * raw_bytes(codec.codebook_size, tokens.size)
     np.testing.assert_array_equal(codec.coder.unpack(payload, *tokens.T.shape), tokens.T)
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_predicted_tokens_are_what_the_coder_expects(order: bool) -> None:
+    """Medians of ordered digits, the likeliest of others."""
+    coder = make_coder((3, 4, 2), order=order)
+    rng = np.random.default_rng(1)
+    past = rng.integers(0, 24, (2, 7))
+    found = coder.predict(past, 3)
+    assert found.shape == (2, 3) and found.dtype == np.int64
+    assert ((found >= 0) & (found < 24)).all()
+    assert np.array_equal(coder.predict(past[1:], 3), found[1:])  # channels are independent
+    longer = coder.predict(np.concatenate([past, found[:, :1]], 1), 2)
+    assert np.array_equal(longer, found[:, 1:])  # and so are the calls
+    assert coder.predict(past[:, :0], 1).shape == (2, 1)
+    digits = coder._digits(np.concatenate([past, found[:, :1]], 1))
+    starts, widths = (x[:, -1, 0] for x in coder._intervals(digits))
+    if not order:
+        half = 2**14
+        assert ((starts < half) & (starts + widths >= half)).all()
+        return
+    for other in range(3):
+        digits[:, -1, 0] = other
+        assert (coder._intervals(digits)[1][:, -1, 0] <= widths).all()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from paths import ROOT
 
@@ -119,6 +122,26 @@ def test_example_plain_onnxruntime(tmp_path: Path, speech: np.ndarray) -> None:
     decoded, _ = load(tmp_path / "out.wav")
     assert decoded.shape == whole.shape
     assert np.abs(decoded - whole).max() < 2e-4  # 16 bits
+
+
+def test_fixed_shapes(tmp_path: Path, speech: np.ndarray) -> None:
+    """The commands of docs/onnx.md give a graph of 24 frames with the same tokens."""
+    pytest.importorskip("onnx", reason="needs the train extra")
+    commands = re.findall(
+        r"^python (-m onnxruntime.*)$", (ROOT / "docs" / "onnx.md").read_text(), re.MULTILINE
+    )
+    model = ROOT / "checkpoints" / "speech-3k"
+    for name in ("encoder.onnx", "model.safetensors"):
+        shutil.copy(model / name, tmp_path)
+    for command in commands:
+        run(sys.executable, *shlex.split(command), cwd=tmp_path)
+    fixed = onnxruntime.InferenceSession(tmp_path / "encoder-24.onnx")
+    shapes = {node.name: node.shape for node in fixed.get_inputs()}
+    assert shapes["samples"] == [1, 2304]
+    states = {name: np.zeros(x, np.float32) for name, x in shapes.items() if name != "samples"}
+    tokens, *_ = fixed.run(None, {"samples": speech[:, :2304]} | states)
+    expected = Codec.from_pretrained("speech-3k").encode(speech)[:, :24]
+    assert np.array_equal(tokens, expected)
 
 
 def test_example_train_on_a_folder(tmp_path: Path, speech_wav: Path) -> None:

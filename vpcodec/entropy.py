@@ -229,6 +229,37 @@ class TokenCoder:
         tokens = lanes.reshape(channels, -1)[:, :n_frames].T
         return tokens if self.order is None else self._inverse[tokens]
 
+    def predict(self, tokens: np.ndarray, n_frames: int) -> np.ndarray:
+        """Continue tokens with what the network expects.
+
+        Digits are the medians of their distributions where they are ordered, as those of FSP are,
+        and the likeliest otherwise.
+
+        Args:
+            tokens: int64 (channels, N) in [0, codebook_size); N may be 0.
+            n_frames: how many to add.
+
+        Returns:
+            int64 (channels, n_frames).
+        """
+        context = _Context(self, len(tokens))
+        for known in self._digits(tokens).swapaxes(0, 1):
+            context.push(known)
+        digits = np.empty((n_frames, len(tokens), self.depth), np.int64)
+        for frame in digits:
+            sums = context.sums()
+            for k in range(self.depth):
+                cumulative = self._cumulative(sums, k)
+                if self.order is None:
+                    frame[:, k] = (2 * cumulative[1:] < cumulative[-1]).sum(0)
+                else:
+                    frame[:, k] = np.diff(cumulative, axis=0).argmax(0)
+                if k + 1 < self.depth:
+                    self._add(sums, k, frame[:, k])
+            context.push(frame)
+        found = (digits @ self.radix).T
+        return found if self.order is None else self._inverse[found]
+
     # --------------------------------------------------------------------------- the network
 
     @cached_property
@@ -395,6 +426,10 @@ class CoderSet:
             known = ", ".join(self._loaders)
             raise EntropyError(f"coded with other entropy tables ({name}; the model has {known})")
         return self._coder(name).unpack(payload, n_frames, channels)
+
+    def predict(self, tokens: np.ndarray, n_frames: int) -> np.ndarray:
+        """Continue tokens with the newest tables; see `TokenCoder.predict`."""
+        return self.newest.predict(tokens, n_frames)
 
     def joined(self, other: CoderSet) -> CoderSet:
         """A set that packs as this one does, and also unpacks what `other` can."""

@@ -30,6 +30,7 @@ from .streams import (
     ResampledDecoderStream,
     ResampledEncoderStream,
     chunk_frames,
+    repeat_last,
 )
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
@@ -333,10 +334,18 @@ class AudioCodec(Codec, modality="audio"):
             stream = architecture.decoder_stream(self.config, self.backend, channels)
         else:
             config = cast(AudioConfig, self.config)
-            stream = CausalDecoderStream(config, self.backend, channels, first_frame)
+            stream = CausalDecoderStream(
+                config, self.backend, channels, first_frame, predict=self._predict
+            )
         if sample_rate is None or sample_rate == self.sample_rate:
             return stream
         return ResampledDecoderStream(stream, self.sample_rate, check_rate(sample_rate), channels)
+
+    def _predict(self, tokens: NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
+        """(C, N) tokens -> (C, n_frames) that may follow; N > 0."""
+        if self.coder is None:
+            return repeat_last(tokens, n_frames)
+        return self.coder.predict(tokens, n_frames)
 
     def packet_format(
         self, frames: int = 3, *, channels: int = 1, redundancy: int = 0

@@ -23,8 +23,16 @@ from ..threads import Exclusive, alone
 X = TypeVar("X", bound=np.generic)
 Y = TypeVar("Y", bound=np.generic)
 
+Predict = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
+
 HOLD_SECONDS, FADE_SECONDS = 0.06, 0.04  # of the last sound, where tokens are lost
+PREDICT_FROM = 64  # newest frames, from which lost ones are predicted
 CHUNK_SECONDS = 0.75  # audio that goes through the graphs at once; bounds memory
+
+
+def repeat_last(tokens: NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
+    """(C, N) tokens -> (C, n_frames), all as the last one; N > 0."""
+    return np.repeat(tokens[:, -1:], n_frames, 1)
 
 
 def chunk_frames(config: AudioModelConfig) -> int:
@@ -100,15 +108,16 @@ class CausalDecoderStream(Exclusive):
     The decoder is late: the samples of its delay are dropped, and at the end the last token is
     repeated until all samples are out.
 
-    Lost tokens are concealed by repeating the last one, which keeps the state close to what it
-    would have been; the sound fades out after `HOLD_SECONDS`. A loss that has faded out costs no
-    computing, and after it the decoder begins anew, with the noise of its place.
+    Lost tokens are concealed by predicted ones, which keeps the state close to what it would have
+    been; the sound fades out after `HOLD_SECONDS`. A loss that has faded out costs no computing,
+    and after it the decoder begins anew, with the noise of its place.
 
     Args:
         config: of a native model.
         backend: runs the model.
         channels: of the audio; they are coded separately.
         first_frame: the number of the first token in its recording.
+        predict: tokens (C, N), N > 0, and n -> (C, n) that may follow, where some are lost.
         chunk: frames that go through the graph at a time; None: `chunk_frames`.
     """
 
@@ -119,12 +128,14 @@ class CausalDecoderStream(Exclusive):
         channels: int,
         first_frame: int = 0,
         *,
+        predict: Predict = repeat_last,
         chunk: int | None = None,
     ) -> None:
         super().__init__()
         self._config = config
         self._backend = backend
         self._channels = channels
+        self._predict = predict
         self._chunk = chunk or chunk_frames(config)
         self._reset(first_frame)
 
@@ -132,7 +143,7 @@ class CausalDecoderStream(Exclusive):
         self._state: Any = None
         self._frame = first_frame  # of the next token
         self._late = self._config.decoder_delay * self._config.hop_length
-        self._last = np.zeros((self._channels, 0), np.int64)
+        self._newest = np.zeros((self._channels, 0), np.int64)  # tokens, predicted ones too
         self._lost = 0  # frames in a row
         self._gain = 1.0  # at the last sample that is out
         self._goals = np.ones(self._config.decoder_delay)  # gains at the ends of frames not yet out
@@ -153,7 +164,7 @@ class CausalDecoderStream(Exclusive):
         tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
         if tokens.shape[1]:
-            self._last = tokens[:, -1:]
+            self._newest = np.concatenate([self._newest, tokens], 1)[:, -PREDICT_FROM:]
             self._lost = 0
         return self._advance(tokens, np.ones(tokens.shape[1]))
 
@@ -165,8 +176,9 @@ class CausalDecoderStream(Exclusive):
             n_frames: how many per channel.
 
         Returns:
-            (C, n) float32, as many samples as `push` gives for as many tokens: the last sound goes
-            on, and fades out from 60 to 100 ms after the beginning of the loss.
+            (C, n) float32, as many samples as `push` gives for as many tokens. The sound goes on as
+            the model's entropy tables predict, or as it was if it has none, and fades out from 60
+            to 100 ms after the beginning of the loss.
 
         Raises:
             ValueError: a negative number.
@@ -179,10 +191,12 @@ class CausalDecoderStream(Exclusive):
         audible += self._config.decoder_delay
         heard = max(0, min(n_frames, audible - self._lost))
         self._lost += n_frames
-        if not self._last.shape[1]:  # nothing has arrived yet
+        if not self._newest.shape[1]:  # nothing has arrived yet
             return self._advance(None, np.zeros(n_frames))
-        repeated = self._advance(np.repeat(self._last, heard, 1), goals[:heard])
-        return np.concatenate([repeated, self._advance(None, goals[heard:])], 1)
+        predicted = self._predict(self._newest, heard)
+        self._newest = np.concatenate([self._newest, predicted], 1)
+        concealed = self._advance(predicted, goals[:heard])
+        return np.concatenate([concealed, self._advance(None, goals[heard:])], 1)
 
     @alone
     def flush(self, tokens: NDArray[np.integer[Any]] | None = None) -> NDArray[np.float32]:
@@ -196,14 +210,14 @@ class CausalDecoderStream(Exclusive):
             The stream can be used for other tokens afterwards.
         """
         if tokens is None:
-            tokens = self._last[:, :0]
+            tokens = self._newest[:, :0]
         tokens = check_tokens(tokens, "(C, N)", self._config.codebook_size)
         check_channels(tokens, self._channels)
         delay = self._config.decoder_delay
         if self._lost and not tokens.shape[1]:
             samples = self.push_lost(delay)
         else:
-            last = tokens[:, -1:] if tokens.shape[1] else self._last
+            last = np.concatenate([self._newest, tokens], 1)[:, -1:]
             samples = self.push(np.concatenate([tokens, np.repeat(last, delay, 1)], 1))
         self._reset()
         return samples

@@ -331,7 +331,7 @@ class NoiseInjection(nn.Module):
         if frames is None:
             noise = normal_like(rows.new_empty(*rows.shape[:2], self.channels).float())
         else:
-            noise = self.table.index_select(0, frames.flatten()).to(torch.float32) / self.SCALE
+            noise = self.table.index_select(0, frames.flatten()).to(rows.dtype) / self.SCALE
             noise = noise.view(*rows.shape[:2], self.channels)
         y = rowwise(self.out, noise * rowwise(self.gate, rows))
         return x + y.transpose(1, 2)

@@ -409,15 +409,32 @@ class LossyModel(Model):
         frames = max(1, round(PACKET_SECONDS * codec.frame_rate))
         n_frames = tokens.shape[1]
         lost = np.repeat(self.loss.draw(-(-n_frames // frames), n_frames), frames)[:n_frames]
-        stream = codec.decoder_stream(len(tokens), sample_rate=rate)
-        edges = [0, *(np.flatnonzero(np.diff(lost)) + 1).tolist(), n_frames]
-        parts = [
-            stream.push_lost(end - start) if lost[start] else stream.push(tokens[:, start:end])
-            for start, end in pairwise(edges)
-            if end > start
-        ]
-        parts.append(stream.flush())
-        return Coded(np.concatenate(parts, 1)[:, : samples.shape[1]], rate)
+        decoded = decode_with_losses(codec, tokens, lost, rate)
+        return Coded(decoded[:, : samples.shape[1]], rate)
+
+
+def decode_with_losses(
+    codec: Any, tokens: NDArray[np.int64], lost: NDArray[np.bool_], sample_rate: int | None = None
+) -> NDArray[np.float32]:
+    """Decode tokens some of which did not arrive, concealed by `push_lost`.
+
+    Args:
+        codec: an `AudioCodec` for live streams.
+        tokens: (C, N).
+        lost: (N,), which of them are lost.
+        sample_rate: of the result, Hz; None: the model's.
+
+    Returns:
+        (C, T) float32.
+    """
+    stream = codec.decoder_stream(len(tokens), sample_rate=sample_rate)
+    edges = [0, *(np.flatnonzero(np.diff(lost)) + 1).tolist(), len(lost)]
+    parts = [
+        stream.push_lost(end - start) if lost[start] else stream.push(tokens[:, start:end])
+        for start, end in pairwise(edges)
+        if end > start
+    ]
+    return np.concatenate([*parts, stream.flush()], 1)
 
 
 @cache
