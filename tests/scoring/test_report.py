@@ -212,6 +212,20 @@ def test_few_files_give_few_examples(n, titles):
     assert len({file for _, file, _ in found}) == n
 
 
+def test_more_examples_lie_evenly_between_the_best_and_the_worst():
+    scores = make_scores({"x": {"a": [float(i) for i in range(9)]}})
+    found = [(title, file) for title, file, _ in choose_examples(scores, 5)]
+    assert found == [
+        ("best", "clip08.wav"),
+        ("3 of 9", "clip06.wav"),
+        ("median", "clip04.wav"),
+        ("7 of 9", "clip02.wav"),
+        ("worst", "clip00.wav"),
+    ]
+    assert len(choose_examples(scores, 50)) == 9
+    assert [title for title, _, _ in choose_examples(scores, 1)] == ["best"]
+
+
 def test_files_that_a_system_lacks_and_the_original_are_not_compared():
     nan = math.nan
     scores = make_scores(
@@ -656,12 +670,12 @@ def test_the_table_shows_means_marks_the_best_and_tells_more_on_demand(tmp_path,
     )
     show(browser, written(tmp_path, scores), tmp_path)
     rows = {name: cells for name, *cells in browser.evaluate(ROWS)}
-    assert [cell.split("\n")[0] for cell in rows["Bit rate\nbit/s"]] == ["–", "3,000", "6,100"]
+    assert [cell.split("\n")[0] for cell in rows["Bit rate\nbit/s"]] == ["3,000", "6,100", "–"]
     [name] = [name for name in rows if name.startswith("UP")]
     assert "higher is better" in name
-    assert rows[name][0].startswith("9.000") and rows[name][1].startswith("1.500")
-    assert "1 missing" in rows[name][2] and "best" in rows[name][2]
-    assert browser.evaluate(BEST) == [["UP", 3], ["DOWN", 2], ["ZERO", 2], ["NOUGHT", 2]]
+    assert rows[name][0].startswith("1.500") and rows[name][2].startswith("9.000")
+    assert "1 missing" in rows[name][1] and "best" in rows[name][1]
+    assert browser.evaluate(BEST) == [["UP", 2], ["DOWN", 1], ["ZERO", 1], ["NOUGHT", 1]]
     assert "median" not in "".join(rows[name])
     browser.evaluate("document.querySelector('#results input').click()")
     assert "median 1.500" in browser.evaluate("document.querySelector('#results').innerText")

@@ -74,6 +74,9 @@ def score(
     report: Path = typer.Option(
         None, metavar="FILE", help="Write an HTML page with tables, plots, audio and images."
     ),
+    examples: int = typer.Option(
+        3, metavar="N", min=1, max=100, help="Files to hear or see on the page, from best to worst."
+    ),
     list_metrics: bool = typer.Option(False, "--list", help="List all metrics and exit."),
 ) -> None:
     """Compare decoded files, models and other codecs with the originals, in one table.
@@ -124,7 +127,7 @@ def score(
                 "date": time.strftime("%Y-%m-%d %H:%M %Z"),
                 "command": shlex.join(["vpcodec", *sys.argv[1:]]),
             }
-            write_report(report, scores, scoring.examples(scores), facts=facts)
+            write_report(report, scores, scoring.examples(scores, examples), facts=facts)
     except (MetricError, ScoreError) as error:
         raise common.UsageError(str(error)) from None
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..metrics.base import Metric
     from .scores import Scores, SystemScores
 
+EXAMPLES = 3  # files to hear or see
 MAX_SECONDS = 20  # of an example
 MAX_SIDE = 512  # pixels of an example image, cropped to its centre
 MAX_FILES = 2000  # that are drawn as points
@@ -69,7 +70,7 @@ class Example:
     """A file to hear or see on the page.
 
     Attributes:
-        title: why it was chosen: "best", "median", "worst".
+        title: its place: "best", "median", "worst", or such as "2 of 9".
         file: name of the file in the scores.
         note: such as "PESQ-WB 2.31 with speech-3k".
         rate: Hz; None for images.
@@ -85,11 +86,15 @@ class Example:
     decoded: dict[str, np.ndarray]
 
 
-def choose_examples(scores: Scores) -> list[tuple[str, str, str]]:
-    """Title, file and note of the best, the median and the worst file, as far as they differ.
+def choose_examples(scores: Scores, count: int = EXAMPLES) -> list[tuple[str, str, str]]:
+    """Title, file and note of some files: the best, the worst, and others evenly between them.
 
-    They are chosen by the first metric with values that can be better or worse, averaged over
+    They are ranked by the first metric with values that can be better or worse, averaged over
     systems (by magnitude if zero is best), among the files with values from the most systems.
+
+    Args:
+        scores: of the files.
+        count: how many, at least 1; all of them if there are fewer.
     """
     for metric in _quality(scores):
         values = _values_by_file(scores, metric)
@@ -101,14 +106,14 @@ def choose_examples(scores: Scores) -> list[tuple[str, str, str]]:
     means = {file: sum(x.values()) / most for file, x in values.items() if len(x) == most}
     sign = -1 if metric.better == "higher" else 1
     ordered = sorted(means, key=lambda file: (sign * means[file], file))
-    places = {"best": 0, "median": (len(ordered) - 1) // 2, "worst": len(ordered) - 1}
-    titles: dict[str, str] = {}
-    for title in ("best", "worst", "median"):
-        titles.setdefault(ordered[places[title]], title)
+    last = len(ordered) - 1
+    titles = {last // 2: "median", last: "worst", 0: "best"}  # if there is one file, the best
     unit = f" {metric.unit}" if metric.unit else ""
     chosen = []
-    for file, title in sorted(titles.items(), key=lambda item: list(places).index(item[1])):
+    for place in sorted({i * last // max(1, count - 1) for i in range(count)}):
+        file = ordered[place]
         whose = f"on average of {most} systems" if most > 1 else f"with {next(iter(values[file]))}"
+        title = titles.get(place, f"{place + 1} of {len(ordered)}")
         chosen.append((title, file, f"{metric.label} {means[file]:.2f}{unit} {whose}"))
     return chosen
 

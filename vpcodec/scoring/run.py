@@ -22,7 +22,7 @@ from ..usage import CodebookUsage
 from .alignment import MAX_DELAY, DelayFinder
 from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
-from .report import Example, choose_examples
+from .report import EXAMPLES, Example, choose_examples
 from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
 from .systems import Decoded, ScoreError, System, build_system, parse_codecs, parse_losses
 
@@ -160,10 +160,10 @@ class Scoring:
                 report("scoring", i + 1, len(requests))
         return self._scores(rows, usages, list(dict.fromkeys(failed)))
 
-    def examples(self, scores: Scores) -> list[Example]:
-        """The best, the median and the worst file, coded again."""
+    def examples(self, scores: Scores, count: int = EXAMPLES) -> list[Example]:
+        """Files to hear or see, coded again; see `choose_examples`."""
         found = []
-        for title, file, note in choose_examples(scores):
+        for title, file, note in choose_examples(scores, count):
             reference, rate, decoded = self.bench.example(file, self._delays)
             found.append(Example(title, file, note, rate, reference, decoded))
         return found
