@@ -138,9 +138,8 @@ def exported(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # of all workers
-    folder = base / "exported" / recipe
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    folder = base / f"exported-{recipe}" / recipe
+    with FileLock(base / f"{recipe}.lock"):
         if not folder.exists():
             torch.manual_seed(0)
             export_model(build_model(load_recipe(RECIPES / f"{recipe}.yaml").model), folder)

@@ -86,20 +86,20 @@ def assert_same_curve(run: Path, reference: Path, tolerance: float) -> None:
 
 @pytest.mark.parametrize(
     "kind, quantizer",
-    [("audio", FSP), ("audio", VP), ("image", VP)],
-    ids=["audio-FSP", "audio-VP", "image-VP"],
+    [("audio", VP), ("image", FSP)],
+    ids=["audio-VP", "image-FSP"],
 )
 def test_a_run_that_is_killed_at_any_step_has_the_curve_of_one_that_was_not(
     tmp_path, kind, quantizer
 ):
-    overrides = [*quantizer, "train.steps=40", "train.save_every=6"]
+    overrides = [*quantizer, "train.steps=30", "train.save_every=6"]
     train_here(tmp_path / "whole", *overrides, kind=kind)
-    number = random.randint(7, 30)
+    number = random.randint(7, 20)
     process = start(tmp_path / "killed", *overrides, kind=kind)
     wait_for_rows(process, tmp_path / "killed", number)
     process.kill()
     process.communicate()
-    assert 0 < len(rows(tmp_path / "killed")) < 40
+    assert 0 < len(rows(tmp_path / "killed")) < 30
     train_here(tmp_path / "killed", *overrides, kind=kind)
     assert_same_curve(tmp_path / "killed", tmp_path / "whole", 1e-5)
     found, expected = (
