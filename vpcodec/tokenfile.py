@@ -858,7 +858,8 @@ class TokenReader:
             except ValueError as error:
                 only = replace(only, error=f"block 0: {error}")
             else:
-                self.payload_bytes, self._number = len(only.payload), 1
+                self.payload_bytes += len(only.payload)
+                self._number += 1
                 yield TokenBlock(0, 0, tokens.T, n_frames)
         if only.error:
             self._report(TokenFileError(only.error))
@@ -960,7 +961,7 @@ class TokenReader:
         self._start(number, trailer.index[: entries[number]])
 
     def _start(self, number: int, index: bytes) -> None:
-        self._number: int = number  # of the next block
+        self._number = number  # of the next block
         self._index = bytearray(index)  # what the trailer must say of the blocks before it
         self._done = False
         self.damaged: list[int] = []
