@@ -394,10 +394,12 @@ class ZlibCoder:
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
 
-    def pack(self, tokens: np.ndarray) -> bytes:
+    def pack(self, tokens: np.ndarray, columns: int | None) -> bytes:
         return zlib.compress(tokens.astype("<u4").tobytes())
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    def unpack(
+        self, payload: bytes, n_frames: int, channels: int, columns: int | None
+    ) -> np.ndarray:
         try:
             tokens = np.frombuffer(zlib.decompress(payload), "<u4").astype(np.int64)
         except zlib.error as error:
@@ -462,7 +464,7 @@ def test_damage_of_a_coded_block_is_noticed_and_confined():
 
 def test_a_payload_that_the_coder_refuses_is_damage():
     data, _, header, coder = coded_file()
-    coder.pack = lambda tokens: b"not zlib"
+    coder.pack = lambda tokens, columns: b"not zlib"
     out = io.BytesIO()
     write_tokens(out, np.full((2, 300), 7), header, coder=coder)
     with pytest.raises(TokenFileError, match="block 0"):

@@ -41,6 +41,7 @@ MAX_SAMPLES = 2**48  # per channel
 MAX_SIDE = 2**20  # pixels
 MAX_PIXELS = 2**32
 MAX_BLOCKS = 2**20
+MAX_BLOCK_FRAMES = 2**16 - 1
 MAX_BLOCK_TOKENS = 2**17  # of all channels together
 MAX_INDEX_BYTES = 3 * MAX_BLOCKS  # three LEB128 bytes hold the largest block
 MAX_LOST_TOKENS = 2**16  # most that read_all fills in for damaged blocks, or as many as are left
@@ -168,10 +169,12 @@ class Coder(Protocol):
 
     codebook_size: int
 
-    def pack(self, tokens: NDArray[np.int64]) -> bytes:
-        """int64 (n_frames, channels) -> payload."""
+    def pack(self, tokens: NDArray[np.int64], columns: int | None, /) -> bytes:
+        """int64 (n_frames, channels) -> payload; of an image, with the frames in a row."""
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> NDArray[np.int64]:
+    def unpack(
+        self, payload: bytes, n_frames: int, channels: int, columns: int | None, /
+    ) -> NDArray[np.int64]:
         """Payload -> int64 (n_frames, channels).
 
         Raises:
@@ -183,6 +186,11 @@ def _most_bytes(n_frames: int, header: TokenHeader) -> int:
     """Bytes that a payload of so many frames may have."""
     bits = (header.codebook_size - 1).bit_length()
     return _ceil_div(n_frames * header.channels * bits, 8)
+
+
+def _columns(header: TokenHeader) -> int | None:
+    """Frames in a row of an image; None: audio."""
+    return header.columns if isinstance(header, ImageHeader) else None
 
 
 def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
@@ -245,7 +253,7 @@ class TokenHeader(ABC):
             "channels": (1, 255),
             "hop_length": (1, MAX_HOP),
             "codebook_size": (2, 2**32),
-            "block_frames": (1, 2**16 - 1),
+            "block_frames": (1, MAX_BLOCK_FRAMES),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -735,7 +743,7 @@ class TokenWriter:
     def _pack(self, tokens: NDArray[np.int64]) -> tuple[int, bytes]:
         """(channels, n) tokens -> the coding that makes them shorter, and the payload."""
         if self._coder is not None and tokens.size:
-            payload = self._coder.pack(tokens.T)
+            payload = self._coder.pack(tokens.T, _columns(self.header))
             if len(payload) < raw_bytes(self.header.codebook_size, tokens.size):
                 return ENTROPY, payload
         return RAW, _pack_raw(tokens.T, self.header) if tokens.size else b""
@@ -1125,7 +1133,7 @@ class TokenReader:
             raise NoCoderError(
                 f"entropy coded: needs the entropy tables of the model {self.header.model!r}"
             )
-        return self.coder.unpack(payload, n_frames, self.header.channels)
+        return self.coder.unpack(payload, n_frames, self.header.channels, _columns(self.header))
 
     def _read_trailer(self) -> _Trailer:
         word = _CRC.unpack_from(self._ahead)[0]
