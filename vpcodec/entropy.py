@@ -7,9 +7,9 @@ known. All of it is integer arithmetic on tables that belong to the model, so en
 agree on every machine: matrix products run in float32 on integers whose sums stay below 2^24, where
 float32 is exact in any order of summation. docs/token-format.md specifies the coding.
 
-A block of audio is cut into lanes of `lane` frames that do not see each other, a block of an image into
-tiles, in which a token sees those around it that come before it. The network runs on all lanes at
-once, or on the rows of all tiles, and one rANS state codes their digits in turn.
+A block of audio is cut into lanes of `lane` frames that do not see each other, a block of an image
+into tiles, in which a token sees those around it that come before it. The network runs on all lanes
+at once, or on the rows of all tiles, and one rANS state codes their digits in turn.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ class ImageCoder(TokenCoder):
         self.past = np.concatenate([self.past, np.zeros_like(self.past[:1])])  # of what is absent
 
     def _symbols(self, tokens: np.ndarray, columns: int) -> tuple[list[int], list[int]]:
-        grid = _Grid(self, *tokens.shape, columns)
+        grid = _Grid(self, len(tokens), tokens.shape[1], columns)
         digits = self._digits(tokens.T).reshape(-1, self.depth)
         places = np.concatenate(list(grid.fronts()))
         digits = digits[grid.frames[places]]
@@ -660,9 +660,8 @@ def parse_tables(data: bytes) -> TokenCoder:
         fields["levels"] = tuple(json.loads(facts["levels"]))
         tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
         if facts["format"] == IMAGE_FORMAT:
-            neighbours = tuple(
-                (int(up), int(right)) for up, right in json.loads(facts["neighbours"])
-            )
+            places = json.loads(facts["neighbours"])
+            neighbours = tuple((int(up), int(right)) for up, right in places)
             rows, columns = json.loads(facts["tile"])
             return ImageCoder(
                 **fields, tile=(int(rows), int(columns)), neighbours=neighbours, tables_id=tables_id

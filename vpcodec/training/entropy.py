@@ -15,8 +15,8 @@ from safetensors.numpy import save
 from torch import nn
 
 from ..backends.torch import load_model
-from ..codec import Codec, ImageCodec
-from ..config import AudioModelConfig, GridConfig, ModelConfig
+from ..codec import AudioCodec, Codec, ImageCodec
+from ..config import GridConfig, ModelConfig
 from ..entropy import (
     AVERAGE_BITS,
     AVERAGE_SHIFT,
@@ -410,7 +410,7 @@ def add_tables(
     """
     model = read_folder(folder)
     codec = Codec.from_pretrained(folder)
-    is_audio = isinstance(model.config, AudioModelConfig)
+    is_audio = isinstance(codec, AudioCodec)
     paths = find_audio(data) if is_audio else find_images(data)
     if not paths:
         raise TableError(f"{data}: no {'audio files' if is_audio else 'images'}")
@@ -421,7 +421,7 @@ def add_tables(
         if isinstance(codec, ImageCodec):
             for view in _views(load_image(data / path), codec.hop_length):
                 sequences += list(codec.encode(view))
-        else:
+        elif isinstance(codec, AudioCodec):
             samples, rate = load(data / path)
             sequences += list(codec.encode(samples, rate))
             seconds += samples.size / rate
