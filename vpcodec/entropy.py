@@ -244,7 +244,8 @@ class TokenCoder:
             context.push(known)
         digits = np.empty((n_frames, len(tokens), self.depth), np.int64)
         for frame in digits:
-            sums = context.sums()
+            with one_blas_thread():
+                sums = context.sums()
             for k in range(self.depth):
                 cumulative = self._cumulative(sums, k)
                 if self.order is None:

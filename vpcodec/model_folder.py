@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, ModelConfig, parse_model
-from .entropy import CoderSet, EntropyError, TokenCoder, load_coder
+from .entropy import CoderSet, EntropyError, ImageCoder, TokenCoder, load_coder
 from .media.files import atomic_output, open_regular
 
 CONFIG = "config.json"
@@ -170,6 +170,8 @@ class ModelFolder:
             raise ModelError(str(error)) from None
         if coder.codebook_size != self.config.codebook_size:
             raise ModelError(f"{path}: for a codebook of {coder.codebook_size}")
+        if isinstance(coder, ImageCoder) != (self.config.modality == "image"):
+            raise ModelError(f"{path}: not for models of {self.config.modality}")
         return coder
 
     def file(self, name: str) -> Path:

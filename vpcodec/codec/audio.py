@@ -30,6 +30,7 @@ from .streams import (
     ResampledDecoderStream,
     ResampledEncoderStream,
     chunk_frames,
+    repeat_last,
 )
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
