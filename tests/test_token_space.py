@@ -58,9 +58,10 @@ def test_a_file_of_the_past_is_decoded_without_force(name: str, tmp_path: Path) 
 
 
 def test_the_files_of_the_past_are_entropy_coded_wherever_there_are_tables() -> None:
-    for name, facts in INDEX["files"].items():
+    before_tables = {"image-fsp-1.tok", "image-fsp-2.tok", "image-fsp-3.tok"}
+    for name in INDEX["files"]:
         with open(golden.FOLDER / name, "rb") as file:
-            if read_folder(bundled_folders()[facts["model"]]).tables:
+            if name not in before_tables:
                 with pytest.raises(NoCoderError):
                     TokenReader(file).read_all()
             else:

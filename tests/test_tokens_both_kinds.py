@@ -51,6 +51,12 @@ class Case:
         return self.source.with_name(f"out{self.suffix}")
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of several blocks."""
+    monkeypatch.setattr("vpcodec.codec.image.BLOCK_TOKENS", 512)
+
+
 @pytest.fixture(params=["audio", "image"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "audio":
