@@ -1,6 +1,11 @@
-"""Mutated audio files through the reader: none may crash, hang or take much memory.
+"""Mutated audio and token files through the readers: none may crash, hang or take much memory.
 
-Seeds are WAV in several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here.
+Seeds are WAV in several codings, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and W64, made here,
+and token files of both versions of the format, of one and of several blocks, from the tests.
+`--only tok` takes only the seeds whose names begin with "tok". Token files are read strictly and
+with recovery, and verified; every other one gets a right checksum at its end or somewhere in its
+first bytes, so that mutations come through to the checks behind the checksum.
+
 Each input is a seed with some bytes changed, mostly in its header, or with a part removed, repeated
 or inserted, and is read as a file or as a pipe. Inputs are read in a worker process; if it dies,
 computes for 5 s, is silent for a minute or runs out of memory, the input is reported, and `--keep`
@@ -20,6 +25,7 @@ import resource
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,6 +36,7 @@ import numpy as np
 HANG = 5.0  # CPU seconds
 SILENCE = 60.0  # seconds
 MEMORY = 512 * 2**20  # bytes that reading may add to a worker
+TOKENS = Path(__file__).resolve().parents[1] / "tests" / "resources"
 HEADER = 256  # bytes at the start, where most changes are
 
 
@@ -59,7 +66,17 @@ def make_seeds() -> dict[str, bytes]:
             samples = tone if channels == 1 else pair
             sf.write(file, samples, rate, format=format, subtype=subtype)
             seeds[f"{name}/{channels}"] = file.getvalue()
+    for path in (*TOKENS.glob("tok/*.tok"), *TOKENS.glob("golden/*.tok")):
+        seeds[f"tok/{path.stem}"] = path.read_bytes()
     return seeds
+
+
+def with_checksum(data: bytes, rng: np.random.Generator) -> bytes:
+    """A mutated token file with a right CRC-32 at its end, or somewhere in its first bytes."""
+    end = int(rng.choice([len(data) - 4, rng.integers(10, 100)]))
+    if end < 10:
+        return data
+    return data[:end] + zlib.crc32(data[:end]).to_bytes(4, "little") + data[end + 4 :]
 
 
 def mutate(data: bytes, rng: np.random.Generator) -> bytes:
@@ -114,9 +131,41 @@ def read(data: bytes, path: Path, piped: bool) -> str:
     return "read"
 
 
+def read_tokens(data: bytes, path: Path, piped: bool) -> str:
+    """As `read`, of a token file."""
+    from vpcodec import read_tokens, tokenfile
+
+    if not piped:
+        path.write_bytes(data)
+    results = []
+    try:
+        for recover in (False, True):
+            source: Any = path
+            if piped:
+                source = io.BytesIO(data)
+                source.seekable = lambda: False
+            try:
+                tokens, header = read_tokens(source, recover=recover)
+                if tokens.shape != (header.channels, header.n_frames):
+                    return f"{tokens.shape} tokens, where the header has {header}"
+                results.append("read")
+            except tokenfile.TokenFileError as error:
+                if "\n" in str(error):
+                    return f"two lines: {error}"
+                results.append("refused")
+        sound = tokenfile.verify(io.BytesIO(data)).ok
+    except MemoryError:
+        return "memory"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    if results == ["read", "refused"] or (results[0] == "read" and not sound):
+        return f"strict {results[0]}, recovering {results[1]}, verified {sound}"
+    return results[0]
+
+
 def serve(pipe: Connection, folder: str) -> None:
     """Read the inputs that come through the pipe, and send back the results."""
-    import vpcodec.media.audio  # noqa: F401  its memory does not count
+    import vpcodec.codec  # noqa: F401  its memory does not count
 
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
@@ -125,7 +174,7 @@ def serve(pipe: Connection, folder: str) -> None:
     path = Path(folder) / f"{multiprocessing.current_process().pid}"
     while (request := pipe.recv()) is not None:
         start = time.process_time()
-        result = read(request[0], path, request[1])
+        result = (read_tokens if request[2] else read)(request[0], path, request[1])
         pipe.send((result, time.process_time() - start))
 
 
@@ -144,11 +193,11 @@ class Worker:
         self._warm = False  # whether it has read an input
         other.close()
 
-    def read(self, data: bytes, piped: bool) -> tuple[str, float]:
+    def read(self, data: bytes, piped: bool, tokens: bool) -> tuple[str, float]:
         """The result of reading, and the CPU seconds that it took."""
         taken = math.nan
         try:
-            self._pipe.send((data, piped))
+            self._pipe.send((data, piped, tokens))
             if self._warm:
                 start, began = self._cpu_seconds(), time.monotonic()
                 answered = self._pipe.poll(HANG)
@@ -184,11 +233,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000, help="number of inputs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", metavar="NAME", help="seeds with names that begin so")
     parser.add_argument("--keep", type=Path, help="folder for inputs that went wrong")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     seeds = make_seeds()
-    names = sorted(seeds)
+    names = sorted(name for name in seeds if name.startswith(args.only))
     results: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     slowest, began = 0.0, time.monotonic()
@@ -198,7 +248,10 @@ def main() -> int:
             rng = np.random.default_rng([args.seed, i])
             name = names[i % len(names)]
             data, piped = mutate(seeds[name], rng), bool(rng.integers(2))
-            result, taken = worker.read(data, piped)
+            tokens = name.startswith("tok/")
+            if tokens and rng.integers(2):
+                data = with_checksum(data, rng)
+            result, taken = worker.read(data, piped, tokens)
             slowest = max(slowest, taken)
             good = result in ("read", "refused")
             results[result if good else "wrong"] += 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paths import RESOURCES
 
 from vpcodec.codec import Codec
-from vpcodec.entropy import EntropyError, TokenCoder, parse_tables
+from vpcodec.entropy import EntropyError, ImageCoder, TokenCoder, parse_tables
 from vpcodec.tokenfile import raw_bytes
 
 GOLDEN = RESOURCES / "entropy"
@@ -59,16 +59,119 @@ def make_coder(*args, **kwargs) -> TokenCoder:
     return TokenCoder(**make_tables(*args, **kwargs), tables_id=b"ab")
 
 
-def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
-    """A decoder written from docs/token-format.md, in Python's integers alone."""
-    levels, averages, order = tables["levels"], tables["averages"], tables["order"]
+NEIGHBOURS = ((0, -1), (1, 0), (1, -1), (1, 1), (2, 1), (0, -2))
+
+
+def make_image_tables(
+    levels: tuple[int, ...] = (3, 4, 2),
+    *,
+    neighbours: tuple[tuple[int, int], ...] = NEIGHBOURS,
+    tile: tuple[int, int] = (4, 5),
+    **options,
+) -> dict:
+    """What ImageCoder takes, of random integers."""
+    tables = make_tables(levels, lags=len(neighbours), averages=(), **options)
+    for name in ("lags", "averages", "lane"):
+        del tables[name]
+    return tables | {"neighbours": neighbours, "tile": tile}
+
+
+def make_image_coder(*args, **kwargs) -> ImageCoder:
+    return ImageCoder(**make_image_tables(*args, **kwargs), tables_id=b"ab")
+
+
+class Words:
+    """rANS as docs/token-format.md has it, in Python's integers alone."""
+
+    def __init__(self, payload: bytes) -> None:
+        words = [payload[i] | payload[i + 1] << 8 for i in range(2, len(payload), 2)]
+        self.state, self.words = words[0] << 16 | words[1], words[2:]
+
+    def digit(self, bounds: list[int]) -> int:
+        slot = self.state & 2**15 - 1
+        digit = next(s for s, (a, b) in enumerate(pairwise(bounds)) if a <= slot < b)
+        width = bounds[digit + 1] - bounds[digit]
+        self.state = width * (self.state >> 15) + slot - bounds[digit]
+        if self.state < 2**16:
+            self.state = self.state << 16 | self.words.pop(0)
+        return digit
+
+    def at_the_end(self) -> bool:
+        return self.state == 2**16 and not self.words
+
+
+def reference_bounds(tables: dict, inputs: list[int], known: list[int]) -> list[int]:
+    """The bounds of the next digit's intervals, as docs/token-format.md has them."""
+    levels = tables["levels"]
     offsets = [sum(levels[:k]) for k in range(len(levels))]
     names = ("past", "current", "output", "bias", "exponentials")
     past, current, output, bias, exponentials = (tables[name].tolist() for name in names)
-    size, hidden = sum(levels), len(output[0])
-    words = [payload[i] | payload[i + 1] << 8 for i in range(2, len(payload), 2)]
-    state = words[0] << 16 | words[1]
-    words = words[2:]
+    k, hidden = len(known), len(output[0])
+    logits = bias[k][: levels[k]]
+    for unit in range(k * hidden, (k + 1) * hidden):
+        total = sum(x * past[i][unit] for i, x in enumerate(inputs) if x)
+        total += sum(128 * current[offsets[j] + d][unit] for j, d in enumerate(known))
+        value = min(max(total >> 11, 0), 127)
+        for s in range(levels[k]):
+            logits[s] += value * output[k][unit - k * hidden][s]
+    top = max(logits)
+    weights = [exponentials[min((top - z) >> 5, len(exponentials) - 1)] for z in logits]
+    sums = [sum(weights[:s]) for s in range(levels[k] + 1)]
+    return [s + sums[s] * (2**15 - levels[k]) // sums[-1] for s in range(levels[k] + 1)]
+
+
+def reference_token(tables: dict, digits: list[int]) -> int:
+    value, radix = 0, 1
+    for digit, n in zip(digits, tables["levels"]):
+        value, radix = value + digit * radix, radix * n
+    return value if tables["order"] is None else tables["order"].tolist().index(value)
+
+
+def reference_unpack_image(
+    tables: dict, payload: bytes, n_frames: int, channels: int, columns: int
+) -> np.ndarray:
+    """A decoder of images written from docs/token-format.md, in Python's integers alone."""
+    levels, (tile_rows, tile_columns) = tables["levels"], tables["tile"]
+    size, words = sum(levels), Words(payload)
+    columns = min(columns, n_frames)
+    slope = max([1, *(right // up + 1 for up, right in tables["neighbours"] if up)])
+    order = []
+    for channel in range(channels):
+        for frame in range(n_frames):
+            row, column = frame // columns, frame % columns
+            tile = row // tile_rows, column // tile_columns
+            row, column = row % tile_rows, column % tile_columns
+            order.append((column + slope * row, channel, tile, row, column, frame))
+    digits: dict[tuple, list[int]] = {}
+    tokens = np.zeros((n_frames, channels), np.int64)
+    order.sort()
+    for number in sorted({first for first, *_ in order}):
+        front = [rest for first, *rest in order if first == number]
+        for _ in levels:
+            for channel, tile, row, column, _ in front:
+                inputs = []
+                for up, right in tables["neighbours"]:
+                    near, group = (channel, tile, row - up, column + right), [0] * (size + 1)
+                    if near in digits:
+                        assert len(digits[near]) == len(levels), "not known in time"
+                        for k, digit in enumerate(digits[near]):
+                            group[sum(levels[:k]) + digit] = 128
+                        group[size] = 128
+                    inputs += group
+                here = digits.setdefault((channel, tile, row, column), [])
+                here.append(words.digit(reference_bounds(tables, [*inputs, 128], here)))
+        for channel, tile, row, column, frame in front:
+            here = digits[channel, tile, row, column]
+            tokens[frame, channel] = reference_token(tables, here)
+    assert words.at_the_end()
+    return tokens
+
+
+def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    """A decoder written from docs/token-format.md, in Python's integers alone."""
+    levels, averages = tables["levels"], tables["averages"]
+    offsets = [sum(levels[:k]) for k in range(len(levels))]
+    size, words = sum(levels), Words(payload)
     lane = min(tables["lane"], n_frames)
     lanes = [
         {"channel": c, "first": first, "frames": min(lane, n_frames - first), "digits": []}
@@ -78,8 +181,7 @@ def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int)
     for one in lanes:
         one["averages"] = [[0] * size for _ in averages]
 
-    def cumulative(one: dict, known: list[int]) -> list[int]:
-        k = len(known)
+    def inputs_of(one: dict) -> list[int]:
         inputs = []
         for lag in range(1, tables["lags"] + 1):
             row = [0] * (size + 1)
@@ -90,31 +192,14 @@ def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int)
             inputs += row
         for average in one["averages"]:
             inputs += [value >> 7 for value in average]
-        inputs.append(128)
-        logits = bias[k][: levels[k]]
-        for unit in range(k * hidden, (k + 1) * hidden):
-            total = sum(x * past[i][unit] for i, x in enumerate(inputs))
-            total += sum(128 * current[offsets[j] + d][unit] for j, d in enumerate(known))
-            value = min(max(total >> 11, 0), 127)
-            for s in range(levels[k]):
-                logits[s] += value * output[k][unit - k * hidden][s]
-        top = max(logits)
-        weights = [exponentials[min((top - z) >> 5, len(exponentials) - 1)] for z in logits]
-        sums = [sum(weights[:s]) for s in range(levels[k] + 1)]
-        return [s + sums[s] * (2**15 - levels[k]) // sums[-1] for s in range(levels[k] + 1)]
+        return [*inputs, 128]
 
     for step in range(lane):
         alive = [one for one in lanes if one["frames"] > step]
         frames: list[list[int]] = [[] for _ in alive]
         for _ in levels:
             for one, known in zip(alive, frames):
-                bounds = cumulative(one, known)
-                slot = state & 2**15 - 1
-                digit = next(s for s, (a, b) in enumerate(pairwise(bounds)) if a <= slot < b)
-                state = (bounds[digit + 1] - bounds[digit]) * (state >> 15) + slot - bounds[digit]
-                if state < 2**16:
-                    state = state << 16 | words.pop(0)
-                known.append(digit)
+                known.append(words.digit(reference_bounds(tables, inputs_of(one), known)))
         for one, known in zip(alive, frames):
             one["digits"].append(known)
             hot = [0] * size
@@ -122,16 +207,11 @@ def reference_unpack(tables: dict, payload: bytes, n_frames: int, channels: int)
                 hot[offset + digit] = 1 << 14
             for average, shift in zip(one["averages"], averages):
                 average[:] = [a + ((x - a) >> shift) for a, x in zip(average, hot)]
-    assert state == 2**16 and not words
+    assert words.at_the_end()
     tokens = np.zeros((n_frames, channels), np.int64)
     for one in lanes:
         for i, known in enumerate(one["digits"]):
-            value, radix = 0, 1
-            for digit, n in zip(known, levels):
-                value, radix = value + digit * radix, radix * n
-            if order is not None:
-                value = order.tolist().index(value)
-            tokens[one["first"] + i, one["channel"]] = value
+            tokens[one["first"] + i, one["channel"]] = reference_token(tables, known)
     return tokens
 
 
@@ -168,13 +248,91 @@ def test_a_decoder_written_from_the_specification_agrees(levels, n_frames, chann
     np.testing.assert_array_equal(reference_unpack(tables, payload, n_frames, channels), tokens)
 
 
-def test_golden_payloads():
+@given(
+    n_frames=st.integers(1, 60),
+    channels=st.integers(1, 2),
+    columns=st.integers(1, 70),
+    tile=st.sampled_from([(4, 5), (1, 3), (64, 128), (3, 1)]),
+    seed=st.integers(0, 20),
+    neighbours=st.sampled_from([NEIGHBOURS, ((0, -1),), ((1, 3), (2, -2)), ((1, 0),)]),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_block_of_an_image_comes_back(n_frames, channels, columns, tile, seed, neighbours):
+    coder = make_image_coder(seed=seed, tile=tile, neighbours=neighbours, order=bool(seed % 2))
+    tokens = np.random.default_rng(seed).integers(0, 24, (n_frames, channels))
+    found = coder.unpack(coder.pack(tokens, columns), n_frames, channels, columns)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found, tokens)
+
+
+@pytest.mark.parametrize(
+    "levels, n_frames, channels, columns, neighbours, order",
+    [
+        ((3, 4, 2), 26, 2, 7, NEIGHBOURS, False),
+        ((3, 4, 2), 40, 1, 8, ((0, -1), (1, 3), (2, -2)), True),
+        ((2,), 9, 1, 20, NEIGHBOURS, False),
+        ((9, 7), 11, 1, 1, ((1, 0),), False),
+    ],
+)
+def test_a_decoder_of_images_written_from_the_specification_agrees(
+    levels, n_frames, channels, columns, neighbours, order
+):
+    tables = make_image_tables(levels, seed=3, neighbours=neighbours, order=order)
+    tokens = np.random.default_rng(1).integers(0, np.prod(levels), (n_frames, channels))
+    payload = ImageCoder(**tables).pack(tokens, columns)
+    found = reference_unpack_image(tables, payload, n_frames, channels, columns)
+    np.testing.assert_array_equal(found, tokens)
+
+
+def test_what_is_beside_and_above_makes_a_block_shorter():
+    """Rows of one value each, coded by a network that expects the value on the left."""
+    tables = make_image_tables((8,), hidden=8, neighbours=((0, -1),), scale=1, tile=(64, 128))
+    tables["past"][:], tables["output"][:] = 0, 0
+    tables["past"][:8] = 2000 * np.eye(8, dtype=np.int16)
+    tables["output"][0] = 20 * np.eye(8, dtype=np.int16)
+    tables["bias"][:] = 0
+    coder = ImageCoder(**tables)
+    tokens = np.repeat(np.arange(64) % 8, 100)[:, None]
+    payload = coder.pack(tokens, 100)
+    assert len(payload) < 0.25 * raw_bytes(8, tokens.size)
+    assert len(coder.pack(tokens.reshape(64, 100).T.reshape(-1, 1), 64)) > 2 * len(payload)
+
+
+@pytest.mark.parametrize("columns", [1, 65_535])
+def test_the_largest_blocks_of_images_are_coded_side_by_side(columns, monkeypatch):
+    """Whatever the shape of the image, in about as many steps as a tile needs."""
+    coder = make_image_coder(tile=(64, 128))
+    steps = []
+    take = coder._take
+    monkeypatch.setattr(coder, "_take", lambda *args: (steps.append(1), take(*args))[1])
+    tokens = np.random.default_rng(0).integers(0, 24, (65_535, 1))
+    found = coder.unpack(coder.pack(tokens, columns), 65_535, 1, columns)
+    np.testing.assert_array_equal(found, tokens)
+    assert len(steps) <= 128 + 2 * 63
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"neighbours": ((0, 0),)}, {"neighbours": ((0, 1),)}, {"neighbours": ((-1, 0),)},
+        {"neighbours": ((9, 0),)}, {"neighbours": ((1, 9),)}, {"tile": (0, 5)},
+        {"tile": (5, 5000)}, {"neighbours": ()},
+    ],
+)  # fmt: skip
+def test_image_tables_of_no_use_are_refused(change):
+    with pytest.raises(EntropyError):
+        ImageCoder(**make_image_tables(neighbours=((0, -1),)) | change)
+
+
+@pytest.mark.parametrize("name", ["tables", "image-tables"])
+def test_golden_payloads(name):
     """What was written once can be read for ever: see resources/entropy/make_golden.py."""
-    coder = parse_tables((GOLDEN / "tables.safetensors").read_bytes())
-    for case in json.loads((GOLDEN / "payloads.json").read_text()):
-        tokens = np.array(case["tokens"], np.int64)
-        assert coder.pack(tokens).hex() == case["payload"]
-        found = coder.unpack(bytes.fromhex(case["payload"]), *tokens.shape)
+    coder = parse_tables((GOLDEN / f"{name}.safetensors").read_bytes())
+    payloads = GOLDEN / name.replace("tables", "payloads")
+    for case in json.loads(payloads.with_suffix(".json").read_text()):
+        tokens, columns = np.array(case["tokens"], np.int64), case.get("columns")
+        assert coder.pack(tokens, columns).hex() == case["payload"]
+        found = coder.unpack(bytes.fromhex(case["payload"]), *tokens.shape, columns)
         np.testing.assert_array_equal(found, tokens)
 
 
@@ -192,8 +350,9 @@ def test_the_network_knows_no_future_and_no_other_lane():
     assert (again[1][1, 6:] != widths[1, 6:]).any()
 
 
-def test_damage_is_an_error_or_other_tokens_but_never_a_crash():
-    coder = make_coder()
+@pytest.mark.parametrize("make", [make_coder, make_image_coder])
+def test_damage_is_an_error_or_other_tokens_but_never_a_crash(make):
+    coder = make()
     tokens = np.random.default_rng(0).integers(0, 24, (30, 1))
     payload = coder.pack(tokens)
     for bit in range(16, 8 * len(payload)):
@@ -236,6 +395,7 @@ def test_huge_or_strange_tables_are_refused():
         lambda h: h["past"].update(dtype="F32"),
         lambda h: h["past"].update(shape=[1, 1]),
         lambda h: h["__metadata__"].update(format="2"),
+        lambda h: h["__metadata__"].update(format="3"),
         lambda h: h["__metadata__"].update(lane="0"),
         lambda h: h["__metadata__"].update(levels="[3, 4, 100000]"),
         lambda h: h.pop("bias"),

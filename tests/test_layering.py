@@ -13,7 +13,6 @@ PACKAGE = ROOT / "vpcodec"
 FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on floors below
     {
         "threads": "",
-        "entropy": "",
         "usage": "",
         "checks": "",
         "progress": "",
@@ -21,6 +20,7 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
         "terminal": "",
     },
     {
+        "entropy": "threads",
         "media": "checks threads",
         "recipe": "config",
         "quantizers": "config progress usage",

@@ -58,9 +58,10 @@ def test_a_file_of_the_past_is_decoded_without_force(name: str, tmp_path: Path) 
 
 
 def test_the_files_of_the_past_are_entropy_coded_wherever_there_are_tables() -> None:
-    for name, facts in INDEX["files"].items():
+    before_tables = {"image-fsp-1.tok", "image-fsp-2.tok", "image-fsp-3.tok"}
+    for name in INDEX["files"]:
         with open(golden.FOLDER / name, "rb") as file:
-            if read_folder(bundled_folders()[facts["model"]]).tables:
+            if name not in before_tables:
                 with pytest.raises(NoCoderError):
                     TokenReader(file).read_all()
             else:
@@ -313,7 +314,7 @@ def test_a_new_decoder_reads_old_files_and_the_old_one_reads_new_files(
     old.encode_file(speech_wav, tmp_path / "a.tok")
     new.encode_file(speech_wav, tmp_path / "b.tok")
     tokens, header = read_tokens(tmp_path / "a.tok", coder=old.coder)
-    assert header.fingerprint == old.space
+    assert header.fingerprint == old.space[:8]
     of_the_past = replace(header, fingerprint=old.fingerprint)
     write_tokens(tmp_path / "c.tok", tokens, of_the_past, coder=old.coder)
     for name in ("a", "b", "c"):
@@ -422,7 +423,7 @@ def test_a_folder_without_the_new_fields_goes_on_working(tmp_path: Path, speech_
     old = changed_tok((tmp_path / "a.tok").read_bytes(), fingerprint=model.fingerprint)
     (tmp_path / "old.tok").write_bytes(old)  # as it was before spaces had an identity
     run("decode", tmp_path / "old.tok", tmp_path / "old.wav", "-m", folder)
-    assert read_tokens(tmp_path / "a.tok")[1].fingerprint == model.space
+    assert read_tokens(tmp_path / "a.tok")[1].fingerprint == model.space[:8]
 
 
 def test_a_false_space_is_refused(tmp_path: Path, speech_wav: Path) -> None:
@@ -549,7 +550,7 @@ def test_new_files_name_their_revision(
     monkeypatch.chdir(tmp_path)
     run("encode", speech_wav, "a.tok", "-m", "debug")
     header = read_tokens("a.tok")[1]
-    assert (header.model, header.fingerprint) == ("debug@2", read_folder(second).space)
+    assert (header.model, header.fingerprint) == ("debug@2", read_folder(second).space[:8])
     assert model_of(header) == "debug"
     run("decode", "a.tok", "a.wav")
     future = replace(header, model="debug@3", fingerprint=bytes(16))

@@ -1,4 +1,4 @@
-"""Entropy coding of audio tokens: an rANS coder driven by a small integer network.
+"""Entropy coding of tokens: an rANS coder driven by a small integer network.
 
 A token is split into digits (the levels of FSP and FSQ, or the path to a code in a tree over the
 codebook). The probabilities of each digit come from one hidden layer that sees the digits of
@@ -7,8 +7,9 @@ known. All of it is integer arithmetic on tables that belong to the model, so en
 agree on every machine: matrix products run in float32 on integers whose sums stay below 2^24, where
 float32 is exact in any order of summation. docs/token-format.md specifies the coding.
 
-A block is cut into lanes of `lane` frames that do not see each other. The network runs on all lanes
-at once, and one rANS state codes their digits in turn.
+A block of audio is cut into lanes of `lane` frames that do not see each other, a block of an image
+into tiles, in which a token sees those around it that come before it. The network runs on all lanes
+at once, or on the rows of all tiles, and one rANS state codes their digits in turn.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .threads import one_blas_thread
+
 # The first tables of a model; the names of later ones contain the beginning of their hash.
 TABLES = "entropy.safetensors"
 MAX_TABLES_BYTES = 1 << 26
-FORMAT = "1"  # of the tables
+FORMAT, IMAGE_FORMAT = "1", "2"  # of the tables
 TABLES_ID_BYTES = 2  # of the tables' SHA-256, in front of each payload
 
 PRECISION = 15  # bits of a probability
@@ -39,6 +42,7 @@ HIDDEN_SHIFT = 11  # from sums to hidden units
 HIDDEN_MAX = 127
 ROWS = 512  # frames that go through the network at once when all are known
 LOGIT_SHIFT = 5  # from sums to indices into the exponentials
+REACH = 8  # of a neighbour, in rows and in columns
 
 
 class EntropyError(ValueError):
@@ -155,31 +159,30 @@ class TokenCoder:
 
     # --------------------------------------------------------------------------- public
 
-    def pack(self, tokens: np.ndarray) -> bytes:
+    def pack(self, tokens: np.ndarray, columns: int | None = None) -> bytes:
         """Code a block.
 
         Args:
             tokens: int64 (n_frames, channels) in [0, codebook_size).
+            columns: of an image, whose frames go row by row; None: audio.
 
         Returns:
             The payload.
         """
-        lanes, lengths = self._lanes(tokens.T)
-        digits = self._digits(lanes)  # (G, T, D)
-        starts, frequencies = self._intervals(digits)
-        alive = np.arange(lanes.shape[1])[:, None] < lengths
-        alive = np.broadcast_to(alive[:, None], (lanes.shape[1], self.depth, len(lanes)))
-        starts = starts.transpose(1, 2, 0)[alive].tolist()
-        frequencies = frequencies.transpose(1, 2, 0)[alive].tolist()
-        return self.tables_id + _push(starts, frequencies)
+        with one_blas_thread():
+            starts, widths = self._symbols(tokens, columns or len(tokens))
+        return self.tables_id + _push(starts, widths)
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    def unpack(
+        self, payload: bytes, n_frames: int, channels: int, columns: int | None = None
+    ) -> np.ndarray:
         """Decode a block.
 
         Args:
             payload: from `pack` with the same tables.
             n_frames: of the block.
             channels: of the block.
+            columns: as for `pack`.
 
         Returns:
             int64 (n_frames, channels).
@@ -189,13 +192,28 @@ class TokenCoder:
         """
         if payload[:TABLES_ID_BYTES] != self.tables_id:
             raise EntropyError("coded with other entropy tables")
-        payload = payload[TABLES_ID_BYTES:]
-        if len(payload) % 2 or len(payload) < 4:
-            raise EntropyError("the payload is not a whole number of words")
-        words = np.frombuffer(payload, "<u2").tolist()
+        source = _Source(payload[TABLES_ID_BYTES:])
+        with one_blas_thread():
+            tokens = self._read(source, n_frames, channels, columns or n_frames)
+        source.close()
+        return tokens if self.order is None else self._inverse[tokens]
+
+    # --------------------------------------------------------------------------- blocks
+
+    def _symbols(self, tokens: np.ndarray, columns: int) -> tuple[list[int], list[int]]:
+        """Where the intervals of a block's digits start, and their widths, in coding order."""
+        lanes, lengths = self._lanes(tokens.T)
+        digits = self._digits(lanes)  # (G, T, D)
+        starts, frequencies = self._intervals(digits)
+        alive = np.arange(lanes.shape[1])[:, None] < lengths
+        alive = np.broadcast_to(alive[:, None], (lanes.shape[1], self.depth, len(lanes)))
+        starts = starts.transpose(1, 2, 0)[alive].tolist()
+        frequencies = frequencies.transpose(1, 2, 0)[alive].tolist()
+        return starts, frequencies
+
+    def _read(self, source: _Source, n_frames: int, channels: int, columns: int) -> np.ndarray:
+        """The tokens of a block, (n_frames, channels), before `order` is undone."""
         lanes, lengths = self._lanes(np.zeros((channels, n_frames), np.int64))
-        state, place = words[0] << 16 | words[1], 2
-        mask = (1 << PRECISION) - 1
         context = _Context(self, len(lanes))
         shortest = int(lengths.min())
         keep = np.arange(len(lanes))
@@ -203,31 +221,10 @@ class TokenCoder:
             if step == shortest:
                 keep = np.flatnonzero(lengths > step)
                 context.keep(keep)
-            sums = context.sums()
-            digits = np.empty((len(keep), self.depth), np.int64)
-            for k in range(self.depth):
-                rows = self._cumulative(sums, k).T.tolist()
-                found = []
-                for row in rows:
-                    slot = state & mask
-                    digit = bisect_right(row, slot) - 1
-                    start = row[digit]
-                    state = (row[digit + 1] - start) * (state >> PRECISION) + slot - start
-                    if state < LOW:
-                        if place == len(words):
-                            raise EntropyError("the payload ends too early")
-                        state = state << 16 | words[place]
-                        place += 1
-                    found.append(digit)
-                digits[:, k] = found
-                if k + 1 < self.depth:
-                    self._add(sums, k, digits[:, k])
+            digits = self._take(source, context.sums())
             lanes[keep, step] = digits @ self.radix
             context.push(digits)
-        if state != LOW or place != len(words):
-            raise EntropyError("the payload does not end where it should")
-        tokens = lanes.reshape(channels, -1)[:, :n_frames].T
-        return tokens if self.order is None else self._inverse[tokens]
+        return lanes.reshape(channels, -1)[:, :n_frames].T
 
     def predict(self, tokens: np.ndarray, n_frames: int) -> np.ndarray:
         """Continue tokens with what the network expects.
@@ -247,7 +244,8 @@ class TokenCoder:
             context.push(known)
         digits = np.empty((n_frames, len(tokens), self.depth), np.int64)
         for frame in digits:
-            sums = context.sums()
+            with one_blas_thread():
+                sums = context.sums()
             for k in range(self.depth):
                 cumulative = self._cumulative(sums, k)
                 if self.order is None:
@@ -261,6 +259,15 @@ class TokenCoder:
         return found if self.order is None else self._inverse[found]
 
     # --------------------------------------------------------------------------- the network
+
+    def _take(self, source: _Source, sums: np.ndarray) -> np.ndarray:
+        """(N, D * H) sums of N frames -> their digits, (N, D)."""
+        digits = np.empty((len(sums), self.depth), np.int64)
+        for k in range(self.depth):
+            digits[:, k] = source.take(self._cumulative(sums, k).T.tolist())
+            if k + 1 < self.depth:
+                self._add(sums, k, digits[:, k])
+        return digits
 
     @cached_property
     def _inverse(self) -> np.ndarray:
@@ -301,17 +308,24 @@ class TokenCoder:
                 inputs[step - first] = context.inputs
                 context.push(digits[:, step])
             here = slice(first * lanes, last * lanes)
-            known, rows = flat[here], np.arange((last - first) * lanes)
-            sums = buffer[: len(rows)]
-            np.matmul(inputs[: last - first].reshape(len(rows), -1), self.past, out=sums)
-            for k in range(depth):
-                cumulative = self._cumulative(sums, k)
-                starts[here, k] = cumulative[known[:, k], rows]
-                widths[here, k] = cumulative[known[:, k] + 1, rows] - starts[here, k]
-                if k + 1 < depth:
-                    self._add(sums, k, known[:, k])
+            known = flat[here]
+            sums = buffer[: len(known)]
+            np.matmul(inputs[: last - first].reshape(len(known), -1), self.past, out=sums)
+            starts[here], widths[here] = self._known(sums, known)
         shape = (steps, lanes, depth)
         starts, widths = (x.reshape(shape).transpose(1, 0, 2) for x in (starts, widths))
+        return starts, widths
+
+    def _known(self, sums: np.ndarray, digits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums (N, D * H) of frames, and their digits (N, D) -> starts and widths, (N, D)."""
+        starts, widths = np.empty_like(digits), np.empty_like(digits)
+        rows = np.arange(len(digits))
+        for k in range(self.depth):
+            cumulative = self._cumulative(sums, k)
+            starts[:, k] = cumulative[digits[:, k], rows]
+            widths[:, k] = cumulative[digits[:, k] + 1, rows] - starts[:, k]
+            if k + 1 < self.depth:
+                self._add(sums, k, digits[:, k])
         return starts, widths
 
     def _add(self, sums: np.ndarray, k: int, digits: np.ndarray) -> None:
@@ -334,6 +348,135 @@ class TokenCoder:
         rising //= total
         rising += self._least[k]
         return cumulative
+
+
+class ImageCoder(TokenCoder):
+    """Codes blocks of an image's tokens with the entropy tables of one model; see `TokenCoder`.
+
+    A block is cut into tiles, and a token sees its neighbours in its tile. The tiles are coded side
+    by side, and so are their rows, each `slope` tokens behind the one above it: then all neighbours
+    of a token are known in time.
+
+    Args:
+        tile: rows and columns of a tile, of those that the block has.
+        neighbours: what a token sees, as rows above it and columns to the right; none of them comes
+            after it in the order of the rows.
+        tables: as for `TokenCoder`, with a group of inputs for each neighbour in the place of the
+            lags, and no averages.
+
+    Raises:
+        EntropyError: as `TokenCoder`, and neighbours that are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        tile: tuple[int, int],
+        neighbours: tuple[tuple[int, int], ...],
+        **tables: Any,
+    ) -> None:
+        if not (1 <= tile[0] <= 1 << 12 and 1 <= tile[1] <= 1 << 12):
+            raise EntropyError("tiles must have 1 to 4096 rows and columns")
+        if any(
+            not 0 <= up <= REACH or abs(right) > REACH or (up == 0 and right >= 0)
+            for up, right in neighbours
+        ):
+            raise EntropyError("neighbours must be near, and earlier")
+        super().__init__(lags=len(neighbours), averages=(), lane=1, **tables)
+        self.tile, self.neighbours = tile, np.array(neighbours, np.int64)
+        self.slope = max([1, *(right // up + 1 for up, right in neighbours if up)])
+        self.past = np.concatenate([self.past, np.zeros_like(self.past[:1])])  # of what is absent
+
+    def _symbols(self, tokens: np.ndarray, columns: int) -> tuple[list[int], list[int]]:
+        grid = _Grid(self, len(tokens), tokens.shape[1], columns)
+        digits = self._digits(tokens.T).reshape(-1, self.depth)
+        places = np.concatenate(list(grid.fronts()))
+        digits = digits[grid.frames[places]]
+        grid.put(places, digits)
+        starts, widths = np.empty_like(digits), np.empty_like(digits)
+        for first in range(0, len(places), ROWS):
+            here = slice(first, first + ROWS)
+            sums = grid.inputs(places[here]) @ self.past
+            starts[here], widths[here] = self._known(sums, digits[here])
+        ends = np.cumsum([len(front) for front in grid.fronts()])[:-1]
+        return tuple(  # type: ignore[return-value]
+            np.concatenate([part.T.ravel() for part in np.split(x, ends)]).tolist()
+            for x in (starts, widths)
+        )
+
+    def _read(self, source: _Source, n_frames: int, channels: int, columns: int) -> np.ndarray:
+        grid = _Grid(self, n_frames, channels, columns)
+        tokens = np.empty(channels * n_frames, np.int64)
+        for places in grid.fronts():
+            digits = self._take(source, grid.inputs(places) @ self.past)
+            grid.put(places, digits)
+            tokens[grid.frames[places]] = digits @ self.radix
+        return tokens.reshape(channels, n_frames).T
+
+
+class _Grid:
+    """The digits of a block of an image that are known, in tiles with margins around them.
+
+    Args:
+        coder: of the block.
+        n_frames, channels: of the block.
+        columns: of the image.
+
+    Attributes:
+        frames: place in the grid -> number of the frame, those of the first channel first; -1 where
+            there is none.
+    """
+
+    def __init__(self, coder: ImageCoder, n_frames: int, channels: int, columns: int) -> None:
+        self.coder = coder
+        columns = min(columns, n_frames)
+        rows = -(-n_frames // columns)
+        self.tile = height, width = min(coder.tile[0], rows), min(coder.tile[1], columns)
+        down, across = -(-rows // height), -(-columns // width)
+        reach_up, reach_right = np.abs(coder.neighbours).max(0)
+        self.stride = width + 2 * reach_right  # from row to row
+        area = (height + reach_up) * self.stride  # of a tile
+        corners = np.arange(channels * down * across) * area + reach_up * self.stride + reach_right
+        frame = np.arange(n_frames)
+        row, column = frame // columns, frame % columns
+        place = corners.reshape(channels, -1)[:, row // height * across + column // width]
+        place += row % height * self.stride + column % width
+        self.corners = corners[:, None]
+        self.frames = np.full(len(corners) * area, -1)
+        self.frames[place] = np.arange(channels * n_frames).reshape(channels, n_frames)
+        # For each place, the inputs of a neighbour there that are not 0; of none, `coder.inputs`.
+        self.hot = np.full((len(self.frames), coder.depth + 1), coder.inputs, np.int32)
+        up, right = coder.neighbours.T
+        self.around = right - up * self.stride
+        self.groups = (np.arange(len(up)) * (coder.size + 1))[:, None]
+
+    def fronts(self) -> Iterator[np.ndarray]:
+        """The places that are coded together, in turn: of all tiles those with one number, which is
+        the column plus `slope` times the row."""
+        (height, width), slope = self.tile, self.coder.slope
+        for step in range(width + slope * (height - 1)):
+            first = max(0, -((width - 1 - step) // slope))
+            row = np.arange(first, min(height - 1, step // slope) + 1)
+            places = (self.corners + row * self.stride + step - slope * row).ravel()
+            places = places[self.frames[places] >= 0]
+            if places.size:
+                yield places
+
+    def inputs(self, places: np.ndarray) -> np.ndarray:
+        """What the network sees at some places, float32 (N, inputs + 1)."""
+        hot = self.hot[places[:, None] + self.around]
+        absent = hot == self.coder.inputs
+        hot += self.groups
+        hot[absent] = self.coder.inputs
+        inputs = np.zeros((len(places), self.coder.inputs + 1), np.float32)
+        inputs[:, -2] = ONE
+        inputs[np.arange(len(places))[:, None], hot.reshape(len(places), -1)] = ONE
+        return inputs
+
+    def put(self, places: np.ndarray, digits: np.ndarray) -> None:
+        """Note digits (N, D)."""
+        self.hot[places, :-1] = digits + self.coder.offsets
+        self.hot[places, -1] = self.coder.size
 
 
 class _Context:
@@ -369,6 +512,43 @@ class _Context:
             average += (seen - average) >> shift
             place = end + i * coder.size
             self.inputs[:, place : place + coder.size] = average >> AVERAGE_SHIFT
+
+
+class _Source:
+    """rANS: a payload without its tables id to digits.
+
+    Raises:
+        EntropyError: here or later, a damaged payload.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        if len(payload) % 2 or len(payload) < 4:
+            raise EntropyError("the payload is not a whole number of words")
+        self._words = np.frombuffer(payload, "<u2").tolist()
+        self._state, self._place = self._words[0] << 16 | self._words[1], 2
+
+    def take(self, rows: list[list[int]]) -> list[int]:
+        """The next digits, one for each row of cumulative frequencies."""
+        state, place, words = self._state, self._place, self._words
+        mask, found = (1 << PRECISION) - 1, []
+        for row in rows:
+            slot = state & mask
+            digit = bisect_right(row, slot) - 1
+            start = row[digit]
+            state = (row[digit + 1] - start) * (state >> PRECISION) + slot - start
+            if state < LOW:
+                if place == len(words):
+                    raise EntropyError("the payload ends too early")
+                state = state << 16 | words[place]
+                place += 1
+            found.append(digit)
+        self._state, self._place = state, place
+        return found
+
+    def close(self) -> None:
+        """Check that the payload ends here."""
+        if self._state != LOW or self._place != len(self._words):
+            raise EntropyError("the payload does not end where it should")
 
 
 def _push(starts: list[int], widths: list[int]) -> bytes:
@@ -411,11 +591,13 @@ class CoderSet:
         """
         return self._coder(next(reversed(self._loaders)))
 
-    def pack(self, tokens: np.ndarray) -> bytes:
+    def pack(self, tokens: np.ndarray, columns: int | None = None) -> bytes:
         """Code a block with the newest tables; see `TokenCoder.pack`."""
-        return self.newest.pack(tokens)
+        return self.newest.pack(tokens, columns)
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> np.ndarray:
+    def unpack(
+        self, payload: bytes, n_frames: int, channels: int, columns: int | None = None
+    ) -> np.ndarray:
         """Decode a block with the tables that it was coded with; see `TokenCoder.unpack`.
 
         Raises:
@@ -425,7 +607,7 @@ class CoderSet:
         if name not in self._loaders:
             known = ", ".join(self._loaders)
             raise EntropyError(f"coded with other entropy tables ({name}; the model has {known})")
-        return self._coder(name).unpack(payload, n_frames, channels)
+        return self._coder(name).unpack(payload, n_frames, channels, columns)
 
     def predict(self, tokens: np.ndarray, n_frames: int) -> np.ndarray:
         """Continue tokens with the newest tables; see `TokenCoder.predict`."""
@@ -471,18 +653,25 @@ def parse_tables(data: bytes) -> TokenCoder:
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + size])
         facts = header.pop("__metadata__")
-        if facts["format"] != FORMAT:
-            raise EntropyError(f"tables of format {facts['format']!r}, not {FORMAT}")
+        if facts["format"] not in (FORMAT, IMAGE_FORMAT):
+            raise EntropyError(f"tables of format {facts['format']!r}, which is not known here")
         fields: dict[str, Any] = {
             name: _array(entry, data[8 + size :]) for name, entry in header.items()
         }
+        fields["levels"] = tuple(json.loads(facts["levels"]))
+        tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
+        if facts["format"] == IMAGE_FORMAT:
+            places = json.loads(facts["neighbours"])
+            neighbours = tuple((int(up), int(right)) for up, right in places)
+            rows, columns = json.loads(facts["tile"])
+            return ImageCoder(
+                **fields, tile=(int(rows), int(columns)), neighbours=neighbours, tables_id=tables_id
+            )
         fields |= {
-            "levels": tuple(json.loads(facts["levels"])),
             "averages": tuple(json.loads(facts["averages"])),
             "lags": int(facts["lags"]),
             "lane": int(facts["lane"]),
         }
-        tables_id = hashlib.sha256(data).digest()[:TABLES_ID_BYTES]
         return TokenCoder(**fields, tables_id=tables_id)
     except EntropyError:
         raise

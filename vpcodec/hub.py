@@ -146,7 +146,7 @@ def model_of(header: TokenHeader) -> str | None:
     bundled = {name: _bundled(path) for name, path in bundled_folders().items()}
     own = header.model.partition("@")[0]
     for name in sorted(bundled, key=lambda name: name != own):
-        if header.fingerprint in bundled[name].identities:
+        if bundled[name].knows(header.fingerprint):
             return name
     if own in bundled and (revision := bundled[own].revision_of(header.fingerprint)):
         return revision.model
@@ -175,7 +175,7 @@ def bundled_coder(header: TokenHeader) -> CoderSet | None:
         with suppress(ModelError):
             model = _bundled(path)
             fits = header.codebook_size == model.config.codebook_size
-            if fits and header.fingerprint in model.identities:
+            if fits and model.knows(header.fingerprint):
                 return model.coder
     return None
 

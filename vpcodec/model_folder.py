@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError, ModelConfig, parse_model
-from .entropy import CoderSet, EntropyError, TokenCoder, load_coder
+from .entropy import CoderSet, EntropyError, ImageCoder, TokenCoder, load_coder
 from .media.files import atomic_output, open_regular
 
 CONFIG = "config.json"
@@ -127,9 +127,19 @@ class ModelFolder:
         """
         return frozenset({self.space, self.fingerprint, *self.earlier})
 
+    def knows(self, identity: bytes) -> bool:
+        """Whether this model decodes token files with an identity, or the beginning of one.
+
+        Raises:
+            ModelError: as `space`.
+        """
+        return _begins_one(identity, self.identities)
+
     def revision_of(self, identity: bytes) -> Revision | None:
-        """The other revision of this model that made token files with an identity."""
-        return next((r for r in self.revisions.values() if identity in r.identities), None)
+        """The other revision of this model that made token files with an identity, or the
+        beginning of one."""
+        revisions = self.revisions.values()
+        return next((r for r in revisions if _begins_one(identity, r.identities)), None)
 
     @property
     def tables(self) -> list[str]:
@@ -160,6 +170,8 @@ class ModelFolder:
             raise ModelError(str(error)) from None
         if coder.codebook_size != self.config.codebook_size:
             raise ModelError(f"{path}: for a codebook of {coder.codebook_size}")
+        if isinstance(coder, ImageCoder) != (self.config.modality == "image"):
+            raise ModelError(f"{path}: not for models of {self.config.modality}")
         return coder
 
     def file(self, name: str) -> Path:
@@ -182,6 +194,10 @@ class ModelFolder:
         if actual != expected:
             raise ModelError(f"{path}: damaged or changed (SHA-256 differs from {CONFIG})")
         return path
+
+
+def _begins_one(identity: bytes, known: Iterable[bytes]) -> bool:
+    return any(other.startswith(identity) for other in known)
 
 
 def fingerprint(config: ModelConfig, weights: bytes | mmap.mmap) -> bytes:

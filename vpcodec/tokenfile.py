@@ -2,7 +2,9 @@
 
 docs/token-format.md describes every byte of the format. A file is a header, blocks of whole frames
 and a trailer. Each carries a CRC-32, and that of a block also encodes its number, so a reader finds
-its place again after damage. Memory is bounded by one block plus the index of block sizes.
+its place again after damage. A file of one block is a short header, the block and one CRC-32 for
+both. Memory is bounded by one block plus the index of block sizes. Files of version 1, which have
+longer headers, are read; written is version 2.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -26,7 +28,8 @@ from numpy.typing import NDArray
 from .media.files import atomic_output
 
 MAGIC = b"\x89TOK\r\n\x1a\n"
-VERSION = 1
+VERSION = 2
+ONE_BLOCK, BLOCKS = 1, 2  # forms of a file of version 2
 AUDIO, IMAGE = 1, 2  # the field `kind`
 RAW, ENTROPY = 0, 1  # coding ids
 TRAILER = 255  # in place of a coding id
@@ -38,13 +41,15 @@ MAX_SAMPLES = 2**48  # per channel
 MAX_SIDE = 2**20  # pixels
 MAX_PIXELS = 2**32
 MAX_BLOCKS = 2**20
+MAX_BLOCK_FRAMES = 2**16 - 1
 MAX_BLOCK_TOKENS = 2**17  # of all channels together
 MAX_INDEX_BYTES = 3 * MAX_BLOCKS  # three LEB128 bytes hold the largest block
 MAX_LOST_TOKENS = 2**16  # most that read_all fills in for damaged blocks, or as many as are left
 MAX_NAMED = 1000  # damaged blocks that are named
+IDENTITY_BYTES = 8  # of a token space's identity, in files; version 1 has all 16
 
 _UNKNOWN = 2**64 - 1  # n_samples in the header of a piped file
-_FIXED = struct.Struct("<8s4B2IQ2IH16sB")  # the header up to the model name
+_FIXED = struct.Struct("<8s4B2IQ2IH16sB")  # the header of version 1 up to the model name
 _BLOCK = struct.Struct("<IHI")  # coding id and payload bytes << 8, frames, check
 _TRAILER = struct.Struct("<IQQ")  # 255 and index bytes << 8, frames, samples; then the index
 _TAIL = struct.Struct("<II")  # the first word of the trailer again, CRC-32
@@ -53,6 +58,7 @@ _STRIDE = 0x9E3779B1  # times the block number in its check: no flipped bit look
 _UNSTRIDE = pow(_STRIDE, -1, 2**32)
 _WINDOW = 2**16  # bytes searched at a time after damage
 _PATIENCE = 16  # checksummed bytes per byte of the file before a search gives up
+_MAX_VARINT_BYTES = 8
 _LONG = 2**14  # bits of a divisor from which on a product by its reciprocal is faster
 
 
@@ -163,15 +169,28 @@ class Coder(Protocol):
 
     codebook_size: int
 
-    def pack(self, tokens: NDArray[np.int64]) -> bytes:
-        """int64 (n_frames, channels) -> payload."""
+    def pack(self, tokens: NDArray[np.int64], columns: int | None, /) -> bytes:
+        """int64 (n_frames, channels) -> payload; of an image, with the frames in a row."""
 
-    def unpack(self, payload: bytes, n_frames: int, channels: int) -> NDArray[np.int64]:
+    def unpack(
+        self, payload: bytes, n_frames: int, channels: int, columns: int | None, /
+    ) -> NDArray[np.int64]:
         """Payload -> int64 (n_frames, channels).
 
         Raises:
             ValueError: damaged payload.
         """
+
+
+def _most_bytes(n_frames: int, header: TokenHeader) -> int:
+    """Bytes that a payload of so many frames may have."""
+    bits = (header.codebook_size - 1).bit_length()
+    return _ceil_div(n_frames * header.channels * bits, 8)
+
+
+def _columns(header: TokenHeader) -> int | None:
+    """Frames in a row of an image; None: audio."""
+    return header.columns if isinstance(header, ImageHeader) else None
 
 
 def _block_crc(coding: int, n_frames: int, payload: bytes) -> int:
@@ -191,8 +210,9 @@ class TokenHeader(ABC):
 
     Attributes:
         model: name, 1 to 64 bytes of printable UTF-8.
-        fingerprint: 16 bytes that identify the token space; in files of early versions, all weights
-            and the configuration of the model.
+        fingerprint: the first 8 or all 16 bytes of what identifies the token space; in files of
+            early versions, all weights and the configuration of the model. Files of version 2 hold
+            the first 8.
         channels: 1 to 255.
         hop_length: size of a frame, see the subclasses.
         codebook_size: 2 to 2**32.
@@ -222,13 +242,18 @@ class TokenHeader(ABC):
             raise TokenFileError(f"model name {self.model!r} is not printable text")
         if not 1 <= len(self.model.encode(errors="surrogatepass")) <= MAX_MODEL_BYTES:
             raise TokenFileError(f"model name {self.model!r} is not 1 to {MAX_MODEL_BYTES} bytes")
-        if not isinstance(self.fingerprint, bytes) or len(self.fingerprint) != 16:
-            raise TokenFileError(f"fingerprint {self.fingerprint!r} is not 16 bytes")
+        if not isinstance(self.fingerprint, bytes) or len(self.fingerprint) not in (
+            IDENTITY_BYTES,
+            16,
+        ):
+            raise TokenFileError(
+                f"fingerprint {self.fingerprint!r} is not {IDENTITY_BYTES} or 16 bytes"
+            )
         bounds = self._own | {
             "channels": (1, 255),
             "hop_length": (1, MAX_HOP),
             "codebook_size": (2, 2**32),
-            "block_frames": (1, 2**16 - 1),
+            "block_frames": (1, MAX_BLOCK_FRAMES),
         }
         for name, (low, high) in bounds.items():
             value = getattr(self, name)
@@ -394,29 +419,138 @@ _KINDS: dict[int, type[AudioHeader] | type[ImageHeader]] = {
 }
 
 
+# Models that a header of version 2 names by a number. Files need these entries as they are, for
+# ever: none may be changed or removed. A model with another rate, hop length or codebook has its
+# values in the header, whatever its name.
+_NUMBERED: dict[int, tuple[int, str, int, int, int]] = {  # kind, name, hop length, K, rate in Hz
+    16: (AUDIO, "speech-3k", 96, 250_047, 16_000),
+    17: (AUDIO, "speech-vp-16384", 96, 16_384, 16_000),
+    18: (AUDIO, "speech-1k", 270, 117_649, 16_000),
+    19: (IMAGE, "image-fsp", 8, 15_360, 0),
+}
+_REVISION = re.compile(r"@([2-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])")
+
+
 def _pack_header(header: TokenHeader) -> bytes:
-    model = header.model.encode()
-    own = [getattr(header, name) for name in header._own]
-    data = _FIXED.pack(
-        MAGIC, VERSION, VERSION, header.kind, header.channels,
-        *(_UNKNOWN if value is None else value for value in own),
-        header.hop_length, header.codebook_size - 1, header.block_frames,
-        header.fingerprint, len(model),
-    ) + model  # fmt: skip
-    return data + _CRC.pack(zlib.crc32(data))
+    """The header up to what depends on the form of the file, in version 2."""
+    form = ONE_BLOCK if _is_one_block(header) else BLOCKS
+    out = bytearray(MAGIC + bytes((form, VERSION)))
+    rate = header.sample_rate if isinstance(header, AudioHeader) else 0
+    name = header.model.encode()
+    for number, (kind, known, *values) in _NUMBERED.items():
+        rest = header.model.removeprefix(known)
+        if (kind, values) == (header.kind, [header.hop_length, header.codebook_size, rate]) and (
+            header.model == known or (header.model != rest and _REVISION.fullmatch(rest))
+        ):
+            out += bytes((number, int(rest[1:] or 1)))
+            break
+    else:
+        out += bytes((header.kind, len(name))) + name
+        out += _leb128(header.hop_length) + _leb128(header.codebook_size - 1)
+        out += _leb128(rate) if rate else b""
+    out += header.fingerprint[:IDENTITY_BYTES]
+    if isinstance(header, AudioHeader):
+        same = header.original_rate == header.sample_rate
+        known_samples = 0 if header.n_samples is None else header.n_samples + 1
+        out += _leb128(header.channels) + _leb128(0 if same else header.original_rate)
+        return bytes(out + _leb128(known_samples))
+    assert isinstance(header, ImageHeader)
+    return bytes(out + _leb128(header.components) + _leb128(header.width) + _leb128(header.height))
 
 
-def _parse_header(data: bytes) -> TokenHeader:
+def _is_one_block(header: TokenHeader) -> bool:
+    """Whether a file is written as one block with one checksum."""
+    return header.n_frames is not None and header.n_frames <= header.block_frames
+
+
+def _parse_fields(fields: _Fields) -> tuple[dict[str, Any], type[AudioHeader] | type[ImageHeader]]:
+    """What `_pack_header` wrote after form and version, and the class of the header."""
+    kind = fields.byte()
+    values: dict[str, Any] = {}
+    if kind in _NUMBERED:
+        kind, name, hop_length, codebook_size, rate = _NUMBERED[kind]
+        revision = fields.byte()
+        if not revision:
+            raise TokenFileError("the header is damaged")
+        values["model"] = name if revision == 1 else f"{name}@{revision}"
+    elif kind in _KINDS:
+        size = fields.byte()
+        if size > MAX_MODEL_BYTES:
+            raise TokenFileError(f"the model name has more than {MAX_MODEL_BYTES} bytes")
+        values["model"] = _model_name(fields.take(size))
+        hop_length, codebook_size = fields.varint(), fields.varint() + 1
+        rate = fields.varint() if kind == AUDIO else 0
+    else:
+        raise _unknown_kind(kind)
+    values |= {"hop_length": hop_length, "codebook_size": codebook_size}
+    values["fingerprint"] = fields.take(IDENTITY_BYTES)
+    if kind == AUDIO:
+        values |= {"sample_rate": rate, "channels": fields.varint()}
+        values["original_rate"] = fields.varint() or rate
+        n_samples = fields.varint()
+        values["n_samples"] = n_samples - 1 if n_samples else None
+        return values, AudioHeader
+    values["components"] = fields.varint()
+    values |= {"width": fields.varint(), "height": fields.varint()}
+    values["channels"] = 2 - values["components"] % 2
+    return values, ImageHeader
+
+
+def _unknown_kind(kind: int) -> TokenFileError:
+    return TokenFileError(
+        f"kind {kind} is neither audio ({AUDIO}) nor an image ({IMAGE}) nor a numbered model"
+    )
+
+
+def _model_name(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise TokenFileError("the model name is not UTF-8") from None
+
+
+class _Fields:
+    """Reads the fields of a header one after the other.
+
+    Args:
+        first: where they begin, in bytes from the beginning of the file.
+        get: gives the first so many bytes of the file, or fewer where it ends before.
+    """
+
+    def __init__(self, first: int, get: Callable[[int], bytes | bytearray]) -> None:
+        self.size = first
+        self._get = get
+
+    def take(self, n: int) -> bytes:
+        self.size += n
+        data = self._get(self.size)
+        if len(data) < self.size:
+            raise TokenFileError("the file ends inside its header")
+        return bytes(data[self.size - n : self.size])
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def varint(self) -> int:
+        """A number in LEB128."""
+        value = 0
+        for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+        raise TokenFileError("a number in the header is too long")
+
+
+def _parse_header_1(data: bytes) -> TokenHeader:
+    """A header of version 1."""
     (_, _, _, kind, channels, *own, hop_length, top, block_frames, fingerprint,
      _) = _FIXED.unpack_from(data)  # fmt: skip
     if zlib.crc32(data[:-4]) != _CRC.unpack(data[-4:])[0]:
         raise TokenFileError("the header is damaged")
     if kind not in _KINDS:
-        raise TokenFileError(f"kind {kind} is neither audio ({AUDIO}) nor an image ({IMAGE})")
-    try:
-        model = data[_FIXED.size : -4].decode()
-    except UnicodeDecodeError:
-        raise TokenFileError("the model name is not UTF-8") from None
+        raise _unknown_kind(kind)
+    model = _model_name(data[_FIXED.size : -4])
     header = _KINDS[kind]
     values: Any = (None if value == _UNKNOWN else value for value in own)
     return header(
@@ -502,7 +636,8 @@ class Output(Protocol):
 class TokenWriter:
     """Writes a token file to a binary stream, which may be a pipe and stays open.
 
-    The header is written at once, each block as soon as it is full, and the rest by `close`.
+    A file that fits one block, as the header says, is written by `close`. Of others, the header is
+    written at once, each block as soon as it is full, and the rest by `close`.
 
     Args:
         stream: what to write to.
@@ -523,7 +658,10 @@ class TokenWriter:
         self._stream = stream
         self._pending = np.empty((header.channels, 0), np.int64)
         self._index: bytearray | None = bytearray()
-        stream.write(_pack_header(header))
+        self._one_block = _is_one_block(header)
+        if not self._one_block:
+            data = _pack_header(header) + _leb128(header.block_frames)
+            stream.write(data + _CRC.pack(zlib.crc32(data)))
 
     def write(self, tokens: NDArray[np.int64]) -> None:
         """Append tokens.
@@ -533,6 +671,7 @@ class TokenWriter:
 
         Raises:
             ValueError: other tokens, or the writer is closed.
+            TokenFileError: more than the header states, or than the format holds.
         """
         if self._index is None:
             raise ValueError("write to a closed TokenWriter")
@@ -544,8 +683,13 @@ class TokenWriter:
         bad = tokens[(tokens < 0) | (tokens >= header.codebook_size)]
         if bad.size:
             raise ValueError(f"token {bad[0]} is not in 0 to {header.codebook_size - 1}")
+        if self._one_block and self.n_frames + tokens.shape[1] > (header.n_frames or 0):
+            raise TokenFileError(f"more than {header.n_frames} frames, which the header states")
         self.n_frames += tokens.shape[1]
         tokens = np.concatenate([self._pending, tokens], axis=1)
+        if self._one_block:
+            self._pending = tokens
+            return
         whole = tokens.shape[1] - tokens.shape[1] % header.block_frames
         for start in range(0, whole, header.block_frames):
             self._write_block(tokens[:, start : start + header.block_frames], self._index)
@@ -574,6 +718,12 @@ class TokenWriter:
             raise TokenFileError(
                 f"{self.n_frames} frames were written, {n_samples} samples need {header.n_frames}"
             )
+        if self._one_block:
+            coding, payload = self._pack(self._pending)
+            data = _pack_header(header) + bytes((coding,)) + _leb128(len(payload)) + payload
+            self._stream.write(data + _CRC.pack(zlib.crc32(data)))
+            self._index = None
+            return
         if self._pending.size:
             self._write_block(self._pending, self._index)
         trailer = _Trailer(self.n_frames, n_samples, bytes(self._index))
@@ -583,16 +733,20 @@ class TokenWriter:
     def _write_block(self, tokens: NDArray[np.int64], index: bytearray) -> None:
         if self._number == MAX_BLOCKS:
             raise TokenFileError(f"more than {MAX_BLOCKS} blocks; choose larger block_frames")
-        coding, payload = RAW, None
-        if self._coder is not None:
-            coding, payload = ENTROPY, self._coder.pack(tokens.T)
-        if payload is None or len(payload) >= raw_bytes(self.header.codebook_size, tokens.size):
-            coding, payload = RAW, _pack_raw(tokens.T, self.header)
+        coding, payload = self._pack(tokens)
         check = _block_crc(coding, tokens.shape[1], payload) ^ self._number * _STRIDE % 2**32
         head = _BLOCK.pack(coding | len(payload) << 8, tokens.shape[1], check)
         self._stream.write(head + payload)
         index += _leb128(len(head) + len(payload))
         self._number += 1
+
+    def _pack(self, tokens: NDArray[np.int64]) -> tuple[int, bytes]:
+        """(channels, n) tokens -> the coding that makes them shorter, and the payload."""
+        if self._coder is not None and tokens.size:
+            payload = self._coder.pack(tokens.T, _columns(self.header))
+            if len(payload) < raw_bytes(self.header.codebook_size, tokens.size):
+                return ENTROPY, payload
+        return RAW, _pack_raw(tokens.T, self.header) if tokens.size else b""
 
 
 # ---------------------------------------------------------------------------------------- reader
@@ -613,6 +767,15 @@ class TokenBlock:
     start_frame: int
     tokens: NDArray[np.int64] | None
     n_frames: int
+
+
+@dataclass(frozen=True)
+class _OnlyBlock:
+    """The block of a file of one block, and the damage of the file."""
+
+    coding: int
+    payload: bytes
+    error: str | None
 
 
 class TokenReader:
@@ -641,7 +804,8 @@ class TokenReader:
         coder: see above.
 
     Raises:
-        TokenFileError: a damaged header; when iterating, later damage unless `recover`.
+        TokenFileError: a damaged header or, unless `recover`, a damaged file of one block; when
+            iterating, later damage unless `recover`.
         NoCoderError: when iterating, an entropy-coded block without a coder.
     """
 
@@ -654,6 +818,7 @@ class TokenReader:
         self._ahead = bytearray()  # read, not yet used
         self._checked = 0  # bytes checksummed
         self._trailer: _Trailer | None = None
+        self._only: _OnlyBlock | None = None  # of a file of one block
         self.payload_bytes = self.total_bytes = 0
         self.header = self._read_header()
         self.n_samples = self.header.n_samples
@@ -672,6 +837,8 @@ class TokenReader:
 
     def _parts(self) -> Iterator[TokenBlock | range]:
         """The whole blocks, and the numbers of the damaged ones between them."""
+        if self._only is not None and not self._done:
+            yield from self._only_part(self._only)
         while not self._done:
             record: TokenBlock | _Trailer | None
             try:
@@ -687,6 +854,25 @@ class TokenReader:
                 yield record
             else:
                 yield self._lost(_n_blocks(self._finish(record), self.header))
+
+    def _only_part(self, only: _OnlyBlock) -> Iterator[TokenBlock | range]:
+        """The block of a file of one block, and after it the end."""
+        n_frames = self.header.n_frames or 0
+        if self._number == 0 and n_frames and not only.error:
+            try:
+                tokens = self._unpack(only.coding, only.payload, n_frames)
+            except NoCoderError:
+                raise
+            except ValueError as error:
+                only = replace(only, error=f"block 0: {error}")
+            else:
+                self.payload_bytes += len(only.payload)
+                self._number += 1
+                yield TokenBlock(0, 0, tokens.T, n_frames)
+        if only.error:
+            self._report(TokenFileError(only.error))
+        yield self._lost(_n_blocks(n_frames, self.header))
+        self._finish(None)
 
     def read_all(self) -> tuple[NDArray[np.int64], TokenHeader]:
         """Read the remaining blocks.
@@ -726,12 +912,16 @@ class TokenReader:
     def read_trailer(self) -> int:
         """Read the trailer at the end of a seekable stream, and keep the reading position.
 
+        A file of one block has no trailer, and its header states the length.
+
         Returns:
             n_samples.
 
         Raises:
             TokenFileError: the stream cannot seek, or the trailer is damaged.
         """
+        if self._only is not None:
+            return self.totals()[1]
         if self._first is None:
             raise TokenFileError("the stream cannot seek")
         position = self._stream.tell()
@@ -764,10 +954,14 @@ class TokenReader:
         """
         if self._trailer is None:
             self.read_trailer()
+        n_frames, _ = self.totals()
+        if not 0 <= frame <= n_frames:
+            raise ValueError(f"frame {frame} is not in 0 to {n_frames}")
+        if self._only is not None:
+            self._start(frame // self.header.block_frames, b"")
+            return
         trailer, first = self._trailer, self._first
         assert trailer is not None and first is not None  # as that was read
-        if not 0 <= frame <= trailer.n_frames:
-            raise ValueError(f"frame {frame} is not in 0 to {trailer.n_frames}")
         offsets, entries = _parse_index(trailer.index)
         number = frame // self.header.block_frames
         self._stream.seek(first + int(offsets[number]))
@@ -801,7 +995,7 @@ class TokenReader:
         self.total_bytes += size
 
     def _read_header(self) -> TokenHeader:
-        whole = self._fill(_FIXED.size)
+        whole = self._fill(len(MAGIC) + 2)
         magic = bytes(self._ahead[: len(MAGIC)])
         if not magic:
             raise TokenFileError("the file is empty")
@@ -810,15 +1004,75 @@ class TokenReader:
             raise TokenFileError(f"not a token file{changed}")
         if not whole:
             raise TokenFileError("the file ends inside its header")
-        minimum, model_bytes = self._ahead[9], self._ahead[_FIXED.size - 1]
-        if minimum > VERSION:
-            raise TokenFileError(f"format version {minimum} is newer than {VERSION}")
+        form, version = self._ahead[8:10]
+        if version > VERSION:
+            raise TokenFileError(f"format version {version} is newer than {VERSION}")
+        if version < 2:
+            return self._read_header_1()
+        if form not in (ONE_BLOCK, BLOCKS):
+            raise TokenFileError(f"form {form} is neither one block nor several")
+        fields = _Fields(len(MAGIC) + 2, self._first_bytes)
+        values, kind = _parse_fields(fields)
+        rest = self._read_one_block if form == ONE_BLOCK else self._read_rest
+        return rest(fields, values, kind)
+
+    def _first_bytes(self, size: int) -> bytearray:
+        """The first bytes of the file; fewer where it ends before."""
+        self._fill(size)
+        return self._ahead[:size]
+
+    def _read_rest(
+        self, fields: _Fields, values: dict[str, Any], kind: type[AudioHeader] | type[ImageHeader]
+    ) -> TokenHeader:
+        """The rest of the header of a file of several blocks."""
+        values["block_frames"] = fields.varint()
+        size = fields.size
+        if _CRC.unpack(fields.take(_CRC.size))[0] != zlib.crc32(self._ahead[:size]):
+            raise TokenFileError("the header is damaged")
+        header = kind(**values)
+        self._skip(fields.size)
+        return header
+
+    def _read_one_block(
+        self, fields: _Fields, values: dict[str, Any], kind: type[AudioHeader] | type[ImageHeader]
+    ) -> TokenHeader:
+        """The rest of a file of one block; what is wrong with it is kept if it may be recovered."""
+        if values.get("n_samples", 0) is None:
+            raise TokenFileError("the header of a file of one block has no length")
+        header = kind(**values, block_frames=1)
+        n_frames = header.n_frames or 0
+        header = replace(header, block_frames=max(1, n_frames))
+        coding, length = fields.byte(), fields.varint()
+        error = None
+        if coding not in (RAW, ENTROPY):
+            error = f"block 0: unknown coding id {coding}"
+        elif length > _most_bytes(n_frames, header):
+            error = f"block 0: {length} bytes are too many for {n_frames} frames"
+        payload = b""
+        if error is None:
+            try:
+                payload, size = fields.take(length), fields.size
+                if _CRC.unpack(fields.take(_CRC.size))[0] != zlib.crc32(self._ahead[:size]):
+                    error = "block 0: the checksum is wrong"
+            except TokenFileError:
+                error = "block 0: the file ends inside it"
+        if error and not self._recover:
+            raise TokenFileError(error)
+        self._only = _OnlyBlock(coding, payload, error)
+        self._skip(min(fields.size, len(self._ahead)))
+        return header
+
+    def _read_header_1(self) -> TokenHeader:
+        """A header of version 1."""
+        if not self._fill(_FIXED.size):
+            raise TokenFileError("the file ends inside its header")
+        model_bytes = self._ahead[_FIXED.size - 1]
         if model_bytes > MAX_MODEL_BYTES:
             raise TokenFileError(f"the model name has more than {MAX_MODEL_BYTES} bytes")
         size = _FIXED.size + model_bytes + _CRC.size
         if not self._fill(size):
             raise TokenFileError("the file ends inside its header")
-        header = _parse_header(bytes(self._ahead[:size]))
+        header = _parse_header_1(bytes(self._ahead[:size]))
         self._skip(size)
         return header
 
@@ -841,10 +1095,9 @@ class TokenReader:
         header, place = self.header, f"block {self._number}"
         word, n_frames, check = _BLOCK.unpack_from(self._ahead)
         coding, length = word & 255, word >> 8
-        token_bits = (header.codebook_size - 1).bit_length()
         if coding not in (RAW, ENTROPY):
             raise TokenFileError(f"{place}: unknown coding id {coding}")
-        if length > _ceil_div(n_frames * header.channels * token_bits, 8):
+        if length > _most_bytes(n_frames, header):
             raise TokenFileError(f"{place}: {length} bytes are too many for {n_frames} frames")
         if not 1 <= n_frames <= header.block_frames:
             raise TokenFileError(f"{place}: {n_frames} frames are not 1 to {header.block_frames}")
@@ -880,7 +1133,7 @@ class TokenReader:
             raise NoCoderError(
                 f"entropy coded: needs the entropy tables of the model {self.header.model!r}"
             )
-        return self.coder.unpack(payload, n_frames, self.header.channels)
+        return self.coder.unpack(payload, n_frames, self.header.channels, _columns(self.header))
 
     def _read_trailer(self) -> _Trailer:
         word = _CRC.unpack_from(self._ahead)[0]
@@ -953,6 +1206,7 @@ class TokenReader:
         self._done = True
         if trailer:
             self.n_frames, self.n_samples = trailer.n_frames, trailer.n_samples
+        if trailer or (self._only and not self.error):
             if self._fill(1):
                 self._report(TokenFileError("there is data after the end of the file"))
         if self.n_frames is None:

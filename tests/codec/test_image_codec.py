@@ -32,6 +32,12 @@ SIZES = [(1, 1), (7, 5), (8, 8), (9, 64), (257, 129)]  # height, width
 TIES = 2e-3  # share of tokens that float rounding at a cell's edge may change
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of several blocks."""
+    monkeypatch.setattr("vpcodec.codec.image.BLOCK_TOKENS", 512)
+
+
 @pytest.fixture(scope="module")
 def codec(debug_image_model: Path) -> ImageCodec:
     return ImageCodec.from_pretrained(debug_image_model)
@@ -279,7 +285,7 @@ def test_bad_targets_cost_nothing(
 def test_lost_patches_are_grey_and_opaque(
     codec: ImageCodec, picture: Make, tmp_path: Path, components: int
 ) -> None:
-    """The second of two blocks: tokens 512 to 594 of 35 x 17, rows 30 (partly) to 34."""
+    """The second of two blocks: rows 30 to 34 of 35 x 17 tokens."""
     tok, size = tmp_path / "a.tok", (275, 131)
     save_image(tmp_path / "a.png", picture(*size, components))
     codec.encode_file(tmp_path / "a.png", tok)
@@ -293,7 +299,7 @@ def test_lost_patches_are_grey_and_opaque(
         part = np.dstack([part, np.full(size, 255, np.uint8)])
     assert stats.damaged == 1
     lost = np.zeros((35, 17), bool)
-    lost.flat[512:] = True
+    lost[30:] = True
     lost = lost.repeat(8, 0).repeat(8, 1)[: size[0], : size[1]]
     grey = [128, 128, 128, 255][:components]
     assert (part[lost] == grey).all()

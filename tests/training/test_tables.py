@@ -12,9 +12,11 @@ import pytest
 from helpers import refuse, run
 
 from vpcodec import Codec, read_tokens
-from vpcodec.config import AudioConfig
-from vpcodec.entropy import TABLES, parse_tables
+from vpcodec.config import AudioConfig, ImageConfig
+from vpcodec.entropy import TABLES, ImageCoder, parse_tables
+from vpcodec.media.image import save_image
 from vpcodec.model_folder import read_folder
+from vpcodec.tokenfile import verify
 
 pytest.importorskip("torch", reason="needs the train extra")
 
@@ -78,6 +80,39 @@ def test_the_tables_are_the_same_for_the_same_seed():
     assert (
         load(same[0]).keys() == load(other).keys() > {"past", "output"}
     )  # as safetensors reads it
+
+
+def field(rows: int, columns: int, states: int, seed: int) -> tuple[np.ndarray, float]:
+    """Tokens of an image, each that on its left or above it, or any; and their entropy in bits
+    where both are known and differ, which is the most that is needed."""
+    rng = np.random.default_rng(seed)
+    stay = 0.9
+    tokens = rng.integers(0, states, (rows, columns))
+    for row in range(1, rows):
+        for column in range(1, columns):
+            if rng.random() < stay:
+                left = rng.random() < 0.5
+                tokens[row, column] = tokens[row, column - 1] if left else tokens[row - 1, column]
+    near, other = stay / 2 + (1 - stay) / states, (1 - stay) / states
+    return tokens, -(2 * near * np.log2(near) + (states - 2) * other * np.log2(other))
+
+
+def test_images_are_coded_near_their_entropy_and_repeatably():
+    images = [field(24, 40, 12, seed) for seed in range(40)]
+    bound = images[0][1]
+    config = ImageConfig(name="x", quantizer={"type": "fsp", "levels": (3, 4)})
+    made = [
+        fit_tables([tokens for tokens, _ in images], config, hidden=24, steps=400, seed=1)
+        for _ in range(2)
+    ]
+    assert made[0] == made[1]
+    coder = parse_tables(made[0])
+    assert isinstance(coder, ImageCoder)
+    tokens = [field(64, 64, 12, seed)[0] for seed in (100, 101)]
+    assert code_length(coder, tokens) < 1.1 * bound < 0.8 * np.log2(12)
+    for grid_ in tokens:
+        found = coder.unpack(coder.pack(grid_.reshape(-1, 1), 64), grid_.size, 1, 64)
+        assert (found.reshape(64, 64) == grid_).all()
 
 
 def test_codes_that_are_near_share_a_digit():
@@ -228,8 +263,32 @@ def test_tables_that_the_model_does_not_have_are_told(model, recordings, tmp_pat
 def test_the_command_says_what_is_wrong(model, recordings, debug_image_model, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no audio files" in refuse("models", "tables", model, tmp_path / "empty")
-    assert "not an audio model" in refuse("models", "tables", debug_image_model, recordings)
+    assert "no images" in refuse("models", "tables", debug_image_model, recordings)
     assert "absent" in refuse("models", "tables", tmp_path / "absent", recordings)
+
+
+def test_the_command_makes_files_of_images_shorter(debug_image_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(debug_image_model, "model")
+    Path("pictures").mkdir()
+    y, x, c = np.mgrid[:130, :250, :4]
+    pixels = (128 + 90 * np.sin((x + 2 * c) / 17) * np.cos(y / (11 + 3 * c))).astype(np.uint8)
+    save_image("pictures/a.png", pixels[..., :3])
+    save_image("pictures/b.png", pixels)  # with alpha, which is a channel of its own
+    run("encode", "pictures/b.png", "raw.tok", "-m", "model")
+    facts = run(
+        *("models", "tables", "model", "pictures"), "--steps", 100, "--hidden", 16, "--json"
+    ).json
+    assert facts["bits_per_token"] < 0.9 * facts["nominal_bits_per_token"]
+    run("encode", "pictures/b.png", "coded.tok", "-m", "model")
+    assert Path("coded.tok").stat().st_size < 0.9 * Path("raw.tok").stat().st_size
+    monkeypatch.setattr("vpcodec.codec.image.BLOCK_TOKENS", 64)
+    run("encode", "pictures/b.png", "blocks.tok", "-m", "model")
+    assert verify("blocks.tok").blocks == 9  # two rows of 32 each
+    for name in ("raw", "coded", "blocks"):
+        run("decode", f"{name}.tok", f"{name}.png", "-m", "model")
+    whole = Path("raw.png").read_bytes()
+    assert whole == Path("coded.png").read_bytes() == Path("blocks.png").read_bytes()
 
 
 def test_damaged_tables_are_refused(model, recordings, tmp_path):

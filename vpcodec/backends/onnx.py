@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from ..config import FRAME_COUNTER, NOISE_FRAMES
 from ..model_folder import ModelError, ModelFolder
-from ..threads import compiled_code
+from ..threads import compiled_code, default_threads
 from .architecture import architecture_of
 from .checks import NEXT, PAST, check_external_data, check_interface, lengths
 
@@ -28,7 +28,7 @@ class OnnxBackend:
 
     Args:
         model: the folder.
-        threads: intra-op threads; None lets ONNX Runtime choose.
+        threads: intra-op threads; None: `default_threads`, and one for streams.
         device: "cpu", "cuda" (needs onnxruntime-gpu) or "auto" (cuda where it is available).
     """
 
@@ -49,6 +49,12 @@ class OnnxBackend:
             self.providers.append(("CUDAExecutionProvider", exact))
         self.providers.append("CPUExecutionProvider")
         _backends.add(self)
+
+    @cached_property
+    def for_streams(self) -> OnnxBackend:
+        if self.threads is not None or default_threads() == 1:
+            return self
+        return OnnxBackend(self.model, threads=1, device=self.device)
 
     def __reduce__(self) -> tuple[object, ...]:
         again = partial(OnnxBackend, self.model, threads=self.threads, device=self.device)
@@ -104,8 +110,9 @@ class OnnxBackend:
         options.log_severity_level = 4  # what fails is raised
         architecture = architecture_of(self.model.config)
         options.enable_mem_pattern = architecture is None or architecture.plan_memory
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
+        options.intra_op_num_threads = self.threads or default_threads()
+        # Threads that have nothing to do sleep; else they would take cores from other processes.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = ort.InferenceSession(str(path), options, providers=self.providers)
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of many kinds

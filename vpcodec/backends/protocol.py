@@ -20,6 +20,10 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def for_streams(self) -> Backend:
+        """The backend for short pieces, for which more than one thread does not pay."""
+
     def encode(self, signal: NDArray[np.float32], state: Any) -> tuple[NDArray[np.int64], Any]:
         """A signal to tokens.
 

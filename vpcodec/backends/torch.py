@@ -29,6 +29,10 @@ class ModuleBackend:
     def __init__(self, model: Autoencoder, device: torch.device) -> None:
         self.model, self.device = model, device
 
+    @property
+    def for_streams(self) -> ModuleBackend:
+        return self
+
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a model that is in memory only cannot be copied or pickled; export it")
 

@@ -444,18 +444,22 @@ class CodecCache:
     Args:
         backend: "onnx" or "torch".
         device: "cpu", "cuda" or "auto".
-        threads: CPU threads per file; None: one with several jobs, else the backend's choice.
+        threads: CPU threads per file; None: one with several jobs or a pipe, else the backend's
+            choice.
         jobs: files processed in parallel.
+        inputs: of the command; "-" is a pipe, whose pieces are short.
     """
 
-    def __init__(self, backend: str, device: str, threads: int | None, jobs: int) -> None:
+    def __init__(
+        self, backend: str, device: str, threads: int | None, jobs: int, inputs: list[str]
+    ) -> None:
         from ..backends import BACKENDS
 
         if backend not in BACKENDS:
             raise UsageError(f"unknown backend {backend!r} (one of {', '.join(BACKENDS)})")
         if backend == "torch":
             need_extra("train", "torch", "safetensors")
-        if threads is None and jobs > 1:
+        if threads is None and (jobs > 1 or "-" in inputs):
             threads = 1
         self._settings: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
         self._codecs: dict[str, Any] = {}

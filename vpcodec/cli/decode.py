@@ -88,7 +88,7 @@ def decode(
             )
     raw_suffixes = frozenset((".raw", ".pcm") if raw else ())
     audio_options = {"rate": rate, "subtype": subtype, "raw": raw, "max_gap": max_gap}
-    codecs = common.CodecCache(backend, device, threads, jobs)
+    codecs = common.CodecCache(backend, device, threads, jobs, inputs)
     only = modalities.MODALITIES[codecs.get(model).modality] if model is not None else None
 
     def suffix_for(source: Path) -> str:

@@ -56,7 +56,7 @@ def encode(
 
     if truncated not in TRUNCATED:
         raise UsageError(f"--truncated is {truncated!r}, not one of {', '.join(TRUNCATED)}")
-    codecs = common.CodecCache(backend, device, threads, jobs)
+    codecs = common.CodecCache(backend, device, threads, jobs, inputs)
     codec = codecs.get(model) if model is not None else None
     pcm = (16_000 if rate is None else rate, 1 if channels is None else channels, raw)
     layout = RawFormat(*pcm) if raw else None

@@ -20,7 +20,10 @@ MODEL = typer.Option(
 BACKEND = typer.Option("onnx", metavar="NAME", help="Runtime: onnx or torch.")
 DEVICE = typer.Option("auto", metavar="NAME", help="cpu, cuda or auto.")
 THREADS = typer.Option(
-    None, min=1, metavar="N", help="CPU threads per file; default: the runtime's choice."
+    None,
+    min=1,
+    metavar="N",
+    help="CPU threads per file; default: 1 with a pipe or -j, else the allowed cores, at most 4.",
 )
 JOBS = typer.Option(1, "--jobs", "-j", min=1, metavar="N", help="Files processed in parallel.")
 FORCE = typer.Option(False, "--force", "-f", help="Replace existing outputs.")

@@ -12,8 +12,12 @@ from . import options
 
 def tables(
     folder: Path = typer.Argument(..., help="Model folder; tables are added to it."),
-    data: Path = typer.Argument(..., help="Folder of recordings, preferably the training data."),
-    hours: float = typer.Option(6.0, min=0.01, metavar="N", help="Hours of audio, at most."),
+    data: Path = typer.Argument(
+        ..., help="Folder of recordings or images, preferably the training data."
+    ),
+    hours: float = typer.Option(
+        6.0, min=0.01, metavar="N", help="Hours of audio, at most; of images, all are used."
+    ),
     hidden: int = typer.Option(
         128,
         min=8,

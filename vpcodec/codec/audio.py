@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import DecoderStream, EncoderStream, architecture_of
+from ..backends import Backend, DecoderStream, EncoderStream, architecture_of
 from ..checks import check_rate, check_samples, check_tokens
 from ..config import AudioConfig, AudioModelConfig
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
@@ -92,7 +92,7 @@ class AudioCodec(Codec, modality="audio"):
         sample_rate = None if sample_rate is None else check_rate(sample_rate)
         if sample_rate is not None and sample_rate != self.sample_rate:
             samples = resample(samples, sample_rate, self.sample_rate)
-        stream = self.encoder_stream(len(samples))
+        stream = self._encoder_stream(self.backend, len(samples))
         return np.concatenate([stream.push(samples), stream.flush()], 1)
 
     def decode(
@@ -120,7 +120,7 @@ class AudioCodec(Codec, modality="audio"):
         length = tokens.shape[1] * self.hop_length
         if n_samples is not None and not 0 <= n_samples <= length:
             raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
-        stream = self.decoder_stream(len(tokens), first_frame=first_frame)
+        stream = self._decoder_stream(self.backend, len(tokens), first_frame)
         return stream.flush(tokens)[:, :n_samples]
 
     def encode_file(
@@ -166,7 +166,8 @@ class AudioCodec(Codec, modality="audio"):
                 block_frames=FILE_BLOCK if _is_file(reader) else PIPE_BLOCK,
             )
             resampler = Resampler(reader.sample_rate, self.sample_rate, channels)
-            stream = self.encoder_stream(channels)
+            backend = self.backend if _is_file(reader) else self.backend.for_streams
+            stream = self._encoder_stream(backend, channels)
             output = open_target(target, stack)
             writer = TokenWriter(output, header, coder=self.coder)
             n_samples = 0
@@ -235,7 +236,7 @@ class AudioCodec(Codec, modality="audio"):
                     target, sample_rate=rate, channels=header.channels, subtype=subtype, raw=raw
                 )
             )
-            stream = self.decoder_stream(header.channels)
+            stream = self._decoder_stream(self.backend, header.channels)
             done = silent = 0  # samples at the model's rate: written, and lost but not yet written
 
             def put(samples: NDArray[np.float32]) -> None:
@@ -267,7 +268,7 @@ class AudioCodec(Codec, modality="audio"):
                 if silent:
                     put_silence(silent)
                     silent = 0
-                    stream = self.decoder_stream(header.channels, first_frame=block.start_frame)
+                    stream = self._decoder_stream(self.backend, header.channels, block.start_frame)
                 last = block.start_frame + block.n_frames == tokens.n_frames
                 if last and tokens.n_samples is not None:
                     put(stream.flush(block.tokens)[:, : length(tokens.n_samples) - done])
@@ -308,11 +309,7 @@ class AudioCodec(Codec, modality="audio"):
         Raises:
             AudioError: a rate that cannot be resampled.
         """
-        if architecture := architecture_of(self.config):
-            stream = architecture.encoder_stream(self.config, self.backend, channels)
-        else:
-            config = cast(AudioConfig, self.config)  # of what is not registered
-            stream = CausalEncoderStream(config, self.backend, channels)
+        stream = self._encoder_stream(self.backend.for_streams, channels)
         if sample_rate is None or sample_rate == self.sample_rate:
             return stream
         return ResampledEncoderStream(stream, check_rate(sample_rate), self.sample_rate, channels)
@@ -330,16 +327,24 @@ class AudioCodec(Codec, modality="audio"):
         Raises:
             AudioError: a rate that cannot be resampled.
         """
-        if architecture := architecture_of(self.config):
-            stream = architecture.decoder_stream(self.config, self.backend, channels)
-        else:
-            config = cast(AudioConfig, self.config)
-            stream = CausalDecoderStream(
-                config, self.backend, channels, first_frame, predict=self._predict
-            )
+        stream = self._decoder_stream(self.backend.for_streams, channels, first_frame)
         if sample_rate is None or sample_rate == self.sample_rate:
             return stream
         return ResampledDecoderStream(stream, self.sample_rate, check_rate(sample_rate), channels)
+
+    def _encoder_stream(self, backend: Backend, channels: int) -> EncoderStream:
+        if architecture := architecture_of(self.config):
+            return architecture.encoder_stream(self.config, backend, channels)
+        config = cast(AudioConfig, self.config)  # of what is not registered
+        return CausalEncoderStream(config, backend, channels)
+
+    def _decoder_stream(
+        self, backend: Backend, channels: int, first_frame: int = 0
+    ) -> DecoderStream:
+        if architecture := architecture_of(self.config):
+            return architecture.decoder_stream(self.config, backend, channels)
+        config = cast(AudioConfig, self.config)
+        return CausalDecoderStream(config, backend, channels, first_frame, predict=self._predict)
 
     def _predict(self, tokens: NDArray[np.int64], n_frames: int) -> NDArray[np.int64]:
         """(C, N) tokens -> (C, n_frames) that may follow; N > 0."""

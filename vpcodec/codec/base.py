@@ -129,7 +129,8 @@ class Codec(ABC):
         Args:
             name: which model; None: the default of the class, speech-3k for `Codec`.
             backend: "onnx" (needs no torch) or "torch".
-            threads: CPU threads; None leaves the choice to the backend.
+            threads: CPU threads; None: on ONNX Runtime one for streams, else the cores that the
+                process may use, at most 4; on PyTorch its own setting.
             device: "cpu", "cuda" or "auto".
             note: called with a line of text before a step that takes a while.
 
@@ -226,7 +227,7 @@ class Codec(ABC):
         else:
             reader = TokenReader(source, recover=recover)
         header = reader.header
-        same = header.fingerprint in self.model.identities
+        same = self.model.knows(header.fingerprint)
         if (other := self.model.revision_of(header.fingerprint)) and not (same or force):
             raise TokenFileError(
                 f"made by {header.model!r}, another revision of {self.name!r}, which is at "

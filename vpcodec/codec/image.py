@@ -15,10 +15,18 @@ from ..checks import check_tokens, to_array
 from ..config import ImageConfig
 from ..media.image import MAX_PIXELS, image_writer, load_image
 from ..progress import Progress
-from ..tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader, TokenWriter
+from ..tokenfile import (
+    MAX_BLOCK_FRAMES,
+    ImageHeader,
+    TokenFileError,
+    TokenHeader,
+    TokenReader,
+    TokenWriter,
+)
 from .base import Codec, Source, open_target
 
 TILE_SIDE = 512  # pixels of a tile without its surroundings; bounds memory
+BLOCK_TOKENS = 1 << 14  # of a channel in a block of a token file, about, in whole rows
 LOST = 128  # the grey of patches whose tokens are lost
 
 
@@ -148,6 +156,8 @@ class ImageCodec(Codec, modality="image"):
 
     def header(self, height: int, width: int, components: int) -> ImageHeader:
         """The header of a token file for an image (H, W, components)."""
+        _, columns = self._grid(height, width)
+        block_frames = min(columns * max(1, BLOCK_TOKENS // columns), MAX_BLOCK_FRAMES)
         return ImageHeader(
             model=self.name,
             fingerprint=self.space,
@@ -157,6 +167,7 @@ class ImageCodec(Codec, modality="image"):
             width=width,
             height=height,
             components=components,
+            block_frames=block_frames,
         )
 
     def encode_file(

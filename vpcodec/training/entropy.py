@@ -15,14 +15,15 @@ from safetensors.numpy import save
 from torch import nn
 
 from ..backends.torch import load_model
-from ..codec import AudioCodec
-from ..config import AudioModelConfig, GridConfig, ModelConfig
+from ..codec import AudioCodec, Codec, ImageCodec
+from ..config import GridConfig, ModelConfig
 from ..entropy import (
     AVERAGE_BITS,
     AVERAGE_SHIFT,
     FORMAT,
     HIDDEN_MAX,
     HIDDEN_SHIFT,
+    IMAGE_FORMAT,
     LOGIT_SHIFT,
     ONE,
     TABLES,
@@ -31,6 +32,7 @@ from ..entropy import (
 )
 from ..media.audio import find_audio, load
 from ..media.files import atomic_output
+from ..media.image import find_images, load_image
 from ..model_folder import ModelFolder, read_folder, write_folder_config
 from ..progress import Progress
 
@@ -41,6 +43,12 @@ OUTPUT_BITS = 6  # fractional bits of the weights from hidden units to logits
 OUTPUT_MAX = (1 << 9) - 1
 LOGIT_BITS = HIDDEN_BITS + OUTPUT_BITS - LOGIT_SHIFT  # fractional bits of logits
 EXPONENTIAL_BITS = 16
+# What a token of an image sees: rows above it, columns to the right.
+NEIGHBOURS = (
+    (0, -1), (1, 0), (1, -1), (1, 1), (0, -2), (2, 0), (2, 1), (2, -1), (1, -2), (2, 2), (2, -2),
+    (0, -3),
+)  # fmt: skip
+TILE = (64, 128)  # rows and columns of tokens
 
 
 class TableError(ValueError):
@@ -66,12 +74,13 @@ def fit_tables(
     """Train the network on tokens, and round it to integers.
 
     Args:
-        sequences: int64 (N,) tokens of recordings; evaluate the tables on other recordings.
+        sequences: int64 tokens, (N,) of recordings, (rows, columns) of images; evaluate the tables
+            on others.
         config: configuration of the model that the tokens come from.
         codes: float (K, D) codebook, for quantizers that have one. Its codes are ordered as the
             leaves of a k-d tree, so that the digits of a token are a path through the tree.
         hidden: hidden units per digit.
-        lags, averages, lane: see `TokenCoder`.
+        lags, averages, lane: see `TokenCoder`; for recordings only.
         steps, batch, lr, weight_decay, seed: of the training, with AdamW.
         progress: called with "fitting" and the training steps done.
 
@@ -83,30 +92,32 @@ def fit_tables(
     """
     torch.manual_seed(seed)
     levels, order = split_levels(config, codes)
-    tokens = np.concatenate([np.asarray(s, np.int64) for s in sequences] or [np.zeros(0, np.int64)])
+    flat = [np.asarray(s, np.int64).ravel() for s in sequences]
+    tokens = np.concatenate(flat or [np.zeros(0, np.int64)])
     if len(tokens) < lane:
         raise TableError(f"{len(tokens)} tokens are too few to fit tables to")
     if order is not None:
         tokens = order[tokens]
     radix = np.cumprod(levels) // levels
     digits = torch.from_numpy(tokens[:, None] // radix % np.array(levels))
-    position = torch.from_numpy(
-        np.concatenate([np.arange(len(s)) for s in sequences if len(s)]) % lane
-    )
-    network = _Network(levels, hidden=hidden, lags=lags, averages=averages)
-    inputs = network.prepare(digits, position)
+    contexts: _Sequences | _Images
+    if np.ndim(sequences[0]) == 2:
+        contexts = _Images(levels, digits, [s.shape for s in sequences])
+    else:
+        contexts = _Sequences(levels, digits, list(map(len, sequences)), lags, averages, lane)
+    network = _Network(levels, hidden=hidden, inputs=contexts.inputs)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     for step in range(steps):
         rows = torch.randint(0, len(digits), (batch,))
-        loss = network.loss(inputs, digits, position, rows)
+        loss = network.loss(contexts.rows(rows), contexts.onehot[rows].float(), digits[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if progress and (step + 1) % 20 == 0:
             progress("fitting", step + 1, steps)
-    return network.tables(order, lane)
+    return network.tables(order, contexts.facts)
 
 
 def split_levels(
@@ -161,35 +172,54 @@ def _kd_tree(codes: np.ndarray) -> np.ndarray:
     return rank
 
 
-class _Network(nn.Module):
-    """The network of `TokenCoder` in floating point, limited to the range of the integers."""
+def _onehot(levels: tuple[int, ...], digits: torch.Tensor) -> torch.Tensor:
+    """(N, D) digits -> float16 (N, S)."""
+    offsets = torch.from_numpy(np.cumsum(levels) - np.array(levels))
+    rows = torch.zeros(len(digits), sum(levels), dtype=torch.float16)
+    return rows.scatter_(1, digits + offsets, 1)
+
+
+class _Sequences:
+    """What `TokenCoder` sees of recordings.
+
+    Args:
+        levels: of the digits.
+        digits: (N, D) of all recordings, one after the other.
+        lengths: of the recordings.
+        lags, averages, lane: see `TokenCoder`.
+
+    Attributes:
+        onehot: float16 (N, S).
+        inputs: numbers that the network sees.
+        facts: of the tables file.
+    """
 
     def __init__(
-        self, levels: tuple[int, ...], *, hidden: int, lags: int, averages: tuple[int, ...]
+        self,
+        levels: tuple[int, ...],
+        digits: torch.Tensor,
+        lengths: list[int],
+        lags: int,
+        averages: tuple[int, ...],
+        lane: int,
     ) -> None:
-        super().__init__()
-        self.levels, self.lags, self.averages, self.hidden = levels, lags, averages, hidden
-        self.depth, self.size = len(levels), sum(levels)
-        self.offsets = np.cumsum(levels) - np.array(levels)
-        inputs = lags * (self.size + 1) + len(averages) * self.size + 1
-        self.past = nn.Parameter(torch.randn(inputs, self.depth * hidden) * 0.15)
-        self.current = nn.Parameter(torch.randn(self.size, self.depth, hidden) * 0.05)
-        known = torch.zeros(self.size, self.depth, 1)
-        for k, offset in enumerate(self.offsets):
-            known[:offset, k] = 1
-        self.register_buffer("known", known)
-        self.output = nn.Parameter(torch.randn(self.depth, hidden, max(levels)) * 0.05)
-        self.bias = nn.Parameter(torch.zeros(self.depth, max(levels)))
-        beyond = torch.arange(max(levels)) >= torch.tensor(levels)[:, None]
-        self.register_buffer("beyond", beyond)
+        self.size, self.lags, self.averages = sum(levels), lags, averages
+        self.inputs = lags * (self.size + 1) + len(averages) * self.size + 1
+        self.facts = {
+            "format": FORMAT,
+            "levels": json.dumps(list(levels)),
+            "averages": json.dumps(list(averages)),
+            "lags": str(lags),
+            "lane": str(lane),
+        }
+        position = np.concatenate([np.arange(n) for n in lengths if n]) % lane
+        self.position = torch.from_numpy(position)
+        self.onehot = _onehot(levels, digits)
+        self.means = self._means()
 
-    def prepare(
-        self, digits: torch.Tensor, position: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) digits -> one-hot rows (N, S) and running averages (N, A * S), as float16."""
-        n = len(digits)
-        rows = torch.zeros(n, self.size, dtype=torch.float16)
-        rows.scatter_(1, digits + torch.from_numpy(self.offsets), 1)
+    def _means(self) -> torch.Tensor:
+        """Running averages, float16 (N, A * S)."""
+        n, rows, position = len(self.onehot), self.onehot, self.position
         first = torch.nonzero(position == 0)[:, 0]
         length = torch.diff(first, append=torch.tensor([n]))
         averages = torch.zeros(n, len(self.averages) * self.size, dtype=torch.float16)
@@ -204,36 +234,103 @@ class _Network(nn.Module):
                 state[i, alive] = value
                 columns = slice(i * self.size, (i + 1) * self.size)
                 averages[at, columns] = (value >> AVERAGE_SHIFT).half()
-        return rows, averages / ONE
+        return averages / ONE
 
-    def loss(
-        self,
-        inputs: tuple[torch.Tensor, torch.Tensor],
-        digits: torch.Tensor,
-        position: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> torch.Tensor:
-        """Nats per token of the frames `rows`."""
-        onehot, averages = inputs
+    def rows(self, frames: torch.Tensor) -> torch.Tensor:
+        """What the network sees at some frames, float (n, inputs)."""
         parts = []
         for lag in range(1, self.lags + 1):
-            there = (position[rows] >= lag)[:, None].float()
-            parts += [onehot[(rows - lag).clamp(min=0)].float() * there, there]
-        parts += [averages[rows].float(), torch.ones(len(rows), 1)]
+            there = (self.position[frames] >= lag)[:, None].float()
+            parts += [self.onehot[(frames - lag).clamp(min=0)].float() * there, there]
+        parts += [self.means[frames].float(), torch.ones(len(frames), 1)]
+        return torch.cat(parts, 1)
+
+
+class _Images:
+    """What `ImageCoder` sees of images; see `_Sequences`.
+
+    Args:
+        levels: of the digits.
+        digits: (N, D) of all images, one after the other, row by row.
+        shapes: rows and columns of the images.
+    """
+
+    def __init__(
+        self, levels: tuple[int, ...], digits: torch.Tensor, shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        self.inputs = len(NEIGHBOURS) * (sum(levels) + 1) + 1
+        self.facts = {
+            "format": IMAGE_FORMAT,
+            "levels": json.dumps(list(levels)),
+            "tile": json.dumps(list(TILE)),
+            "neighbours": json.dumps([list(place) for place in NEIGHBOURS]),
+        }
+        self.onehot = _onehot(levels, digits)
+        around, first = [], 0  # frame of each neighbour, or -1
+        for rows, columns in shapes:
+            row, column = np.divmod(np.arange(rows * columns), columns)
+            near = []
+            for up, right in NEIGHBOURS:
+                there = (row % TILE[0] >= up) & (column % TILE[1] + right >= 0)
+                there &= (column % TILE[1] + right < TILE[1]) & (column + right < columns)
+                frame = first + (row - up) * columns + column + right
+                near.append(np.where(there, frame, -1).astype(np.int32))
+            around.append(np.stack(near, 1))
+            first += rows * columns
+        self.around = torch.from_numpy(np.concatenate(around))
+
+    def rows(self, frames: torch.Tensor) -> torch.Tensor:
+        """What the network sees at some frames, float (n, inputs)."""
+        parts = []
+        for near in self.around[frames].unbind(1):
+            there = (near >= 0)[:, None].float()
+            parts += [self.onehot[near.clamp(min=0)].float() * there, there]
+        return torch.cat([*parts, torch.ones(len(frames), 1)], 1)
+
+
+class _Network(nn.Module):
+    """The network of `TokenCoder` in floating point, limited to the range of the integers."""
+
+    def __init__(self, levels: tuple[int, ...], *, hidden: int, inputs: int) -> None:
+        super().__init__()
+        self.levels, self.hidden = levels, hidden
+        self.depth, self.size = len(levels), sum(levels)
+        self.offsets = np.cumsum(levels) - np.array(levels)
+        self.past = nn.Parameter(torch.randn(inputs, self.depth * hidden) * 0.15)
+        self.current = nn.Parameter(torch.randn(self.size, self.depth, hidden) * 0.05)
+        known = torch.zeros(self.size, self.depth, 1)
+        for k, offset in enumerate(self.offsets):
+            known[:offset, k] = 1
+        self.register_buffer("known", known)
+        self.output = nn.Parameter(torch.randn(self.depth, hidden, max(levels)) * 0.05)
+        self.bias = nn.Parameter(torch.zeros(self.depth, max(levels)))
+        beyond = torch.arange(max(levels)) >= torch.tensor(levels)[:, None]
+        self.register_buffer("beyond", beyond)
+
+    def loss(
+        self, inputs: torch.Tensor, onehot: torch.Tensor, digits: torch.Tensor
+    ) -> torch.Tensor:
+        """Nats per token.
+
+        Args:
+            inputs: what is seen of other frames, float (n, inputs).
+            onehot: of the digits, float (n, S).
+            digits: of the frames, (n, D).
+        """
         limit = PAST_MAX / 2**PAST_BITS
         past = self.past.clamp(-limit, limit)
-        sums = (torch.cat(parts, 1) @ past).unflatten(1, (self.depth, self.hidden))
+        sums = (inputs @ past).unflatten(1, (self.depth, self.hidden))
         current = (self.current * self.known).clamp(-limit, limit).flatten(1)
-        sums = sums + (onehot[rows].float() @ current).unflatten(1, (self.depth, self.hidden))
+        sums = sums + (onehot @ current).unflatten(1, (self.depth, self.hidden))
         units = sums.clamp(0, HIDDEN_MAX / 2**HIDDEN_BITS)
         limit = OUTPUT_MAX / 2**OUTPUT_BITS
         logits = torch.einsum("nkh,kho->nko", units, self.output.clamp(-limit, limit)) + self.bias
         logits = logits.masked_fill(self.beyond, -1e9)
-        return self.depth * F.cross_entropy(logits.flatten(0, 1), digits[rows].flatten())
+        return self.depth * F.cross_entropy(logits.flatten(0, 1), digits.flatten())
 
     @torch.no_grad()
-    def tables(self, order: np.ndarray | None, lane: int) -> bytes:
-        """The bytes of a tables file, checked by `parse_tables`."""
+    def tables(self, order: np.ndarray | None, facts: dict[str, str]) -> bytes:
+        """The bytes of a tables file with these facts, checked by `parse_tables`."""
 
         def rounded(x: torch.Tensor, bits: int, most: int, dtype: type) -> np.ndarray:
             return np.ascontiguousarray(
@@ -253,13 +350,6 @@ class _Network(nn.Module):
         }
         if order is not None:
             arrays["order"] = order.astype(np.int32)
-        facts = {
-            "format": FORMAT,
-            "levels": json.dumps(list(self.levels)),
-            "averages": json.dumps(list(self.averages)),
-            "lags": str(self.lags),
-            "lane": str(lane),
-        }
         data = _with_metadata(save(arrays), facts)
         parse_tables(data)
         return data
@@ -279,9 +369,12 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
 
 
 def code_length(coder: TokenCoder, sequences: Sequence[np.ndarray]) -> float:
-    """Bits per token that a coder needs for recordings, each coded as one block."""
-    n_bytes = sum(len(coder.pack(np.asarray(s, np.int64)[:, None])) for s in sequences if len(s))
-    return 8 * n_bytes / sum(map(len, sequences))
+    """Bits per token that a coder needs for recordings or images, each coded as one block."""
+    n_bytes = 0
+    for tokens in (np.asarray(s, np.int64) for s in sequences if s.size):
+        columns = tokens.shape[1] if tokens.ndim == 2 else None
+        n_bytes += len(coder.pack(tokens.reshape(-1, 1), columns))
+    return 8 * n_bytes / sum(s.size for s in sequences)
 
 
 def add_tables(
@@ -294,36 +387,44 @@ def add_tables(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> float:
-    """Fit tables to the tokens of recordings, and add them to a model folder as its newest.
+    """Fit tables to the tokens of recordings or images, and add them to a model folder as its
+    newest.
+
+    Each image counts three times: as it is, mirrored, and without its first half hop, which moves
+    the grid of tokens.
 
     Args:
-        folder: model folder of an audio model; its config.json is written last.
-        data: folder of recordings, preferably those that the model was trained on.
-        hours: hours of audio to use, from files drawn at random.
+        folder: model folder; its config.json is written last.
+        data: folder of recordings or images, preferably those that the model was trained on.
+        hours: hours of audio to use, from files drawn at random; of images, all are used.
         hidden, steps, seed: see `fit_tables`.
         progress: called with "encoding" and with "fitting".
 
     Returns:
-        Bits per token on the recordings themselves.
+        Bits per token on the data themselves.
 
     Raises:
-        TableError: not an audio model, no audio files, or tokens that no tables can be fitted to.
-        AudioError: a recording cannot be read.
+        TableError: no audio files or images, or tokens that no tables can be fitted to.
+        AudioError, ImageError: a file cannot be read.
         ModelError: the model folder is missing or damaged.
     """
     model = read_folder(folder)
-    if not isinstance(model.config, AudioModelConfig):
-        raise TableError(f"{folder}: not an audio model")
-    codec = AudioCodec.from_pretrained(folder)
-    sequences, seconds = [], 0.0
-    paths = find_audio(data)
+    codec = Codec.from_pretrained(folder)
+    is_audio = isinstance(codec, AudioCodec)
+    paths = find_audio(data) if is_audio else find_images(data)
     if not paths:
-        raise TableError(f"{data}: no audio files")
-    paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
+        raise TableError(f"{data}: no {'audio files' if is_audio else 'images'}")
+    if is_audio:
+        paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
+    sequences, seconds = [], 0.0
     for i, path in enumerate(paths):
-        samples, rate = load(data / path)
-        sequences += list(codec.encode(samples, rate))
-        seconds += samples.size / rate
+        if isinstance(codec, ImageCodec):
+            for view in _views(load_image(data / path), codec.hop_length):
+                sequences += list(codec.encode(view))
+        elif isinstance(codec, AudioCodec):
+            samples, rate = load(data / path)
+            sequences += list(codec.encode(samples, rate))
+            seconds += samples.size / rate
         if progress:
             progress("encoding", i + 1, len(paths))
         if seconds >= 3600 * hours:
@@ -344,6 +445,14 @@ def add_tables(
     )
     _add_newest(model, tables)
     return code_length(parse_tables(tables), sequences[:100])
+
+
+def _views(pixels: np.ndarray, hop: int) -> list[np.ndarray]:
+    """An image (H, W, C) as it is, mirrored, and with the grid of tokens moved by half a hop."""
+    views = [pixels, pixels[:, ::-1]]
+    moved = pixels[hop // 2 :, hop // 2 :]
+    height, width = (side // hop * hop for side in moved.shape[:2])
+    return [*views, moved[:height, :width]] if height and width else views
 
 
 def _add_newest(model: ModelFolder, tables: bytes) -> None:
