@@ -34,6 +34,7 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {
         "hub": "config entropy model_folder tokenfile",
+        "records": "media tokenfile",
         "backends": "config model_folder models threads",
         "graphs": "config model_folder models",
     },
@@ -53,7 +54,7 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {
         "cli": "backends codec config export graphs hub media metrics model_folder progress "
-        "published recipe scoring terminal tokenfile training"
+        "published records recipe scoring terminal tokenfile training"
     },
     {"__main__": "cli"},
 ]

@@ -7,6 +7,7 @@ from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
+from ..records import RecordError
 from ..terminal import escape
 from ..tokenfile import GapError, OtherWeightsError, TokenFileError
 
@@ -30,6 +31,7 @@ USER_ERRORS = (
     ConfigError,
     ImageError,
     ModelError,
+    RecordError,
     TokenFileError,
     UsageError,
     MissingExtra,

@@ -19,6 +19,7 @@ from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resamp
 from ..packets import PacketFormat
 from ..progress import Progress
 from ..tokenfile import (
+    MAX_BLOCK_TOKENS,
     AudioHeader,
     GapError,
     TokenHeader,
@@ -510,6 +511,43 @@ class AudioCodec(Codec, modality="audio"):
         if self.coder is None:
             return repeat_last(tokens, n_frames)
         return self.coder.predict(tokens, n_frames)
+
+    def token_header(
+        self,
+        tokens: Any,
+        *,
+        n_samples: int | None = None,
+        original_rate: int | None = None,
+    ) -> AudioHeader:
+        """The header of a token file with tokens of this model, for `write_tokens`.
+
+        Args:
+            tokens: (N,) or (C, N) integers in [0, codebook_size).
+            n_samples: per channel, at `original_rate`; None: as many as are in the tokens.
+            original_rate: of the source, Hz; None: the model's.
+
+        Raises:
+            ValueError: as `decode`, or n_samples that are not those of so many tokens.
+        """
+        tokens = check_tokens(tokens, "(C, N)", self.codebook_size)
+        header = AudioHeader(
+            model=self.name,
+            fingerprint=self.space,
+            sample_rate=self.sample_rate,
+            original_rate=original_rate or self.sample_rate,
+            channels=len(tokens),
+            n_samples=n_samples,
+            hop_length=self.hop_length,
+            codebook_size=self.codebook_size,
+            block_frames=min(FILE_BLOCK, MAX_BLOCK_TOKENS // len(tokens)),
+        )
+        if n_samples is None:
+            header = header.with_total(header.samples_in(tokens.shape[1]))
+        if header.n_frames != tokens.shape[1]:
+            raise ValueError(
+                f"{header.n_samples} samples are {header.n_frames} tokens, not {tokens.shape[1]}"
+            )
+        return header
 
     def packet_format(
         self, frames: int = 3, *, channels: int = 1, redundancy: int = 0

@@ -233,6 +233,10 @@ class Codec(ABC):
         """Tokens to samples or pixels."""
 
     @abstractmethod
+    def token_header(self, tokens: Any) -> TokenHeader:
+        """The header of a token file with tokens of this model."""
+
+    @abstractmethod
     def encode_file(
         self,
         source: Source,
