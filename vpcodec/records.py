@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -32,6 +32,8 @@ BARE_SUFFIX = ".npy"  # one array, without a header
 MAX_BYTES = 2**31  # of an array, a line or a row group
 BLOCK_FRAMES = 2048  # of audio in the token file that a record becomes
 ROWS = 256  # records in a row group of Parquet
+
+GROUP_TOKENS = 2**22  # after which a row group ends
 
 _HEADERS = "headers.json"  # in an NPZ file
 _COMMON = {  # column: type
@@ -259,10 +261,21 @@ def write_parquet(file: BinaryIO, records: Iterator[Record]) -> None:
     kind = facts_of(first)["kind"] if first else "audio"
     schema = _schema(kind)
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        rows = [_row(first, kind)] if first else []
-        while rows := [*rows, *(_row(x, kind) for x in islice(records, ROWS - len(rows)))]:
+        for group in _groups(chain([first] if first else [], records)):
+            rows = [_row(record, kind) for record in group]
             writer.write_table(_arrow().Table.from_pylist(rows, schema), row_group_size=ROWS)
-            rows = []
+
+
+def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records in groups of at most ROWS, and fewer of long ones, which bounds memory."""
+    group: list[Record] = []
+    for record in records:
+        group.append(record)
+        if len(group) == ROWS or sum(x.tokens.size for x in group) >= GROUP_TOKENS:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _row(record: Record, kind: str) -> dict[str, Any]:
@@ -364,7 +377,7 @@ class RecordFile:
 
         def read(number: int) -> Record:
             file.seek(0)
-            return Record(key, _read_array(file, size), None)
+            return Record(key, read_array(file, size), None)
 
         read(0)
         return [key], read
@@ -381,8 +394,12 @@ def read_records(path: str | os.PathLike[str]) -> list[Record]:
         return list(file)
 
 
-def _read_array(file: Any, size: int) -> NDArray[np.int64]:
-    """An array of integers in the format of .npy, which takes `size` bytes."""
+def read_array(file: Any, size: int) -> NDArray[np.int64]:
+    """An array of integers in the format of .npy, which takes `size` bytes, as int64.
+
+    Raises:
+        RecordError: something else.
+    """
     version = np.lib.format.read_magic(file)
     headers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -418,7 +435,7 @@ def _open_npz(file: BinaryIO) -> tuple[list[str], Callable[[int], Record]]:
         info, key = members[number], keys[number]
         with archive.open(info) as member:
             try:
-                tokens = _read_array(member, info.file_size)
+                tokens = read_array(member, info.file_size)
             except ValueError as error:
                 raise RecordError(f"{key}: {error}") from None
         if not headers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..config import ConfigError
+from ..corpus import CorpusError
 from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
@@ -29,6 +30,7 @@ HINTS: dict[type[BaseException], str] = {  # what on the command line helps
 USER_ERRORS = (
     AudioError,
     ConfigError,
+    CorpusError,
     ImageError,
     ModelError,
     RecordError,
