@@ -514,7 +514,7 @@ def _open_parquet(file: BinaryIO) -> tuple[list[str], Callable[[int], Record]]:
                 current = group, table.read_row_group(group, columns).to_pylist()
             except _arrow().ArrowException as error:
                 raise RecordError((str(error).splitlines() or ["damaged"])[0]) from None
-        facts = current[1][number - int(ends[group])]
+        facts = dict(current[1][number - int(ends[group])])
         tokens = facts.pop("tokens")
         if not isinstance(tokens, bytes):
             try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from .plan import Plan
 from .shards import ShardError, ShardTokenizer
 
 OBJECT_STORE = 128 * 2**20  # bytes; what passes through it is numbers of shards and reports
+CONNECT_SECONDS = 10.0  # to a cluster
 MAX_SOCKET_PATH = 40  # characters of the folder for temporary files that leave room for Ray's names
 
 
@@ -95,6 +98,9 @@ def run_shards(
 @contextmanager
 def _connected(jobs: int | None, address: str | None, gpus: int) -> Iterator[Any]:
     """Ray, connected to a cluster or started here; then disconnected or ended."""
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield sys.modules["ray"]
+        return
     if address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
@@ -106,9 +112,6 @@ def _connected(jobs: int | None, address: str | None, gpus: int) -> Iterator[Any
 
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield ray
-        return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with tempfile.TemporaryDirectory(prefix="vpcodec-", dir=_short_folder()) as folder:
         try:
@@ -125,6 +128,7 @@ def _connected(jobs: int | None, address: str | None, gpus: int) -> Iterator[Any
                         **common,
                     )
                 else:
+                    _check_reachable(address)
                     ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"Ray at {address}" if address else "Ray"
@@ -132,8 +136,18 @@ def _connected(jobs: int | None, address: str | None, gpus: int) -> Iterator[Any
             raise CorpusError(f"{where} cannot be used: {reason}") from None
         try:
             yield ray
-        finally:
-            ray.shutdown()
+        except BaseException:  # of which Ray's other processes need not tell
+            with redirect_stderr(io.StringIO()):
+                ray.shutdown()
+            raise
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError now where nothing listens at HOST:PORT, for which Ray would wait minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _short_folder() -> str:
