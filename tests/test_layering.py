@@ -34,6 +34,7 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     },
     {
         "hub": "config entropy model_folder tokenfile",
+        "records": "media tokenfile",
         "backends": "config model_folder models threads",
         "graphs": "config model_folder models",
     },
@@ -42,7 +43,10 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
         "codec": "backends checks config entropy hub media model_folder packets progress published "
         "threads tokenfile"
     },
-    {"scoring": "backends codec hub media metrics progress terminal tokenfile usage"},
+    {
+        "scoring": "backends codec hub media metrics progress terminal tokenfile usage",
+        "corpus": "codec media model_folder records usage",
+    },
     {
         "training": "backends codec config entropy media metrics model_folder models progress "
         "quantizers recipe scoring terminal tokenfile usage"
@@ -52,8 +56,8 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
         "training"
     },
     {
-        "cli": "backends codec config export graphs hub media metrics model_folder progress "
-        "published recipe scoring terminal tokenfile training"
+        "cli": "backends codec config corpus export graphs hub media metrics model_folder progress "
+        "published records recipe scoring terminal tokenfile training"
     },
     {"__main__": "cli"},
 ]
@@ -70,11 +74,13 @@ MAY_USE_TORCH = (
     "published.tiling",
     "published.weights",
     "backends.torch",
+    "corpus.datasets",
     "metrics.distillmos",
     "metrics.ge2e",
     "metrics.neural",
 )
 TORCH = {"torch", "torchaudio", "torchvision"}
+MAY_USE_RAY = ("corpus.engine",)
 
 
 def find_modules(package: Path) -> dict[str, Path]:
@@ -222,6 +228,12 @@ def test_no_import_runs_in_a_circle():
 @pytest.mark.parametrize("name", [name for name in MODULES if not uses_torch(name)])
 def test_only_the_torch_parts_import_torch(name):
     assert not imports(name, MODULES, lazy=True)[1] & TORCH
+
+
+def test_only_the_engine_of_corpora_imports_ray_and_only_when_it_runs():
+    users = [name for name in MODULES if "ray" in imports(name, MODULES, lazy=True)[1]]
+    assert users == list(MAY_USE_RAY)
+    assert [name for name in MODULES if "ray" in imports(name, MODULES, lazy=False)[1]] == []
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not uses_torch(name)])

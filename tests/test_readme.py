@@ -22,7 +22,10 @@ from vpcodec.media.image import save_image
 pytestmark = pytest.mark.slow
 
 EXAMPLES = ROOT / "examples"
-PAGES = ("README.md", "docs/images.md", "docs/packets.md", "docs/streaming.md")
+PAGES = (
+    *("README.md", "docs/images.md", "docs/language-models.md", "docs/packets.md"),
+    "docs/streaming.md",
+)
 
 
 def python_blocks(page: str) -> list[str]:

@@ -32,6 +32,7 @@ reveal_type(Codec.from_pretrained("speech-1k").latency)
 """
 INT64 = "ndarray[tuple[Any, ...], dtype[signedinteger[_64Bit]]]"
 FLOAT32 = "ndarray[tuple[Any, ...], dtype[floating[_32Bit]]]"
+PAGES = ["README.md", "docs/language-models.md", "docs/packets.md", "docs/streaming.md"]
 REVEALED = [
     *("AudioCodec", "ImageCodec", "Codec", "AudioCodec", "ImageCodec"),
     *(INT64, FLOAT32, INT64, "float | None"),
@@ -56,7 +57,7 @@ def test_types_are_those_that_a_user_gets(tmp_path: Path) -> None:
     assert not [line for line in lines if "error:" in line]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/packets.md", "docs/streaming.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_python_of_a_page_has_no_wrong_type(page: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks

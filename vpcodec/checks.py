@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,13 @@ def to_array(values: Any, name: str) -> NDArray[Any]:
         return np.asarray(values)
     except ValueError:
         raise ValueError(f"{name} must be an array, but the rows differ in length") from None
+
+
+def like(array: NDArray[Any], given: Any) -> Any:
+    """The array as what a caller handed in: a tensor on the same device for a tensor of torch."""
+    if not hasattr(given, "detach"):
+        return array
+    return sys.modules["torch"].from_numpy(array).to(given.device)
 
 
 def check_samples(samples: NDArray[Any]) -> NDArray[np.float32]:
@@ -90,8 +98,10 @@ def check_tokens(
         )
     _refuse_many(tokens, "tokens", axes)
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < codebook_size):
-        bad = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise ValueError(f"token {bad} is outside [0, {codebook_size})")
+        place = np.argwhere((tokens < 0) | (tokens >= codebook_size))[0]
+        names = axes.strip("()").replace("C", "channel").replace("N", "frame").split(", ")
+        where = ", ".join(f"{name.removesuffix('s')} {i}" for name, i in zip(names, place))
+        raise ValueError(f"token {tokens[tuple(place)]} at {where} is outside [0, {codebook_size})")
     return tokens.astype(np.int64, copy=False)
 
 

@@ -858,6 +858,8 @@ def test_use_imports_nothing_heavy() -> None:
         "onnx",
         "safetensors",
         "PIL",
+        "pyarrow",
+        "ray",
     ]
     for command, result in zip(USE, run_many(*USE, hidden=[], watched=heavy), strict=True):
         assert (command, result[0], result[2]) == (command, 0, [])
@@ -883,6 +885,7 @@ def test_without_the_train_extra() -> None:
 
 
 COMMANDS = ["encode", "decode", "info", "score", "train", "export", "models push", "models tables"]
+COMMANDS += ["tokens", "tokenize"]
 
 
 @pytest.mark.parametrize("command", ["", "models", *COMMANDS])
@@ -894,7 +897,9 @@ def test_help_is_short_for_help_and_plain(command: str) -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-@pytest.mark.parametrize("command", ["encode", "decode", "info", "score", "train"])
+@pytest.mark.parametrize(
+    "command", ["encode", "decode", "info", "score", "train", "tokens", "tokenize"]
+)
 def test_help_has_examples(command: str) -> None:
     text = run(command, "-h").out.decode()
     assert f"\n  vpcodec {command} " in text

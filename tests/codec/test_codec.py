@@ -487,7 +487,7 @@ def test_bad_n_samples(codec: Codec, n_samples: int) -> None:
         codec.decode(np.zeros((1, 2), int), n_samples)
 
 
-@pytest.mark.parametrize("samples", [[[0.0, 0.1], [0.2]], [np.zeros(3), np.zeros(4)]])
+@pytest.mark.parametrize("samples", [[[0.0, 0.1], [0.2]], [[0.0, 0.1], np.zeros(3)]])
 def test_ragged_lists(codec: Codec, samples: list) -> None:
     with pytest.raises(ValueError, match="^samples must be an array, but the rows differ"):
         codec.encode(samples)
@@ -538,7 +538,7 @@ def test_tensors_of_torch(codec: Codec, speech: np.ndarray, kind: str) -> None:
     plain = samples.float() / (2**15 if kind == "int16" else 1)
     tokens = codec.encode(samples)
     assert np.array_equal(tokens, codec.encode(plain.detach().numpy()))
-    assert np.array_equal(codec.decode(torch.tensor(tokens)), codec.decode(tokens))
+    assert torch.equal(codec.decode(tokens), torch.tensor(codec.decode(tokens.numpy())))
 
 
 WHOLE_RATES = [kind(44_100) for kind in (np.int64, np.int32, np.uint32, np.uint16)]

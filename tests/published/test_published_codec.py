@@ -133,6 +133,16 @@ def test_windows_have_the_tokens_of_the_whole_clip(codec, network, monkeypatch):
         assert (codec.encode(samples) == tokens).mean() > 0.998  # all but ties
 
 
+def test_clips_of_a_batch_have_their_own_tokens(codec):
+    """What follows a clip changes its tokens, so that none is padded."""
+    clips = [clip(codec, seconds) for seconds in (0.4, 1.1)]
+    for found, expected in zip(codec.encode(clips, batch_size=2), map(codec.encode, clips)):
+        assert np.array_equal(found, expected)
+    tokens = codec.encode(clips)
+    for found, expected in zip(codec.decode(tokens, batch_size=2), map(codec.decode, tokens)):
+        assert np.array_equal(found, expected)
+
+
 def test_pieces_of_any_length_give_the_same_tokens_and_audio(codec, monkeypatch):
     monkeypatch.setattr("vpcodec.published.streams.ENCODE_SECONDS", 0.2)
     monkeypatch.setattr("vpcodec.published.streams.DECODE_SECONDS", 0.5)

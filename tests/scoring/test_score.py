@@ -395,7 +395,8 @@ def test_models_and_codecs_stand_in_one_table(folders):
     assert header == ["noisy", "speech-3k", "opus@6k"]
     table = {line.split("  ")[0]: line for line in result.out.decode().splitlines()[1:]}
     assert "bit rate" in " ".join(table).lower()
-    assert Path("out.csv").read_text().count("\n") == 1 + 3 + 2 + 3  # snr, bit rates, codebook
+    n_lines = 1 + 3 + 2 + 1 + 3  # head, snr, bit rates, consistency, codebook
+    assert Path("out.csv").read_text().count("\n") == n_lines
     found = run(*command, "--metrics", "snr", "--json").json
     _, model, opus = found["systems"]
     assert 2_989 < model["metrics"]["bitrate"]["mean"] < 4_500

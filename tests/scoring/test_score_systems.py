@@ -9,6 +9,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -480,6 +481,21 @@ def test_a_model_of_images_keeps_the_layout(picture, tmp_path, components):
     assert coded.n_bytes > 0
     if components in (2, 4):
         assert coded.signal[..., -1].min() > 230
+
+
+def test_consistency_is_the_share_of_tokens_that_coding_again_keeps(speech_wav):
+    from vpcodec import Codec
+
+    system = build_system("model:speech-3k")
+    coded = system.code(speech_wav)
+    codec = Codec.from_pretrained("speech-3k")
+    again = codec.encode(coded.signal, coded.rate)
+    share = system.consistency(coded)
+    assert share == np.mean(again == coded.tokens) and 0.1 < share < 0.9
+    same = replace(coded, signal=load(speech_wav)[0])  # as if nothing had been lost
+    assert system.consistency(same) == 1
+    assert build_system("codec:opus@6k").consistency(coded) is None
+    assert build_system("lossy:5%:speech-3k").consistency(replace(coded, tokens=None)) is None
 
 
 def test_a_model_may_be_a_folder_with_the_name_of_another(tmp_path, monkeypatch):

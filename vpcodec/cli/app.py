@@ -8,7 +8,20 @@ import typer
 from typer.core import TyperCommand
 
 from .. import published as _published  # noqa: F401  registers itself
-from . import convert, decode, encode, export, info, models, prune, score, tables, train
+from . import (
+    convert,
+    decode,
+    encode,
+    export,
+    info,
+    models,
+    prune,
+    score,
+    tables,
+    tokenize,
+    tokens,
+    train,
+)
 
 
 class Command(TyperCommand):
@@ -36,6 +49,8 @@ app = typer.Typer(
 app.command("encode", cls=Command)(encode.encode)
 app.command("decode", cls=Command)(decode.decode)
 app.command("info", cls=Command)(info.info)
+app.command("tokenize", cls=Command)(tokenize.tokenize)
+app.command("tokens", cls=Command)(tokens.tokens)
 app.command("score", cls=Command)(score.score)
 app.command("train", cls=Command)(train.train)
 app.command("export", cls=Command)(export.export)

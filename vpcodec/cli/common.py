@@ -103,7 +103,7 @@ def plan(
     single = len(inputs) == 1 and not os.path.isdir(inputs[0])
     if single and output is None and (inputs[0] == "-" or inputs[0].startswith("/dev/fd/")):
         output = "-"
-    if single and output is not None and not _is_folder(output):
+    if single and output is not None and not is_folder(output):
         known_suffix = Path(output).suffix.lower() in output_suffixes
         if output != "-" and not known_suffix and not is_device(output):
             known = " ".join(sorted(output_suffixes))
@@ -117,7 +117,7 @@ def plan(
             raise UsageError(f"{output}: several inputs need a folder as output")
         items = list(_derive(inputs, output, find, wanted, suffix))
         derived = True
-    _check(items)
+    check_items(items)
     if not derived or force:
         return items, [], single
     kept = {item for item in items if os.path.exists(item.target)}
@@ -144,7 +144,8 @@ def _same(a: str, b: str) -> bool:
     return a != "-" and os.path.realpath(a) == os.path.realpath(b)
 
 
-def _is_folder(path: str) -> bool:
+def is_folder(path: str) -> bool:
+    """Whether a path is that of a folder, or looks like one."""
     return os.path.isdir(path) or path.endswith(os.sep)
 
 
@@ -152,7 +153,7 @@ def _is_output(
     last: str, input_suffixes: Collection[str], output_suffixes: Collection[str]
 ) -> bool:
     suffix = Path(last).suffix.lower()
-    if last == "-" or _is_folder(last) or suffix in output_suffixes or is_device(last):
+    if last == "-" or is_folder(last) or suffix in output_suffixes or is_device(last):
         return True
     return not os.path.exists(last) and suffix not in input_suffixes
 
@@ -188,7 +189,8 @@ def _derive(
             yield Item(str(source), str(target))
 
 
-def _check(items: list[Item]) -> None:
+def check_items(items: list[Item]) -> None:
+    """Raise UsageError where an input is its own output, or two inputs have the same."""
     seen: dict[str, str] = {}
     for item in items:
         if "-" in (item.source, item.target):

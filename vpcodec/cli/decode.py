@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ def decode(
     inputs: list[str] = typer.Argument(
         ...,
         metavar="IN... [OUT]",
-        help="Token files, folders or - (stdin); the output may come last.",
+        help="Token files, folders, - (stdin), or arrays of tokens (.npy, .npz, .parquet, .jsonl); "
+        "the output may come last.",
     ),
     output: str = options.OUTPUT,
     model: str = typer.Option(
@@ -69,16 +71,18 @@ def decode(
     """Decode token files to audio or images, with the original rate, channels and size.
 
     A pipe or a device gets WAV or PNG. From a folder, all token files are decoded, or with --model
-    those that fit the model.
+    those that fit the model. Arrays without a header, such as those of a language model, need
+    --model.
 
     \b
     vpcodec decode out.tok back.wav
     vpcodec decode tokens/ audio/ --suffix flac
     vpcodec encode - - < in.wav | vpcodec decode - - | aplay
+    vpcodec decode generated.npz audio/ -m speech-3k
     """
     from ..media.files import is_device
     from ..tokenfile import TokenReader
-    from . import common, modalities
+    from . import arrays, common, modalities
 
     if suffix is not None:
         suffix = suffix if suffix.startswith(".") else f".{suffix}"
@@ -98,53 +102,76 @@ def decode(
         return suffix if suffix and suffix.lower() in modality.outputs else modality.suffix
 
     odd: list[str] = []
-    items, kept, single = common.plan(
-        inputs,
-        output,
-        find=lambda folder: modalities.find_media(folder, (".tok",), odd),
-        wanted=lambda source: only is None or modalities.of_tokens(source) in (None, only),
-        input_suffixes=(".tok",),
-        suffix=suffix_for,
-        output_suffixes=modalities.OUTPUTS | raw_suffixes,
-        force=force,
-    )
-
-    def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
-        name = "stdin" if item.source == "-" else item.source
-        stream = common.pipe_in() if item.source == "-" else open(item.source, "rb")
-        target = common.pipe_out() if item.target == "-" else item.target
-        with stream:
-            tokens = TokenReader(stream, recover=recover)
-            modality = modalities.of_header(tokens.header)
-            if single:
-                modalities.check_options(name, modality, **audio_options)
-            outputs = modality.outputs | (
-                raw_suffixes if modality is modalities.AUDIO else frozenset()
+    with ExitStack() as stack:
+        records: arrays.ArrayItems | None = None
+        if arrays.is_array(inputs[0]):
+            records = arrays.ArrayItems(
+                inputs,
+                output,
+                suffix=suffix_for(Path(inputs[0])),
+                output_suffixes=modalities.OUTPUTS | raw_suffixes,
+                force=force,
+                stack=stack,
             )
-            fits = item.target == "-" or Path(item.target).suffix.lower() in outputs
-            if not fits and not is_device(item.target):
-                known = " ".join(sorted(outputs))
-                raise common.UsageError(
-                    f"{item.target}: this is {modality.one}; the suffix must be one of {known}"
+            items, kept, single = records.items, records.kept, len(records.items) == 1
+        else:
+            items, kept, single = common.plan(
+                inputs,
+                output,
+                find=lambda folder: modalities.find_media(folder, (".tok",), odd),
+                wanted=lambda source: only is None or modalities.of_tokens(source) in (None, only),
+                input_suffixes=(".tok", *arrays.INPUTS),
+                suffix=suffix_for,
+                output_suffixes=modalities.OUTPUTS | raw_suffixes,
+                force=force,
+            )
+
+        def codec_of(header: TokenHeader | None) -> Any:
+            if header is None and model is None:
+                raise common.UsageError("an array does not say which model made it: use --model")
+            return codecs.get(model or _trusted(header))
+
+        def work(item: common.Item, progress: Progress) -> tuple[modalities.Modality, Any]:
+            name = "stdin" if item.source == "-" else item.source
+            codec: Any = None
+            stream: Any
+            if records is not None:
+                stream, codec = records.open(item, codec_of)
+            else:
+                stream = common.pipe_in() if item.source == "-" else open(item.source, "rb")
+            target = common.pipe_out() if item.target == "-" else item.target
+            with stream:
+                tokens = TokenReader(stream, recover=recover)
+                modality = modalities.of_header(tokens.header)
+                if single:
+                    modalities.check_options(name, modality, **audio_options)
+                outputs = modality.outputs | (
+                    raw_suffixes if modality is modalities.AUDIO else frozenset()
                 )
-            codec = codecs.get(model or _trusted(tokens.header))
-            modalities.check_model(name, modality, codec)
-            options = audio_options if modality is modalities.AUDIO else {}
-            options = {name: value for name, value in options.items() if value is not None}
-            return modality, codec.decode_file(
-                tokens, target, force=force, progress=progress, **options
-            )
+                fits = item.target == "-" or Path(item.target).suffix.lower() in outputs
+                if not fits and not is_device(item.target):
+                    known = " ".join(sorted(outputs))
+                    raise common.UsageError(
+                        f"{item.target}: this is {modality.one}; the suffix must be one of {known}"
+                    )
+                codec = codec or codec_of(tokens.header)
+                modalities.check_model(name, modality, codec)
+                options = audio_options if modality is modalities.AUDIO else {}
+                options = {name: value for name, value in options.items() if value is not None}
+                return modality, codec.decode_file(
+                    tokens, target, force=force, progress=progress, **options
+                )
 
-    common.run(
-        items,
-        kept,
-        work,
-        skipped=odd,
-        label="decoding",
-        jobs=jobs,
-        fail_fast=fail_fast,
-        as_json=as_json,
-    )
+        common.run(
+            items,
+            kept,
+            work,
+            skipped=odd,
+            label="decoding",
+            jobs=jobs,
+            fail_fast=fail_fast,
+            as_json=as_json,
+        )
 
 
 def _trusted(header: TokenHeader) -> str:

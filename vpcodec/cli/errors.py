@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..config import ConfigError
+from ..corpus import CorpusError
 from ..media.audio import AudioError, PartialAudioError
 from ..media.files import FolderExistsError
 from ..media.image import ImageError
 from ..model_folder import ModelError
+from ..records import RecordError
 from ..terminal import escape
 from ..tokenfile import GapError, OtherWeightsError, TokenFileError
 
@@ -28,8 +30,10 @@ HINTS: dict[type[BaseException], str] = {  # what on the command line helps
 USER_ERRORS = (
     AudioError,
     ConfigError,
+    CorpusError,
     ImageError,
     ModelError,
+    RecordError,
     TokenFileError,
     UsageError,
     MissingExtra,

@@ -20,6 +20,7 @@ from ..config import (
     ModelConfig,
     QuantizerConfig,
 )
+from ..corpus import describe, is_corpus
 from ..terminal import escape
 from ..tokenfile import AudioHeader, ImageHeader, TokenFileError, Verification, verify
 from . import options
@@ -29,11 +30,13 @@ SHOWN = 20  # entries of a list; a JSON document has all that are known
 
 def info(
     targets: list[str] = typer.Argument(
-        ..., metavar="FILE|FOLDER|MODEL...", help="Token files, folders of them, - or models."
+        ...,
+        metavar="FILE|FOLDER|MODEL...",
+        help="Token files, corpora, - or models.",
     ),
     as_json: bool = options.JSON,
 ) -> None:
-    """Describe token files, verifying them fully, or models.
+    """Describe token files, verifying them fully, corpora of tokens, or models.
 
     \b
     vpcodec info out.tok
@@ -73,7 +76,8 @@ def _expand(target: str) -> list[str]:
     from .modalities import find_media
 
     folder = Path(target)
-    if not folder.is_dir() or target in bundled_folders() or (folder / CONFIG).exists():
+    known = target in bundled_folders() or (folder / CONFIG).exists() or is_corpus(folder)
+    if not folder.is_dir() or known:
         return [target]
     return [str(folder / name) for name in find_media(folder, (".tok",))] or [target]
 
@@ -86,6 +90,8 @@ def _facts(place: str) -> tuple[dict[str, Any] | None, str | None]:
         if place == "-" or os.path.isfile(place) or place.endswith(".tok"):
             facts, error = _token_facts(place)
             return facts, None if error is None else f"{place}: {error}"
+        if is_corpus(place):
+            return describe(place), None
         return _model_facts(place), None
     except USER_ERRORS as error:
         return None, explain(error)

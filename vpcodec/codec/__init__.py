@@ -4,6 +4,8 @@ from .. import published as _published  # noqa: F401  registers itself
 from ..backends import DecoderStream, EncoderStream
 from .audio import AudioCodec, FileStats
 from .base import Codec, Source
+from .batches import PaddedBatch
+from .digits import SpecialTokens
 from .image import ImageCodec, ImageStats
 from .tokens import read_tokens
 
@@ -15,6 +17,8 @@ __all__ = [
     "FileStats",
     "ImageCodec",
     "ImageStats",
+    "PaddedBatch",
     "Source",
+    "SpecialTokens",
     "read_tokens",
 ]

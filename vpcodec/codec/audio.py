@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Backend, DecoderStream, EncoderStream, architecture_of
-from ..checks import check_rate, check_samples, check_tokens
+from ..checks import check_rate, check_samples, check_tokens, like
 from ..config import AudioConfig, AudioModelConfig
 from ..media.audio import AudioReader, AudioWriter, RawFormat, Resampler, resample, resampled_length
 from ..packets import PacketFormat
 from ..progress import Progress
 from ..tokenfile import (
+    MAX_BLOCK_TOKENS,
     AudioHeader,
     GapError,
     TokenHeader,
@@ -24,6 +27,7 @@ from ..tokenfile import (
     TokenWriter,
 )
 from .base import Codec, Source, open_target
+from .batches import PaddedBatch, clips_of, groups, is_batch, padded
 from .streams import (
     CausalDecoderStream,
     CausalEncoderStream,
@@ -32,6 +36,9 @@ from .streams import (
     chunk_frames,
     repeat_last,
 )
+
+X = TypeVar("X", bound=np.generic)
+Y = TypeVar("Y", bound=np.generic)
 
 FILE_BLOCK, PIPE_BLOCK = 2048, 512  # frames per block of a token file
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz
@@ -73,55 +80,213 @@ class AudioCodec(Codec, modality="audio"):
         """Algorithmic latency of streaming, seconds; None: not for live streams."""
         return self.config.latency
 
-    def encode(self, samples: NDArray[Any], sample_rate: float | None = None) -> NDArray[np.int64]:
-        """Audio to tokens.
+    @overload
+    def encode(
+        self,
+        samples: NDArray[Any],
+        sample_rate: float | None = ...,
+        *,
+        padding: Literal[False] = ...,
+        batch_size: int | None = ...,
+    ) -> NDArray[np.int64]: ...
+
+    @overload
+    def encode(
+        self,
+        samples: Sequence[NDArray[Any]],
+        sample_rate: float | None = ...,
+        *,
+        padding: Literal[False] = ...,
+        batch_size: int | None = ...,
+    ) -> list[NDArray[np.int64]]: ...
+
+    @overload
+    def encode(
+        self,
+        samples: Any,
+        sample_rate: float | None = ...,
+        *,
+        padding: Literal[True],
+        batch_size: int | None = ...,
+    ) -> PaddedBatch: ...
+
+    @overload
+    def encode(
+        self,
+        samples: Any,
+        sample_rate: float | None = ...,
+        *,
+        padding: bool = ...,
+        batch_size: int | None = ...,
+    ) -> Any: ...
+
+    def encode(
+        self,
+        samples: Any,
+        sample_rate: float | None = None,
+        *,
+        padding: bool = False,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Audio to tokens: one clip, or a list of clips of any lengths.
 
         Args:
             samples: (T,) or (C, T) float, nominally in [-1, 1], or int16 or int32, which are scaled
-                to that; channels are coded separately. Tensors of torch will do.
+                to that; channels are coded separately. Tensors of torch will do. Or a list of such
+                clips, or a `PaddedBatch` of them.
             sample_rate: in Hz, a whole number; None: the model's. Other rates are resampled.
+            padding: return a `PaddedBatch`, filled up with `special_tokens.pad`; all clips need the
+                same number of channels.
+            batch_size: clips of a list that go through the graph together; None: one after the
+                other. The tokens do not depend on it, beyond float rounding. Models that are not
+                native are always run clip by clip.
 
         Returns:
             (C, N) int64 tokens; N = ceil(T' / hop_length), T' being the length at the model's rate.
+            For a list, a list of these, none of them padded. Tensors for tensors.
 
         Raises:
             ValueError: wrong shape or dtype, samples that are NaN or infinite, or more than 255
-                channels.
+                channels; of a list, with the number of the clip.
         """
-        samples = check_samples(samples)
-        sample_rate = None if sample_rate is None else check_rate(sample_rate)
-        if sample_rate is not None and sample_rate != self.sample_rate:
-            samples = resample(samples, sample_rate, self.sample_rate)
-        stream = self._encoder_stream(self.backend, len(samples))
-        return np.concatenate([stream.push(samples), stream.flush()], 1)
+        rate = self.sample_rate if sample_rate is None else check_rate(sample_rate)
+        given = clips_of(samples)
 
+        def prepared(clip: Any) -> NDArray[np.float32]:
+            checked = check_samples(clip)
+            return (
+                resample(checked, rate, self.sample_rate) if rate != self.sample_rate else checked
+            )
+
+        def together(clips: list[NDArray[np.float32]]) -> list[NDArray[np.int64]]:
+            rows, places = _stacked(clips, "constant")
+            stream = self._encoder_stream(self.backend, len(rows))
+            tokens = np.concatenate([stream.push(rows), stream.flush()], 1)
+            hop = self.hop_length
+            return [tokens[place, : -(-clip.shape[1] // hop)] for place, clip in zip(places, clips)]
+
+        found = self._in_groups(given, prepared, together, is_batch(samples), batch_size)
+        return _handed_back(found, given, samples, padding, self.special_tokens.pad)
+
+    @overload
     def decode(
         self,
         tokens: NDArray[np.integer[Any]],
-        n_samples: int | None = None,
+        n_samples: int | None = ...,
+        *,
+        first_frame: int = ...,
+        padding: Literal[False] = ...,
+        batch_size: int | None = ...,
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def decode(
+        self,
+        tokens: Sequence[NDArray[np.integer[Any]]],
+        n_samples: Sequence[int] | None = ...,
+        *,
+        first_frame: int = ...,
+        padding: Literal[False] = ...,
+        batch_size: int | None = ...,
+    ) -> list[NDArray[np.float32]]: ...
+
+    @overload
+    def decode(
+        self,
+        tokens: Any,
+        n_samples: int | Sequence[int] | None = ...,
+        *,
+        first_frame: int = ...,
+        padding: Literal[True],
+        batch_size: int | None = ...,
+    ) -> PaddedBatch: ...
+
+    @overload
+    def decode(
+        self,
+        tokens: Any,
+        n_samples: int | Sequence[int] | None = ...,
+        *,
+        first_frame: int = ...,
+        padding: bool = ...,
+        batch_size: int | None = ...,
+    ) -> Any: ...
+
+    def decode(
+        self,
+        tokens: Any,
+        n_samples: Any = None,
         *,
         first_frame: int = 0,
-    ) -> NDArray[np.float32]:
-        """Tokens to audio.
+        padding: bool = False,
+        batch_size: int | None = None,
+    ) -> Any:
+        """Tokens to audio: of one clip, or of a list of clips of any lengths.
 
         Args:
-            tokens: (N,) or (C, N) integers in [0, codebook_size).
-            n_samples: length to cut to, at the model's rate; None: N * hop_length.
+            tokens: (N,) or (C, N) integers in [0, codebook_size); or a list of these, or a
+                `PaddedBatch` as `encode` returns it.
+            n_samples: length to cut to, at the model's rate; None: N * hop_length. For a list, a
+                list of lengths.
             first_frame: the number of the first token in its recording, for a part from the middle
                 of it: a decoder with noise has the noise of the whole there.
+            padding: return a `PaddedBatch`, filled up with zeros.
+            batch_size: as for `encode`.
 
         Returns:
-            (C, n_samples) float32 in [-1, 1] at the model's rate.
+            (C, n_samples) float32 in [-1, 1] at the model's rate; for a list, a list of these, each
+            trimmed to its own length. Tensors for tensors.
 
         Raises:
-            ValueError: wrong shape or dtype, a token out of range, n_samples beyond the tokens.
+            ValueError: wrong shape or dtype, a token out of range (with its place), n_samples
+                beyond the tokens; of a list, with the number of the clip.
         """
-        tokens = check_tokens(tokens, "(C, N)", self.codebook_size)
-        length = tokens.shape[1] * self.hop_length
-        if n_samples is not None and not 0 <= n_samples <= length:
-            raise ValueError(f"n_samples is {n_samples}, but the tokens hold 0 to {length} samples")
-        stream = self._decoder_stream(self.backend, len(tokens), first_frame)
-        return stream.flush(tokens)[:, :n_samples]
+        given, batch = clips_of(tokens), is_batch(tokens)
+        lengths = list(n_samples) if batch and n_samples is not None else [n_samples] * len(given)
+        if len(lengths) != len(given):
+            raise ValueError(f"{len(lengths)} lengths for {len(given)} clips")
+
+        def prepared(clip: Any) -> NDArray[np.int64]:
+            return check_tokens(clip, "(C, N)", self.codebook_size)
+
+        def together(clips: list[NDArray[np.int64]]) -> list[NDArray[np.float32]]:
+            rows, places = _stacked(clips, "edge")  # as a stream ends: with its last token again
+            stream = self._decoder_stream(self.backend, len(rows), first_frame)
+            samples = stream.flush(rows)
+            hop = self.hop_length
+            return [samples[place, : clip.shape[1] * hop] for place, clip in zip(places, clips)]
+
+        found = self._in_groups(given, prepared, together, batch, batch_size)
+        for i, n in enumerate(lengths):
+            if n is not None and not 0 <= n <= found[i].shape[1]:
+                with _numbered(i if batch else None):
+                    raise ValueError(
+                        f"n_samples is {n}, but the tokens hold 0 to {found[i].shape[1]} samples"
+                    )
+            found[i] = found[i][:, :n]
+        return _handed_back(found, given, tokens, padding, 0)
+
+    def _in_groups(
+        self,
+        given: list[Any],
+        prepared: Callable[[Any], NDArray[X]],
+        together: Callable[[list[NDArray[X]]], list[NDArray[Y]]],
+        batch: bool,
+        batch_size: int | None,
+    ) -> list[NDArray[Y]]:
+        """The results for all clips, of which those of a group are computed together."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        size = 1 if batch_size is None or architecture_of(self.config) else batch_size
+        shapes = [(1, *clip.shape)[-2:] if batch else (1, 0) for clip in given]
+        found: dict[int, NDArray[Y]] = {}
+        for numbers in groups(shapes, size):
+            clips = []
+            for i in numbers:
+                with _numbered(i if batch else None):
+                    clips.append(prepared(given[i]))
+            found |= zip(numbers, together(clips))
+        return [found[i] for i in range(len(given))]
 
     def encode_file(
         self,
@@ -352,6 +517,43 @@ class AudioCodec(Codec, modality="audio"):
             return repeat_last(tokens, n_frames)
         return self.coder.predict(tokens, n_frames)
 
+    def token_header(
+        self,
+        tokens: Any,
+        *,
+        n_samples: int | None = None,
+        original_rate: int | None = None,
+    ) -> AudioHeader:
+        """The header of a token file with tokens of this model, for `write_tokens`.
+
+        Args:
+            tokens: (N,) or (C, N) integers in [0, codebook_size).
+            n_samples: per channel, at `original_rate`; None: as many as are in the tokens.
+            original_rate: of the source, Hz; None: the model's.
+
+        Raises:
+            ValueError: as `decode`, or n_samples that are not those of so many tokens.
+        """
+        tokens = check_tokens(tokens, "(C, N)", self.codebook_size)
+        header = AudioHeader(
+            model=self.name,
+            fingerprint=self.space,
+            sample_rate=self.sample_rate,
+            original_rate=original_rate or self.sample_rate,
+            channels=len(tokens),
+            n_samples=n_samples,
+            hop_length=self.hop_length,
+            codebook_size=self.codebook_size,
+            block_frames=min(FILE_BLOCK, MAX_BLOCK_TOKENS // len(tokens)),
+        )
+        if n_samples is None:
+            header = header.with_total(header.samples_in(tokens.shape[1]))
+        if header.n_frames != tokens.shape[1]:
+            raise ValueError(
+                f"{header.n_samples} samples are {header.n_frames} tokens, not {tokens.shape[1]}"
+            )
+        return header
+
     def packet_format(
         self, frames: int = 3, *, channels: int = 1, redundancy: int = 0
     ) -> PacketFormat:
@@ -363,6 +565,44 @@ class AudioCodec(Codec, modality="audio"):
             redundancy: packets before that each packet repeats.
         """
         return PacketFormat(self.space, self.codebook_size, channels, frames, redundancy)
+
+
+def _stacked(
+    clips: Sequence[NDArray[X]], mode: Literal["constant", "edge"]
+) -> tuple[NDArray[X], list[slice]]:
+    """The channels of all clips in one array, padded to the longest, and where each clip is."""
+    if len(clips) == 1:
+        return clips[0], [slice(None)]
+    longest = max(clip.shape[1] for clip in clips)
+    rows = [
+        np.pad(clip, ((0, 0), (0, longest - clip.shape[1])), mode=mode)
+        if clip.shape[1]
+        else np.zeros((len(clip), longest), clip.dtype)
+        for clip in clips
+    ]
+    ends = np.cumsum([0, *(len(clip) for clip in clips)])
+    return np.concatenate(rows), [slice(a, b) for a, b in pairwise(ends.tolist())]
+
+
+def _handed_back(
+    found: list[NDArray[Any]], given: list[Any], batch: Any, padding: bool, filler: int
+) -> Any:
+    """Results as the caller wants them: padded, as a list, or alone."""
+    if padding:
+        return padded(found, filler, given[0] if given else None)
+    results = [like(result, clip) for result, clip in zip(found, given)]
+    return results if is_batch(batch) else results[0]
+
+
+@contextmanager
+def _numbered(number: int | None) -> Iterator[None]:
+    """Name the clip of a list in errors about it."""
+    try:
+        yield
+    except ValueError as error:
+        if number is None:
+            raise
+        raise type(error)(f"clip {number}: {error}") from None
 
 
 def _output_rate(target: Source, original: int) -> int:

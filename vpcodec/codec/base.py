@@ -19,6 +19,7 @@ from ..media.files import atomic_output
 from ..model_folder import ModelError, ModelFolder
 from ..progress import Progress
 from ..tokenfile import OtherWeightsError, TokenFileError, TokenHeader, TokenReader
+from .digits import SpecialTokens, join_tokens, split_tokens
 
 if TYPE_CHECKING:  # what `from_pretrained` returns; here they are not imported
     from .audio import AudioCodec
@@ -177,6 +178,49 @@ class Codec(ABC):
         return self.model.config.codebook_size
 
     @property
+    def token_levels(self) -> tuple[int, ...]:
+        """Number of values of each digit of a token; their product is codebook_size.
+
+        Grids (FSP, FSQ) have a digit per dimension, LFQ has one per bit, and a stored codebook (VP,
+        VQ, SimVQ) only one: its codes have no structure that a token shows.
+        """
+        levels: tuple[int, ...] = self.model.config.quantizer.token_levels
+        return levels
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """Ids after the codebook, for language models: `bos`, `eos` and `pad`."""
+        return SpecialTokens.after(self.codebook_size)
+
+    def split_tokens(self, tokens: Any) -> Any:
+        """Tokens to their digits: token = digit_0 + level_0 (digit_1 + level_1 (digit_2 + ...)).
+
+        Args:
+            tokens: (...) integers in [0, codebook_size); an array, or a tensor of torch.
+
+        Returns:
+            (..., D) int64, D = len(token_levels), of the same kind.
+
+        Raises:
+            ValueError: what is no integer, or a token out of range, with its place.
+        """
+        return split_tokens(tokens, self.token_levels)
+
+    def join_tokens(self, digits: Any) -> Any:
+        """Digits to tokens, the inverse of `split_tokens`.
+
+        Args:
+            digits: (..., D) integers; digit i in [0, token_levels[i]).
+
+        Returns:
+            (...) int64.
+
+        Raises:
+            ValueError: another shape, what is no integer, or a digit out of range, with its place.
+        """
+        return join_tokens(digits, self.token_levels)
+
+    @property
     @abstractmethod
     def _rate(self) -> str:
         """The model's rate in words."""
@@ -188,6 +232,10 @@ class Codec(ABC):
     @abstractmethod
     def decode(self, tokens: NDArray[np.integer[Any]], /) -> NDArray[Any]:
         """Tokens to samples or pixels."""
+
+    @abstractmethod
+    def token_header(self, tokens: Any) -> TokenHeader:
+        """The header of a token file with tokens of this model."""
 
     @abstractmethod
     def encode_file(

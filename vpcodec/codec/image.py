@@ -84,6 +84,20 @@ class ImageCodec(Codec, modality="image"):
                 part[:] = found[0, down.inside(), right.inside()][: part.shape[0], : part.shape[1]]
         return tokens
 
+    def token_header(
+        self, tokens: Any, *, size: tuple[int, int] | None = None, components: int | None = None
+    ) -> ImageHeader:
+        """The header of a token file with tokens of this model, for `write_tokens`.
+
+        Args:
+            tokens, size, components: as for `decode`.
+
+        Raises:
+            ValueError: as `decode`.
+        """
+        _, shape = self._checked(tokens, size, components)
+        return self.header(*shape)
+
     def decode(
         self,
         tokens: NDArray[np.integer[Any]],
@@ -108,6 +122,13 @@ class ImageCodec(Codec, modality="image"):
             ValueError: wrong shape or dtype, a token out of range, or a size or components that do
                 not fit the tokens.
         """
+        tokens, shape = self._checked(tokens, size, components)
+        return self._decode(tokens, np.ones(tokens.shape[1:], bool), shape, progress)
+
+    def _checked(
+        self, tokens: Any, size: tuple[int, int] | None, components: int | None
+    ) -> tuple[NDArray[np.int64], tuple[int, int, int]]:
+        """The tokens with channels, and (height, width, components) of their image."""
         tokens = check_tokens(tokens, "(C, rows, columns)", self.codebook_size)
         channels, rows, columns = tokens.shape
         if not tokens.size or channels > 2:
@@ -121,8 +142,7 @@ class ImageCodec(Codec, modality="image"):
         components = components or channels + 2
         if components not in (channels, channels + 2):
             raise ValueError(f"{channels} channels of tokens do not make {components} components")
-        known = np.ones((rows, columns), bool)
-        return self._decode(tokens, known, (height, width, components), progress)
+        return tokens, (height, width, components)
 
     def _decode(
         self,

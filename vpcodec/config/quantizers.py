@@ -52,6 +52,10 @@ class GridConfig(BaseQuantizerConfig):
         return math.prod(self.levels)
 
     @property
+    def token_levels(self) -> tuple[int, ...]:
+        return self.levels
+
+    @property
     def dim(self) -> int:
         return len(self.levels)
 
@@ -100,6 +104,10 @@ class _CodebookConfig(BaseQuantizerConfig):
         16_384, description="Codes."
     )
 
+    @property
+    def token_levels(self) -> tuple[int, ...]:
+        return (self.codebook_size,)
+
 
 class VPConfig(_CodebookConfig):
     """Vector perturbation: no codebook in training, k-means afterwards."""
@@ -147,6 +155,10 @@ class LFQConfig(BaseQuantizerConfig):
     @property
     def codebook_size(self) -> int:
         return 2**self.dim
+
+    @property
+    def token_levels(self) -> tuple[int, ...]:
+        return (2,) * self.dim
 
 
 QuantizerConfig = Annotated[

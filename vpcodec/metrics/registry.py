@@ -58,6 +58,15 @@ SYSTEM_METRICS: dict[str, Metric] = {  # of codecs and codebooks, not of single 
             needs_reference=False,
         ),
         Metric(
+            name="consistency",
+            label="Consistency",
+            unit="",
+            better="higher",
+            modality="both",
+            source="share of tokens that stay when what was decoded is encoded again",
+            needs_reference=False,
+        ),
+        Metric(
             name="entropy",
             label="Entropy",
             unit="bit/token",

@@ -159,6 +159,8 @@ class Bench:
                 original, coded, number, request.delays
             )
             values = self._values(original.clips(span), _wrapped(decoded, original.rate))
+            if (same := system.consistency(coded)) is not None:
+                values = {"consistency": same} | values
             outcome.row = self._row(
                 system.name, request, original, coded.n_bytes, delay, values, number
             )

@@ -23,7 +23,7 @@ from .alignment import MAX_DELAY, DelayFinder
 from .bench import Align, Bench, Job, Request, begin, cache_key, call, lost
 from .pool import LostWorkerError, Pool, WorkerError
 from .report import EXAMPLES, Example, choose_examples
-from .scores import ORIGINAL, Row, Scores, Summary, SystemScores
+from .scores import ALWAYS, ORIGINAL, Row, Scores, Summary, SystemScores
 from .systems import Decoded, ScoreError, System, build_system, parse_codecs, parse_losses
 
 ALIGNMENTS: dict[Align, str] = {
@@ -247,7 +247,7 @@ class Scoring:
             own = [rows[number, file] for file in self.files if (number, file) in rows]
             summaries = {
                 name: Summary.of([row.values.get(name, float("nan")) for row in own])
-                for name in ("bitrate", "bits_per_pixel", *names)
+                for name in (*ALWAYS, *names)
                 if any(name in row.values for row in own)
             }
             usage = usages.get(number)

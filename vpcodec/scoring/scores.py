@@ -18,6 +18,8 @@ from ..metrics.registry import METRICS, SYSTEM_METRICS
 RESAMPLES = 2000  # of the bootstrap
 ORIGINAL = "(original)"  # the references as a system, for metrics without reference
 
+ALWAYS = ("bitrate", "bits_per_pixel", "consistency")  # in the rows of systems that have them
+
 _SEED = 0
 _PIECE = 2**22  # indices drawn at a time; bounds memory
 _ROW_FIELDS = ("key", "system", "delay", "seconds", "bytes", "fingerprint")
@@ -34,8 +36,7 @@ class Row:
         seconds: duration of the reference; None for images.
         n_bytes: size when coded; None if unknown.
         cache_key: digest of all that the values depend on; "fingerprint" in JSON.
-        values: metric -> value, including "bitrate" (bit/s) or "bits_per_pixel"; NaN where a metric
-            is undefined.
+        values: metric -> value, including those of ALWAYS; NaN where a metric is undefined.
     """
 
     system: str
@@ -205,7 +206,7 @@ class Scores:
     def to_text(self) -> str:
         """A table for a terminal: every statistic of one system, or the means of several."""
         found = {name for system in self.systems for name in system.summaries}
-        names = [name for name in ("bitrate", "bits_per_pixel", *METRICS) if name in found]
+        names = [name for name in (*ALWAYS, *METRICS) if name in found]
         codebook = [
             name
             for name in ("entropy", "perplexity", "cvu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import shutil
@@ -93,6 +94,17 @@ class System(ABC):
         """
         with naming(os.fspath(source), ScoreError):
             return self._code(source)
+
+    def consistency(self, coded: Coded) -> float | None:
+        """Share of tokens that stay the same when the decoded signal is encoded again.
+
+        Args:
+            coded: what `code` returned.
+
+        Returns:
+            The share, 0 to 1; NaN without tokens; None for a system that cannot tell.
+        """
+        return None
 
     def files(self, source: Path) -> list[Path]:
         """Other files that the result for a file depends on."""
@@ -327,6 +339,14 @@ class Model(System):
         codec.decode_file(coded, decoded, subtype="FLOAT")
         decoded.seek(0)
         return Coded(*load(decoded), stats.n_bytes, tokens)
+
+    def consistency(self, coded: Coded) -> float | None:
+        codec: Any = _load_codec(self.path, self.backend, self.threads)
+        if coded.tokens is None:  # of a live link
+            return None
+        rate = [] if coded.rate is None else [coded.rate]
+        again = codec.encode(coded.signal, *rate).reshape(len(coded.tokens), -1)
+        return float((again == coded.tokens).mean()) if coded.tokens.size else math.nan
 
 
 @dataclass(frozen=True)
