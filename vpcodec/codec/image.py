@@ -90,7 +90,9 @@ class ImageCodec(Codec, modality="image"):
         """The header of a token file with tokens of this model, for `write_tokens`.
 
         Args:
-            tokens, size, components: as for `decode`.
+            tokens: as for `decode`.
+            size: as for `decode`.
+            components: as for `decode`.
 
         Raises:
             ValueError: as `decode`.

@@ -72,8 +72,9 @@ class IterableTokenDataset(IterableDataset[Item]):
         folder: of a corpus.
         shuffle: whether to shuffle.
         seed: of the order.
-        rank, world_size: this process among those that train; None: from torch.distributed if it
-            is initialised, else 0 of 1.
+        rank: of this process among those that train; None: from torch.distributed if it is
+            initialised, else 0.
+        world_size: how many processes train; None: as `rank`, else 1.
 
     Raises:
         CorpusError: no such corpus, or one that is not complete.

@@ -203,8 +203,10 @@ def estimate(
     """What `tokenize` would do, from the sizes of all recordings and the lengths of a few.
 
     Args:
-        inputs, folder, options: as for `tokenize`.
+        inputs: as for `tokenize`.
+        folder: as for `tokenize`; nothing is written.
         jobs: worker processes.
+        options: as for `tokenize`.
 
     Returns:
         `files`, `shards`, `bytes` of recordings, and about how many `hours`, `tokens` and
