@@ -28,6 +28,7 @@ RATES = {  # bit/s, or bits per pixel
     "libritts": 2989,
     "speech_1k": 998,
     "speech_3k": 2989,
+    "speech_6k": 5977,
     "speech_vp_16384": 2333,
 }
 
