@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from paths import RESOURCES, ROOT
 
-from vpcodec import Codec
+from vpcodec import Codec, read_tokens
 from vpcodec.hub import DEFAULT_MODELS, bundled_folders
 from vpcodec.media.audio import find_audio, load
 from vpcodec.media.image import find_images, load_image
@@ -83,6 +84,20 @@ def test_the_image_model_keeps_real_pictures(shared_data):
         values.append(psnr(pixels, decoded))
     assert len(values) >= 50
     assert np.mean(values) >= 24
+
+
+def test_the_files_of_the_image_model_are_short(shared_data):
+    """Container included, with 256 tokens in each."""
+    codec = Codec.from_pretrained("image-fsp", threads=1)
+    folder, shares = shared_data / "images_dev", []
+    for path in find_images(folder)[::8]:
+        pixels = load_image(folder / path)
+        file = io.BytesIO()
+        stats = codec.encode_file(folder / path, file)
+        shares.append(stats.bits_per_pixel / codec.bits_per_pixel)
+        tokens, _ = read_tokens(io.BytesIO(file.getvalue()))
+        assert (tokens.ravel() == codec.encode(pixels).ravel()).all()
+    assert len(shares) >= 15 and np.mean(shares) < 0.92
 
 
 SPEECH = {  # model -> PESQ-WB, STOI, and share of its nominal bits on disk
