@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from .. import published as _published  # noqa: F401  registers itself
-from . import convert, decode, encode, export, info, models, prune, score, tables, train
+from . import convert, decode, encode, export, info, models, prune, score, tables, train, web
 
 
 class Command(TyperCommand):
@@ -39,6 +39,7 @@ app.command("info", cls=Command)(info.info)
 app.command("score", cls=Command)(score.score)
 app.command("train", cls=Command)(train.train)
 app.command("export", cls=Command)(export.export)
+app.command("web", cls=Command)(web.web)
 
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 models_app.callback()(models.models)
