@@ -3,129 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import random
+import re
 import shutil
-import struct
-import subprocess
 import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ENOUGH
-from paths import RESOURCES, ROOT, SHARED
+from javascript import TESTS, compare_mutated_files, compare_mutated_packets, node, tool
+from paths import ROOT, SHARED
 
 from vpcodec import Codec, read_tokens
-from vpcodec.hub import bundled_coder, bundled_folders
+from vpcodec.hub import bundled_folders
 from vpcodec.media.audio import load, resample, save
-from vpcodec.packets import PacketError, PacketFormat
-from vpcodec.tokenfile import AudioHeader, TokenFileError, TokenReader, write_tokens
+from vpcodec.tokenfile import AudioHeader, write_tokens
 
 pytestmark = pytest.mark.slow
 
-TESTS = ROOT / "tests" / "web"
 SPEECH_MODELS = ("speech-3k", "speech-vp-16384", "speech-1k")
 MUTATED_FILES, MUTATED_PACKETS = 400, 2_000  # benchmarks/web.py does more of them
 
 
 @pytest.fixture(scope="module", autouse=True)
-def node() -> str:
-    found = shutil.which("node")
-    if found is None:
-        pytest.skip("needs Node 20 or later: apt-get install nodejs, or nodejs.org")
-    return found
-
-
-def run(*arguments: object, cwd: Path = ROOT) -> str:
-    done = subprocess.run(
-        ["node", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=5 * ENOUGH
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return done.stdout
-
-
-def tool(*arguments: object) -> str:
-    return run(TESTS / "tool.js", *arguments)
-
-
-def bundle(target: Path, parts: list[bytes]) -> Path:
-    """One file with many, each behind its size."""
-    target.write_bytes(b"".join(struct.pack("<I", len(part)) + part for part in parts))
-    return target
-
-
-def python_outcome(data: bytes) -> dict[str, str]:
-    """What reading a token file gives, in the words of tool.js."""
-    try:
-        reader = TokenReader(io.BytesIO(data))
-        reader.coder = bundled_coder(reader.header)
-        tokens, _ = reader.read_all()
-    except TokenFileError as error:
-        return {"error": str(error)}
-    return {"tokens": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()}
+def there_is_node() -> None:
+    if shutil.which("node") is None:
+        pytest.skip("needs Node 20 or later, from nodejs.org or a package manager")
 
 
 def test_the_tests_of_the_library_pass():
-    run("--test", *sorted(TESTS.glob("*.test.js")))
-
-
-def mutated(rng: random.Random, data: bytes) -> bytes:
-    """A file with bits flipped, bytes changed, parts left out, doubled or swapped."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        at, size = rng.randrange(len(changed)), rng.choice((1, 2, 8, 40))
-        match rng.randrange(6):
-            case 0 | 1:
-                changed[at] ^= 1 << rng.randrange(8)
-            case 2:
-                changed[at] = rng.choice((0, 1, 127, 128, 255))
-            case 3:
-                del changed[at : at + size]
-            case 4:
-                changed[at:at] = changed[at : at + size]
-            case 5:
-                changed[at:at] = rng.randbytes(size)
-        if not changed:
-            return b""
-    return bytes(changed)
-
-
-def sources() -> list[bytes]:
-    paths = sorted((RESOURCES / "tok").glob("*.tok")) + sorted((RESOURCES / "golden").glob("*.tok"))
-    return [path.read_bytes() for path in paths]
+    node("--test", *sorted(TESTS.glob("*.test.js")))
 
 
 def test_mutated_files_are_refused_for_the_reasons_of_python(tmp_path):
-    rng = random.Random(0)
-    originals = sources()
-    files = [mutated(rng, rng.choice(originals)) for _ in range(MUTATED_FILES)] + originals
-    found = json.loads(tool("outcomes", bundle(tmp_path / "files", files)))
-    expected = [python_outcome(data) for data in files]
-    assert found == expected
-    accepted = [data for data, outcome in zip(files, found) if "tokens" in outcome]
-    assert {*accepted} == {*originals}
+    refused, faults = compare_mutated_files(MUTATED_FILES, tmp_path)
+    assert faults == []
+    assert refused > 0.9 * MUTATED_FILES
 
 
 def test_mutated_packets_are_refused_for_the_reasons_of_python(tmp_path):
-    rng = random.Random(0)
-    space = bytes(range(16))
-    format = PacketFormat(space, 250_047, channels=2, frames=3, redundancy=1)
-    groups = np.random.default_rng(0).integers(0, 250_047, (2, 2, 3))
-    packets = [format.pack(n, *groups) for n in range(8)]
-    changed = [mutated(rng, rng.choice(packets)) for _ in range(MUTATED_PACKETS)] + packets
-    fields = {"space": [*space], "codebookSize": 250_047, "channels": 2, "frames": 3}
-    first = json.dumps(fields | {"redundancy": 1}).encode()
-    found = json.loads(tool("packets", bundle(tmp_path / "packets", [first, *changed])))
-    for data, outcome in zip(changed, found, strict=True):
-        try:
-            packet = format.unpack(data)
-            assert outcome["groups"] == [group.tolist() for group in packet.groups]
-            assert outcome["sequence"] == packet.sequence and data in packets
-        except PacketError as error:
-            assert outcome == {"error": str(error)}
+    refused, faults = compare_mutated_packets(MUTATED_PACKETS, tmp_path)
+    assert faults == []
+    assert refused > 0.9 * MUTATED_PACKETS
 
 
 @pytest.mark.parametrize("coded", [True, False])
@@ -247,15 +167,33 @@ def test_images_become_the_files_that_python_makes(tmp_path, picture):
         assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_example_plain_onnxruntime_in_node(tmp_path, speech):
-    """Without vpcodec, with the package onnxruntime-web, here of the files in web/vendor."""
+@pytest.fixture
+def runtime(tmp_path) -> None:
+    """The npm package onnxruntime-web in tmp_path, here of the files in web/vendor."""
     package = tmp_path / "node_modules" / "onnxruntime-web"
     shutil.copytree(ROOT / "web" / "vendor", package)
-    (package / "package.json").write_text('{"type": "module", "exports": "./ort.wasm.min.mjs"}')
+    exports = dict.fromkeys((".", "./wasm"), "./ort.wasm.min.mjs")
+    (package / "package.json").write_text(json.dumps({"type": "module", "exports": exports}))
+
+
+def test_the_example_of_the_library_does_what_it_says(tmp_path, runtime):
+    for folder in ("web", "checkpoints"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    [code] = re.findall(r"```js\n(.*?)```", (ROOT / "docs" / "web.md").read_text(), re.DOTALL)
+    (tmp_path / "example.mjs").write_text(code)
+    node("example.mjs", cwd=tmp_path)
+    tokens, header = read_tokens(tmp_path / "out.tok")
+    assert (header.n_samples, header.original_rate) == (48_000, 48_000)
+    silence = np.zeros((1, 16_000), np.float32)
+    assert np.array_equal(tokens, Codec.from_pretrained("speech-3k", threads=1).encode(silence))
+
+
+def test_example_plain_onnxruntime_in_node(tmp_path, speech, runtime):
+    """Without vpcodec."""
     script = tmp_path / "plain.mjs"
     script.write_text((ROOT / "examples" / "plain_onnxruntime.mjs").read_text())
     speech.tofile(tmp_path / "in.f32")
-    run(script, ROOT / "checkpoints/speech-3k", "in.f32", "out.f32", cwd=tmp_path)
+    node(script, ROOT / "checkpoints/speech-3k", "in.f32", "out.f32", cwd=tmp_path)
     decoded = np.fromfile(tmp_path / "out.f32", np.float32)
     codec = Codec.from_pretrained("speech-3k", threads=1)
     expected = codec.decode(codec.encode(speech), speech.shape[1])[0]
