@@ -218,7 +218,7 @@ def test_what_cannot_be_read_is_said(page):
     page.wait_for("document.querySelector('#problem').innerText.startsWith('stranger')")
     assert "made by the model 'speech-3k', which is not among those here" in text(page, "#problem")
     drop(page, "notes.txt", b"nothing to hear")
-    page.wait_for("document.querySelector('#problem').innerText.startsWith('neither a sound')")
+    page.wait_for("document.querySelector('#problem').innerText.startsWith('notes.txt: neither')")
     assert page.evaluate("document.querySelector('#result').hidden")
     assert page.complaints == []
 

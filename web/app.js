@@ -87,7 +87,7 @@ async function take(file) {
     else source = { kind: 'audio', name, size, ...(await readSound(bytes)) };
     if (turn === turns) await work();
   } catch (error) {
-    if (turn === turns) fail(error);
+    if (turn === turns) fail(error, file.name);
   }
 }
 let turns = 0;
@@ -122,7 +122,7 @@ async function work() {
 
 /** Again, with another model, where that makes a difference. @param {'audio' | 'image'} kind */
 function again(kind) {
-  if (source?.kind === kind) work().catch(fail);
+  if (source?.kind === kind) work().catch((error) => fail(error, source.name));
 }
 
 /** @param {string} stage */
@@ -139,12 +139,12 @@ function showStage(stage, part) {
   else $('progress').value = part;
 }
 
-/** @param {unknown} error */
-function fail(error) {
+/** @param {unknown} error @param {string} [file] its name */
+function fail(error, file) {
   const { name, message } = /** @type {Error} */ (error);
   $('work').hidden = true;
   $('problem').hidden = false;
-  let text = `${source?.name && name !== 'Error' ? `${source.name}: ` : ''}${message}.`;
+  let text = `${file ? `${file}: ` : ''}${message}.`;
   if (name === 'NotAllowedError') text = 'The microphone is not allowed here.';
   if (name === 'NotFoundError') text = 'There is no microphone.';
   if (/^block \d/.test(message)) text += ' vpcodec decode --recover saves the rest.';
@@ -297,6 +297,7 @@ function calm() {
 // ------------------------------------------------------------------------------------- sound
 
 const player = new Player(followed);
+let frame = 0;
 
 function followed() {
   const { playing, position, duration, version } = player;
@@ -311,7 +312,8 @@ function followed() {
     const radio = document.querySelector(`[name=version][value=${name}]`);
     /** @type {HTMLInputElement} */ (radio).checked = name === version;
   }
-  if (playing) requestAnimationFrame(followed);
+  cancelAnimationFrame(frame);
+  if (playing) frame = requestAnimationFrame(followed);
 }
 
 /** Colours from silence to loud, as RGB. */
@@ -420,7 +422,7 @@ function listen() {
     $('file').value = '';
     if (file) take(file);
   });
-  $('record').addEventListener('click', () => record().catch(fail));
+  $('record').addEventListener('click', () => record().catch((error) => fail(error)));
   $('cancel').addEventListener('click', () => {
     turns++;
     cancel();

@@ -6,8 +6,10 @@
 
 import { readWav } from './wav.js';
 
-export const MAX_SECONDS = 1800;
+export const MAX_SAMPLES = 2 ** 26; // of all channels, that a page has the memory for
 export const USUAL_RATE = 48_000; // of files whose rate is not known
+
+export const TOO_LONG = 'too long for a page; the command vpcodec takes any length';
 
 /** @typedef {{channels: Float32Array[], rate: number}} Sound */
 
@@ -21,10 +23,7 @@ export const USUAL_RATE = 48_000; // of files whose rate is not known
 export async function readSound(bytes) {
   const wav = readWav(bytes);
   const sound = wav ?? (await decoded(bytes));
-  const seconds = sound.channels[0].length / sound.rate;
-  if (seconds > MAX_SECONDS) {
-    throw new Error(`longer than ${MAX_SECONDS / 60} minutes; vpcodec encode takes any length`);
-  }
+  if (sound.channels[0].length * sound.channels.length > MAX_SAMPLES) throw new Error(TOO_LONG);
   return sound;
 }
 
@@ -98,7 +97,7 @@ export class Recording {
     let size = 0;
     const node = new AudioWorkletNode(context, 'recorder', { numberOfOutputs: 0 });
     node.port.onmessage = ({ data }) => {
-      if (size > MAX_SECONDS * context.sampleRate - data.length) return;
+      if (size + data.length > MAX_SAMPLES) return;
       this.parts.push(data);
       size += data.length;
       told(size / context.sampleRate);

@@ -12,24 +12,27 @@ const SHELL = [
 /** @type {any} */
 const worker = self;
 
-/** @param {string[]} addresses */
+/** Keeps what is not kept yet. @param {string[]} addresses */
 async function keep(addresses) {
   const cache = await caches.open(CACHE);
-  await cache.addAll(addresses);
+  const kept = await Promise.all(addresses.map((address) => cache.match(address)));
+  await cache.addAll(addresses.filter((_, i) => !kept[i]));
 }
 
-/** From the network, or else what was kept. @param {Request} request */
-async function answer(request) {
+/** From the network, and kept anew; or else what was kept. @param {any} event */
+async function answer(event) {
+  const { request } = event;
   const cache = await caches.open(CACHE);
+  let response;
   try {
-    const response = await fetch(request);
-    if (response.ok) await cache.put(request, response.clone());
-    return response;
+    response = await fetch(request);
   } catch (error) {
     const kept = await cache.match(request, { ignoreSearch: true });
     if (kept) return kept;
     throw error;
   }
+  if (response.status === 200) event.waitUntil(cache.put(request, response.clone()));
+  return response;
 }
 
 worker.addEventListener('install', (/** @type {any} */ event) => {
@@ -48,6 +51,6 @@ worker.addEventListener('message', (/** @type {any} */ event) => {
 worker.addEventListener('fetch', (/** @type {any} */ event) => {
   const { method, url } = event.request;
   if (method === 'GET' && new URL(url).origin === location.origin) {
-    event.respondWith(answer(event.request));
+    event.respondWith(answer(event));
   }
 });

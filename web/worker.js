@@ -4,8 +4,9 @@ import { openCodec } from './codec.js';
 import { hex } from './entropy.js';
 import { loadModel } from './model.js';
 import { resample } from './resample.js';
+import { MAX_SAMPLES, TOO_LONG } from './sound.js';
 import { ROWS, levels, shades } from './spectrogram.js';
-import { TokenFileError, readHeader } from './tokenfile.js';
+import { TokenFileError, verify } from './tokenfile.js';
 import * as ort from './vendor/ort.wasm.min.mjs';
 
 ort.env.wasm.numThreads = 1; // a step is too little work for more
@@ -145,7 +146,11 @@ const methods = {
 
   /** A token file, with whichever of the models has its token space. */
   async decodeFile({ file, models }, tell) {
-    const { header } = readHeader(file);
+    const { header } = verify(file);
+    if (header.kind === 'audio') {
+      const length = Math.max(header.nSamples ?? 0, header.modelSamples ?? 0);
+      if (length * header.channels > MAX_SAMPLES) throw new TokenFileError(TOO_LONG);
+    }
     const identity = hex(header.identity);
     const order = models.toSorted((/** @type {string} */ a) => (a === header.model ? -1 : 0));
     for (const name of order) {
