@@ -6,7 +6,6 @@
 // MODEL_FOLDER is that of a native audio model, such as checkpoints/speech-3k. IN.f32 and OUT.f32 hold
 // float32 samples at the model's rate, mono; `ffmpeg -i IN -ac 1 -ar 16000 -f f32le IN.f32` makes them.
 // The graphs are steps: each input `past.X` takes the output `next.X` of the step before.
-// --8<-- [start:code]
 import { readFileSync, writeFileSync } from 'node:fs';
 import * as ort from 'onnxruntime-web'; // or 'onnxruntime-node'
 
@@ -39,4 +38,3 @@ const extended = BigInt64Array.from([...tokens, ...Array(delay).fill(tokens.at(-
 const decoded = (await run('decoder', 'int64', extended, 100)).slice(delay * hop).slice(0, samples.length);
 writeFileSync(target, Float32Array.from(decoded));
 console.log(`${target}: ${tokens.length} tokens, ${decoded.length} samples`);
-// --8<-- [end:code]

@@ -15,7 +15,7 @@ import pytest
 from javascript import TESTS, compare_mutated_files, compare_mutated_packets, node, tool
 from paths import ROOT, SHARED
 
-from vpcodec import Codec, read_tokens
+from vpcodec import Codec, __version__, read_tokens
 from vpcodec.hub import bundled_folders
 from vpcodec.media.audio import load, resample, save
 from vpcodec.tokenfile import AudioHeader, write_tokens
@@ -209,6 +209,10 @@ def test_the_runtime_is_the_one_that_its_hashes_name():
     for digest, name in sums:
         assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest
     assert sum(path.stat().st_size for path in vendor.iterdir()) < 15e6
+
+
+def test_the_npm_package_has_the_version_of_the_python_package():
+    assert json.loads((ROOT / "web" / "package.json").read_text())["version"] == __version__
 
 
 def test_the_page_offers_the_models_that_ship():

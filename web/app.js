@@ -129,6 +129,7 @@ function again(kind) {
 function begin(stage) {
   $('problem').hidden = true;
   $('work').hidden = false;
+  $('work').scrollIntoView({ block: 'nearest' });
   showStage(stage, null);
 }
 
@@ -171,9 +172,12 @@ function show(of, result) {
   else showImage(of, result, stem);
 
   const units = sound ? header.nSamples / header.originalRate : header.nSamples;
-  const rate = (/** @type {number} */ bytes) =>
-    !units ? '' : sound ? perSecond((8 * bytes) / units) : `${((8 * bytes) / units).toPrecision(3)} bits per pixel`;
-  const extent = sound ? duration(units) : `${header.width} × ${header.height} pixels`;
+  const rate = (/** @type {number} */ bytes) => {
+    if (!units) return '';
+    const bits = (8 * bytes) / units;
+    return sound ? perSecond(bits) : `${bits.toPrecision(3)} bits per pixel`;
+  };
+  const extent = sound ? duration(units) : `${header.width} × ${header.height}`;
   const figures = [['Tokens', size(file.length), rate(file.length)]];
   if (of.size) figures.unshift(['Original', size(of.size), rate(of.size)]);
   figures.push([sound ? 'Length' : 'Size', extent, sound ? places(header) : parts(header)]);
@@ -222,7 +226,8 @@ function showSound(of, { decoded, rate, pictures }, stem) {
   $('versions').hidden = !pictures.original;
   paint();
   $('seek').max = player.duration;
-  offer($('download-decoded'), new Blob([/** @type {any} */ (writeWav(decoded, rate))], { type: 'audio/wav' }), `${stem}.decoded.wav`);
+  const wav = new Blob([/** @type {any} */ (writeWav(decoded, rate))], { type: 'audio/wav' });
+  offer($('download-decoded'), wav, `${stem}.decoded.wav`);
   $('download-decoded').textContent = 'Download the decoded WAV';
 }
 
@@ -287,7 +292,7 @@ function places({ originalRate, channels }) {
 
 /** @param {any} header */
 function parts({ components }) {
-  return ['grey', 'grey and alpha', 'RGB', 'RGB and alpha'][components - 1];
+  return `pixels, ${['grey', 'grey and alpha', 'RGB', 'RGB and alpha'][components - 1]}`;
 }
 
 function calm() {

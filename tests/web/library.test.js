@@ -25,7 +25,7 @@ const bytesOf = (text) => new Uint8Array(Buffer.from(text, 'hex'));
 
 // ---- token files
 
-test('the vectors of the format are read as they are described, and written to the same bytes', async () => {
+test('the vectors of the format are read, and written to the same bytes', async () => {
   const names = {
     block_frames: 'blockFrames',
     codebook_size: 'codebookSize',
@@ -94,7 +94,9 @@ test('a block that the bits of a larger file fill is read and written', () => {
     originalRate: 16000, nSamples: nFrames * 96, hopLength: 96, codebookSize: 250_047,
     blockFrames: nFrames,
   });
-  const tokens = [0, 1].map((c) => Uint32Array.from({ length: nFrames }, (_, i) => (i * 7919 + c) % 250_047));
+  const tokens = [0, 1].map((c) =>
+    Uint32Array.from({ length: nFrames }, (_, i) => (i * 7919 + c) % 250_047),
+  );
   assert.deepEqual(readTokens(writeTokens(header, tokens)).tokens, tokens);
 });
 
@@ -111,7 +113,7 @@ test('entropy-coded files need the tables of their model', async () => {
   const bytes = await resource('golden/speech-3k-1.tok');
   assert.throws(() => readTokens(bytes), NoCoderError);
   const { coder } = await bundled('speech-1k');
-  assert.throws(() => readTokens(bytes, { coder }), /other entropy tables \(492a; the model has 2f9d\)/);
+  assert.throws(() => readTokens(bytes, { coder }), /other .* \(492a; the model has 2f9d\)/);
 });
 
 // ---- entropy coding
@@ -123,8 +125,9 @@ test('the payloads of the entropy coder never change', async () => {
     const channels = tokens[0].length;
     assert.equal(Buffer.from(coder.pack(flat, channels)).toString('hex'), payload);
     assert.deepEqual(coder.unpack(bytesOf(payload), tokens.length, channels), flat);
-    assert.throws(() => coder.unpack(bytesOf(payload).subarray(0, -2), tokens.length, channels), EntropyError);
-    assert.throws(() => coder.unpack(bytesOf(payload + '0000'), tokens.length, channels), EntropyError);
+    for (const other of [payload.slice(0, -4), `${payload}0000`]) {
+      assert.throws(() => coder.unpack(bytesOf(other), tokens.length, channels), EntropyError);
+    }
   }
 });
 
@@ -209,7 +212,8 @@ test('a file of another model is refused by name', async () => {
   const codec = await codecOf('speech-3k');
   const other = await resource('golden/speech-1k-1.tok');
   await assert.rejects(codec.decodeFile(other), /made by the model 'speech-1k', whose tokens/);
-  const { header, tokens } = readTokens(await resource('golden/speech-3k-3.tok'), { coder: codec.model.coder });
+  const own = await resource('golden/speech-3k-3.tok');
+  const { header, tokens } = readTokens(own, { coder: codec.model.coder });
   const strange = writeTokens(makeHeader({ ...header, identity: new Uint8Array(16) }), tokens);
   await assert.rejects(codec.decodeFile(strange), /made by other weights .* token space 00000000/);
 });
@@ -217,14 +221,16 @@ test('a file of another model is refused by name', async () => {
 // ---- sound
 
 test('resampling keeps tones below the lower rate and removes those above', () => {
-  const tone = (hz, rate, n) => Float32Array.from({ length: n }, (_, i) => Math.sin((2 * Math.PI * hz * i) / rate));
+  const tone = (hz, rate, n) =>
+    Float32Array.from({ length: n }, (_, i) => Math.sin((2 * Math.PI * hz * i) / rate));
   const error = (a, b) => Math.max(...a.slice(400, -400).map((x, i) => Math.abs(x - b[i + 400])));
-  for (const [from, to] of [[48_000, 16_000], [44_100, 16_000], [16_000, 44_100], [22_050, 16_000], [8_000, 16_000]]) {
+  for (const pair of ['48000 16000', '44100 16000', '16000 44100', '22050 16000', '8000 16000']) {
+    const [from, to] = pair.split(' ').map(Number);
     for (const hz of [100, 1000, 3400]) {
       const n = from / 5;
       const found = resample(tone(hz, from, n), from, to);
       assert.equal(found.length, Math.ceil((n * to) / from));
-      assert.ok(error(found, tone(hz, to, found.length)) < 1e-4, `${from} to ${to}, ${hz} Hz`);
+      assert.ok(error(found, tone(hz, to, found.length)) < 1e-4, `${pair}, ${hz} Hz`);
     }
   }
   const high = resample(tone(9_000, 48_000, 9_600), 48_000, 16_000);
@@ -232,7 +238,9 @@ test('resampling keeps tones below the lower rate and removes those above', () =
 });
 
 test('WAV files are read and written exactly', () => {
-  const channels = [0, 1].map((c) => Float32Array.from({ length: 100 }, (_, i) => ((i * 321 + c) % 65536) / 32768 - 1));
+  const channels = [0, 1].map((c) =>
+    Float32Array.from({ length: 100 }, (_, i) => ((i * 321 + c) % 65536) / 32768 - 1),
+  );
   assert.deepEqual(readWav(writeWav(channels, 44_100)), { channels, rate: 44_100 });
   assert.equal(readWav(writeWav(channels, 44_100).subarray(0, 200)), null);
   assert.equal(readWav(new Uint8Array(50)), null);
