@@ -28,6 +28,7 @@ const FIXED_BYTES = 55; // of the header, up to the model name
 const BLOCK_BYTES = 10;
 const TRAILER_BYTES = 20; // before the index
 const TAIL_BYTES = 8; // after it
+const PRINTABLE = /^(?:[^\p{C}\p{Z}]| )*$/u;
 const UNKNOWN = 2n ** 64n - 1n; // samples in the header of a piped file
 const STRIDE = 0x9e3779b1;
 const UNSTRIDE = 0x0e8b2f51;
@@ -98,8 +99,8 @@ export class NoCoderError extends TokenFileError {
 export function makeHeader(fields) {
   const shared = { blockFrames: 512, ...fields };
   const { model, identity, channels, blockFrames } = shared;
-  if (typeof model !== 'string' || !/^(?:[^\p{C}\p{Z}]| )*$/u.test(model)) {
-    throw new TokenFileError(`model name ${quoted(model)} is not printable text`);
+  if (typeof model !== 'string' || !PRINTABLE.test(model)) {
+    throw new TokenFileError(`model name ${quoted(String(model))} is not printable text`);
   }
   const nameBytes = new TextEncoder().encode(model).length;
   if (nameBytes < 1 || nameBytes > MAX_MODEL_BYTES) {
@@ -187,9 +188,23 @@ function checkBounds(name, value, low, high) {
   }
 }
 
-/** @param {unknown} text */
+/**
+ * Text between quotes, with what cannot be printed escaped, as Python writes it.
+ *
+ * @param {string} text
+ */
 function quoted(text) {
-  return `'${String(text)}'`;
+  const short = /** @type {Record<string, string>} */ ({ '\n': '\\n', '\r': '\\r', '\t': '\\t' });
+  const mark = text.includes("'") && !text.includes('"') ? '"' : "'";
+  const escaped = Array.from(text, (char) => {
+    if (char === mark || char === '\\') return `\\${char}`;
+    if (short[char]) return short[char];
+    if (PRINTABLE.test(char)) return char;
+    const code = /** @type {number} */ (char.codePointAt(0));
+    const [letter, digits] = code < 2 ** 8 ? ['x', 2] : code < 2 ** 16 ? ['u', 4] : ['U', 8];
+    return `\\${letter}${code.toString(16).padStart(Number(digits), '0')}`;
+  });
+  return mark + escaped.join('') + mark;
 }
 
 /**

@@ -106,6 +106,7 @@ test('tokens that do not fit are refused, and so is more than the reader may tak
   assert.throws(() => writeTokens(header, [tokens[0].subarray(1)]), /not 1 x 10/);
   assert.throws(() => writeTokens(header, [tokens[0].with(0, 117_649)]), /token 117649 is not in/);
   assert.throws(() => makeHeader({ ...header, channels: 0 }), /channels 0 is not/);
+  assert.throws(() => makeHeader({ ...header, model: 'a\n' }), /^TokenFileError: model name 'a\\n' /);
   assert.throws(() => readTokens(bytes, { maxTokens: 9 }), /block 2: more than 9 tokens/);
 });
 
