@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from javascript import TESTS, compare_mutated_files, compare_mutated_packets, node, tool
-from paths import ROOT, SHARED
+from paths import RESOURCES, ROOT, SHARED
+from sounds import sound
 
 from vpcodec import Codec, __version__, read_tokens
 from vpcodec.hub import bundled_folders
@@ -28,7 +29,8 @@ MUTATED_FILES, MUTATED_PACKETS = 400, 2_000  # benchmarks/web.py does more of th
 
 @pytest.fixture(scope="module", autouse=True)
 def there_is_node() -> None:
-    if shutil.which("node") is None:
+    found = shutil.which("node") and node("--version")
+    if not found or int(found[1:].split(".")[0]) < 20:
         pytest.skip("needs Node 20 or later, from nodejs.org or a package manager")
 
 
@@ -143,6 +145,21 @@ def test_other_rates_are_restored(tmp_path, speech_wav):
     (heard, heard_rate), (same, _) = load(tmp_path / "a.wav"), load(tmp_path / "python.wav")
     assert heard.shape == (1, n_samples) and heard_rate == rate
     assert 10 * np.log10((same**2).sum() / ((heard - same) ** 2).sum()) > 40
+
+
+def test_compressed_files_say_their_rate(tmp_path):
+    kinds = [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
+    cases = {
+        (format, coding, rate): tmp_path / f"{coding}-{rate}"
+        for format, coding in kinds
+        for rate in (16_000, 44_100, 48_000)
+        if coding != "OPUS" or rate != 44_100
+    }
+    for (format, coding, rate), path in cases.items():
+        path.write_bytes(sound(format, rate=rate, subtype=coding))
+    found = json.loads(tool("rates", *cases.values(), RESOURCES / "golden" / "golden.json"))
+    expected = [48_000 if coding == "OPUS" else rate for _, coding, rate in cases]
+    assert found == [*expected, None]
 
 
 def test_images_become_the_files_that_python_makes(tmp_path, picture):

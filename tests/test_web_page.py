@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from browser import Browser, find_browser
 from helpers import ENOUGH, MODULE, flipped, refuse, run
-from paths import RESOURCES, ROOT, SPEECH
+from paths import RESOURCES, ROOT
+from sounds import sound
 
 from vpcodec import Codec, read_tokens
 from vpcodec.cli.web import HOST, Server, site
@@ -152,20 +153,11 @@ def test_another_model_encodes_it_again(page, clip, tmp_path):
     assert np.array_equal(tokens, Codec.from_pretrained("speech-1k", threads=1).encode(*load(clip)))
 
 
-@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
-def test_compressed_recordings_keep_their_rate_and_length(page, format, tmp_path):
-    samples, _ = load(SPEECH)
-    rate = 24_000
-    stereo = np.concatenate([samples, -samples])[:, : 2 * rate]
-    sound = tmp_path / f"a.{format.lower()}"
-    import soundfile
-
-    soundfile.write(sound, stereo.T, rate, format=format)
-    drop(page, sound.name, sound.read_bytes())
+def test_a_compressed_recording_keeps_its_rate_length_and_channels(page, tmp_path):
+    drop(page, "a.flac", sound("FLAC", 36_000, channels=2, rate=24_000))
     finish(page)
     _, header = read_tokens(download(page, "#download-tok", tmp_path))
-    assert (header.channels, header.original_rate) == (2, rate)
-    assert header.n_samples == pytest.approx(2 * rate, abs=0 if format == "FLAC" else 3_000)
+    assert (header.channels, header.original_rate, header.n_samples) == (2, 24_000, 36_000)
 
 
 def test_a_picture_is_encoded_and_compared(page, picture, tmp_path):
@@ -188,7 +180,7 @@ def test_a_picture_is_encoded_and_compared(page, picture, tmp_path):
     assert float(page.evaluate(shown).rstrip("%")) > before
 
 
-@pytest.mark.parametrize("name", ["speech-3k-1", "speech-1k-2", "image-fsp-1"])
+@pytest.mark.parametrize("name", ["speech-3k-1", "image-fsp-1"])
 def test_token_files_of_any_age_are_heard_or_seen(page, name, tmp_path):
     file = RESOURCES / "golden" / f"{name}.tok"
     drop(page, file.name, file.read_bytes())

@@ -8,7 +8,7 @@
  */
 
 const MAGIC = [0x89, 0x54, 0x4f, 0x4b, 0x0d, 0x0a, 0x1a, 0x0a];
-export const VERSION = 1;
+const VERSION = 1;
 const KINDS = { 1: 'audio', 2: 'image' };
 const RAW = 0;
 const ENTROPY = 1;
@@ -22,7 +22,7 @@ const MAX_PIXELS = 2 ** 32;
 const MAX_BLOCKS = 2 ** 20;
 const MAX_BLOCK_TOKENS = 2 ** 17;
 const MAX_INDEX_BYTES = 3 * MAX_BLOCKS;
-export const MAX_TOKENS = 2 ** 24; // of all channels, that `readTokens` takes into memory
+const MAX_TOKENS = 2 ** 24; // of all channels, that `readTokens` takes into memory
 
 const FIXED_BYTES = 55; // of the header, up to the model name
 const BLOCK_BYTES = 10;
@@ -660,7 +660,7 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
  * @param {Uint8Array} bytes
  * @param {number} [before] of the bytes before them
  */
-export function crc32(bytes, before = 0) {
+function crc32(bytes, before = 0) {
   let crc = ~before;
   for (let i = 0; i < bytes.length; i++) crc = CRC_TABLE[(crc ^ bytes[i]) & 255] ^ (crc >>> 8);
   return ~crc >>> 0;

@@ -103,11 +103,6 @@ function shown({ data, width, height, components }) {
 
 /** @type {Record<string, (args: any, tell: Tell) => Promise<any>>} */
 const methods = {
-  /** Loads a model before it is needed. */
-  async prepare({ model }, tell) {
-    await codecOf(model, tell);
-  },
-
   async encodeSound({ model, channels, rate }, tell) {
     const codec = await codecOf(model, tell);
     tell('Starting the runtime', null);

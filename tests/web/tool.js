@@ -6,6 +6,7 @@
  *     packets FILE        the same for packets; the first is the format, as JSON
  *     write FILE OUT      a token file from JSON: fields of the header, tokens, and whether the
  *                         coder of the model is used
+ *     rates FILE...       the sample rates that sound files state
  *     encode MODEL (IN.wav OUT.tok)...
  *     decode MODEL (IN.tok OUT.wav)...
  *     encode-image MODEL (IN.raw HEIGHT WIDTH COMPONENTS OUT.tok)...
@@ -16,6 +17,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 
 import { PacketFormat, makeHeader, readTokens, writeTokens } from '../../web/index.js';
+import { rateOf } from '../../web/sound.js';
 import { readWav, writeWav } from '../../web/wav.js';
 import { bundled, codecOf, coderFor } from './support.js';
 
@@ -79,6 +81,10 @@ const commands = {
     const header = makeHeader({ ...fields, identity: Uint8Array.from(fields.identity) });
     const options = coder ? { coder: (await bundled(fields.model)).coder } : {};
     writeFileSync(target, writeTokens(header, tokens, options));
+  },
+
+  rates(...paths) {
+    return paths.map((path) => rateOf(read(path)));
   },
 
   async encode(model, ...pairs) {
