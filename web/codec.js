@@ -9,6 +9,7 @@
  */
 
 import { hex } from './entropy.js';
+import { knows } from './model.js';
 import { resample } from './resample.js';
 import {
   TokenFileError,
@@ -92,7 +93,7 @@ class Codec {
       );
     }
     const identity = hex(header.identity);
-    if (!model.identities.has(identity)) {
+    if (!knows(model, identity)) {
       throw new TokenFileError(
         `made by other weights (model '${header.model}', token space ${identity.slice(0, 8)}; ` +
           `this is '${model.name}', ${hex(model.space).slice(0, 8)})`,

@@ -81,10 +81,25 @@ export async function loadModel(folder, { progress } = {}) {
     hopLength: hopLength(config),
     codebookSize,
     space: bytesOf(config.space),
-    identities: new Set([config.space, config.fingerprint, ...(config.earlier ?? [])]),
+    identities: identitiesOf(config),
     coder,
     files: /** @type {Model['files']} */ (Object.fromEntries(files)),
   };
+}
+
+/**
+ * Whether a model decodes token files with an identity, or the beginning of one.
+ *
+ * @param {Pick<Model, 'identities'>} model
+ * @param {string} identity in hexadecimal
+ */
+export function knows({ identities }, identity) {
+  return [...identities].some((other) => other.startsWith(identity));
+}
+
+/** All identities of a model. @param {Record<string, any>} config the fields of config.json */
+export function identitiesOf({ space, fingerprint, earlier = [] }) {
+  return new Set([space, fingerprint, ...earlier].filter(Boolean));
 }
 
 /** @param {Uint8Array} bytes @returns {Record<string, any>} */

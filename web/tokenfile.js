@@ -1,5 +1,6 @@
 /**
- * The `.tok` container, format version 1: reading, writing and checking whole files.
+ * The `.tok` container: reading, writing and checking whole files. Files of versions 1 and 2 are
+ * read, those of version 2 are written.
  *
  * docs/token-format.md describes every byte. A file is refused for the same reasons, in the same
  * words, as by the Python package; damaged files are not recovered here.
@@ -8,7 +9,10 @@
  */
 
 const MAGIC = [0x89, 0x54, 0x4f, 0x4b, 0x0d, 0x0a, 0x1a, 0x0a];
-const VERSION = 1;
+const VERSION = 2;
+const ONE_BLOCK = 1; // forms of a file of version 2
+const BLOCKS = 2;
+const IDENTITY_BYTES = 8; // in files of version 2; version 1 has all 16
 const KINDS = { 1: 'audio', 2: 'image' };
 const RAW = 0;
 const ENTROPY = 1;
@@ -24,7 +28,8 @@ const MAX_BLOCK_TOKENS = 2 ** 17;
 const MAX_INDEX_BYTES = 3 * MAX_BLOCKS;
 const MAX_TOKENS = 2 ** 24; // of all channels, that `readTokens` takes into memory
 
-const FIXED_BYTES = 55; // of the header, up to the model name
+const FIXED_BYTES = 55; // of the header of version 1, up to the model name
+const MAX_VARINT_BYTES = 8;
 const BLOCK_BYTES = 10;
 const TRAILER_BYTES = 20; // before the index
 const TAIL_BYTES = 8; // after it
@@ -32,6 +37,21 @@ const PRINTABLE = /^(?:[^\p{C}\p{Z}]| )*$/u;
 const UNKNOWN = 2n ** 64n - 1n; // samples in the header of a piped file
 const STRIDE = 0x9e3779b1;
 const UNSTRIDE = 0x0e8b2f51;
+
+/**
+ * Models that a header of version 2 names by a number. Files need these entries as they are, for
+ * ever.
+ *
+ * @type {Record<number, {
+ *   kind: 'audio' | 'image', name: string, hopLength: number, codebookSize: number, rate: number}>}
+ */
+const NUMBERED = {
+  16: { kind: 'audio', name: 'speech-3k', hopLength: 96, codebookSize: 250_047, rate: 16_000 },
+  17: { kind: 'audio', name: 'speech-vp-16384', hopLength: 96, codebookSize: 16_384, rate: 16_000 },
+  18: { kind: 'audio', name: 'speech-1k', hopLength: 270, codebookSize: 117_649, rate: 16_000 },
+  19: { kind: 'image', name: 'image-fsp', hopLength: 8, codebookSize: 15_360, rate: 0 },
+};
+const REVISION = /^@([2-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$/;
 
 /** Damage in a token file, or misuse of the format; one line, without the name of the file. */
 export class TokenFileError extends Error {
@@ -48,7 +68,8 @@ export class NoCoderError extends TokenFileError {
  *
  * @typedef {object} SharedFields
  * @property {string} model name, 1 to 64 bytes of printable UTF-8
- * @property {Uint8Array} identity 16 bytes: the token space, or in early files the model
+ * @property {Uint8Array} identity the first 8 or all 16 bytes of what identifies the token space, or
+ *   in early files the model
  * @property {number} channels 1 to 255
  * @property {number} hopLength samples of a frame, or pixels along its side
  * @property {number} codebookSize 2 to 2^32
@@ -106,8 +127,8 @@ export function makeHeader(fields) {
   if (nameBytes < 1 || nameBytes > MAX_MODEL_BYTES) {
     throw new TokenFileError(`model name ${quoted(model)} is not 1 to ${MAX_MODEL_BYTES} bytes`);
   }
-  if (!(identity instanceof Uint8Array) || identity.length !== 16) {
-    throw new TokenFileError('the identity is not 16 bytes');
+  if (!(identity instanceof Uint8Array) || ![IDENTITY_BYTES, 16].includes(identity.length)) {
+    throw new TokenFileError(`the identity is not ${IDENTITY_BYTES} or 16 bytes`);
   }
   const audio = shared.kind === 'audio';
   if (audio) {
@@ -208,55 +229,19 @@ function quoted(text) {
 }
 
 /**
- * How each version lays out its header. A file says which version a reader must at least know.
+ * What a file begins with.
  *
- * @type {Record<number, {
- *   size: (bytes: Uint8Array) => number,
- *   parse: (bytes: Uint8Array) => TokenHeader}>}
+ * @typedef {object} Beginning
+ * @property {TokenHeader} header
+ * @property {number} size of the header, or of the whole file if it has one block
+ * @property {{coding: number, payload: Uint8Array} | null} only the block, if it has one
  */
-const LAYOUTS = {
-  1: {
-    size(bytes) {
-      const nameBytes = bytes[FIXED_BYTES - 1];
-      if (nameBytes > MAX_MODEL_BYTES) {
-        throw new TokenFileError(`the model name has more than ${MAX_MODEL_BYTES} bytes`);
-      }
-      return FIXED_BYTES + nameBytes + 4;
-    },
-    parse(bytes) {
-      const view = viewOf(bytes);
-      const end = bytes.length - 4;
-      if (crc32(bytes.subarray(0, end)) !== view.getUint32(end, true)) {
-        throw new TokenFileError('the header is damaged');
-      }
-      const kind = KINDS[/** @type {1 | 2} */ (bytes[10])];
-      if (!kind) throw new TokenFileError(`kind ${bytes[10]} is neither audio (1) nor an image (2)`);
-      const total = getUint64(view, 20);
-      const own = [view.getUint32(12, true), view.getUint32(16, true)];
-      own.push(/** @type {any} */ (total === UNKNOWN ? null : total));
-      const fields =
-        kind === 'audio'
-          ? { sampleRate: own[0], originalRate: own[1], nSamples: own[2] }
-          : { width: own[0], height: own[1], components: own[2] };
-      return makeHeader(/** @type {any} */ ({
-        kind,
-        model: decodeName(bytes.subarray(FIXED_BYTES, end)),
-        identity: bytes.slice(38, 54),
-        channels: bytes[11],
-        hopLength: view.getUint32(28, true),
-        codebookSize: view.getUint32(32, true) + 1,
-        blockFrames: view.getUint16(36, true),
-        ...fields,
-      }));
-    },
-  },
-};
 
 /**
- * The header of a token file, and where its first block begins.
+ * The header of a token file; in files of one block also that block.
  *
- * @param {Uint8Array} bytes the file, or its beginning
- * @returns {{header: TokenHeader, size: number}}
+ * @param {Uint8Array} bytes the whole file
+ * @returns {Beginning}
  * @throws {TokenFileError} not a token file, or its header is damaged
  */
 export function readHeader(bytes) {
@@ -269,39 +254,217 @@ export function readHeader(bytes) {
       `not a token file${changed ? '; it was changed by a text-mode transfer' : ''}`,
     );
   }
-  if (bytes.length < FIXED_BYTES) throw new TokenFileError('the file ends inside its header');
-  const minimum = bytes[9];
-  if (minimum > VERSION) {
-    throw new TokenFileError(`format version ${minimum} is newer than ${VERSION}`);
+  if (bytes.length < MAGIC.length + 2) throw ends();
+  const [form, version] = bytes.subarray(MAGIC.length);
+  if (version > VERSION) {
+    throw new TokenFileError(`format version ${version} is newer than ${VERSION}`);
   }
-  const layout = LAYOUTS[Math.max(1, minimum)];
-  const size = layout.size(bytes);
-  if (bytes.length < size) throw new TokenFileError('the file ends inside its header');
-  return { header: layout.parse(bytes.subarray(0, size)), size };
+  if (version < 2) return readHeader1(bytes);
+  if (form !== ONE_BLOCK && form !== BLOCKS) {
+    throw new TokenFileError(`form ${form} is neither one block nor several`);
+  }
+  const fields = new Fields(bytes, MAGIC.length + 2);
+  const values = parseFields(fields);
+  return form === ONE_BLOCK ? readOneBlock(fields, values) : readRest(fields, values);
 }
 
-/** @param {TokenHeader} header @returns {Uint8Array} */
-function packHeader(header) {
-  const name = new TextEncoder().encode(header.model);
-  const bytes = new Uint8Array(FIXED_BYTES + name.length + 4);
+/** @param {Uint8Array} bytes @returns {Beginning} */
+function readHeader1(bytes) {
+  if (bytes.length < FIXED_BYTES) throw ends();
+  const nameBytes = bytes[FIXED_BYTES - 1];
+  if (nameBytes > MAX_MODEL_BYTES) throw longName();
+  const end = FIXED_BYTES + nameBytes;
+  if (bytes.length < end + 4) throw ends();
   const view = viewOf(bytes);
-  bytes.set(MAGIC);
-  const audio = header.kind === 'audio';
-  bytes.set([VERSION, VERSION, audio ? 1 : 2, header.channels], 8);
-  const own = audio
-    ? [header.sampleRate, header.originalRate, header.nSamples]
-    : [header.width, header.height, header.components];
-  view.setUint32(12, /** @type {number} */ (own[0]), true);
-  view.setUint32(16, /** @type {number} */ (own[1]), true);
-  view.setBigUint64(20, own[2] === null ? UNKNOWN : BigInt(own[2]), true);
-  view.setUint32(28, header.hopLength, true);
-  view.setUint32(32, header.codebookSize - 1, true);
-  view.setUint16(36, header.blockFrames, true);
-  bytes.set(header.identity, 38);
-  bytes[54] = name.length;
-  bytes.set(name, FIXED_BYTES);
-  const end = bytes.length - 4;
-  view.setUint32(end, crc32(bytes.subarray(0, end)), true);
+  if (crc32(bytes.subarray(0, end)) !== view.getUint32(end, true)) {
+    throw new TokenFileError('the header is damaged');
+  }
+  const kind = KINDS[/** @type {1 | 2} */ (bytes[10])];
+  if (!kind) throw unknownKind(bytes[10]);
+  const total = view.getBigUint64(20, true);
+  const own = [view.getUint32(12, true), view.getUint32(16, true)];
+  own.push(/** @type {any} */ (total === UNKNOWN ? null : toNumber(total)));
+  const header = makeHeader(/** @type {any} */ ({
+    kind,
+    model: decodeName(bytes.subarray(FIXED_BYTES, end)),
+    identity: bytes.slice(38, 54),
+    channels: bytes[11],
+    hopLength: view.getUint32(28, true),
+    codebookSize: view.getUint32(32, true) + 1,
+    blockFrames: view.getUint16(36, true),
+    ...(kind === 'audio'
+      ? { sampleRate: own[0], originalRate: own[1], nSamples: own[2] }
+      : { width: own[0], height: own[1], components: own[2] }),
+  }));
+  return { header, size: end + 4, only: null };
+}
+
+/** Reads the fields of a header of version 2 one after the other. */
+class Fields {
+  /** @param {Uint8Array} bytes @param {number} first */
+  constructor(bytes, first) {
+    this.bytes = bytes;
+    this.size = first;
+  }
+
+  /** @param {number} n */
+  take(n) {
+    if (this.bytes.length < this.size + n) throw ends();
+    this.size += n;
+    return this.bytes.slice(this.size - n, this.size);
+  }
+
+  byte() {
+    return this.take(1)[0];
+  }
+
+  /** A number in LEB128. @returns {any} a bigint where a number would not be exact */
+  varint() {
+    let value = 0n;
+    for (let shift = 0n; shift < 7 * MAX_VARINT_BYTES; shift += 7n) {
+      const byte = this.byte();
+      value |= BigInt(byte & 127) << shift;
+      if (byte < 128) return toNumber(value);
+    }
+    throw new TokenFileError('a number in the header is too long');
+  }
+
+  /** Whether the CRC-32 that follows is that of all bytes before it. */
+  hasChecksum() {
+    const crc = crc32(this.bytes.subarray(0, this.size));
+    return viewOf(this.take(4)).getUint32(0, true) === crc;
+  }
+}
+
+/** The fields that both forms of version 2 begin with. @param {Fields} fields @returns {any} */
+function parseFields(fields) {
+  const code = fields.byte();
+  let kind = KINDS[/** @type {1 | 2} */ (code)];
+  /** @type {any} */
+  let own;
+  if (NUMBERED[code]) {
+    const { name, rate, ...others } = NUMBERED[code];
+    const revision = fields.byte();
+    if (!revision) throw new TokenFileError('the header is damaged');
+    own = { ...others, rate, model: revision === 1 ? name : `${name}@${revision}` };
+    ({ kind } = others);
+  } else if (kind) {
+    const size = fields.byte();
+    if (size > MAX_MODEL_BYTES) throw longName();
+    const model = decodeName(fields.take(size));
+    const hopLength = fields.varint();
+    const top = fields.varint();
+    const codebookSize = typeof top === 'bigint' ? top + 1n : top + 1;
+    own = { model, hopLength, codebookSize, rate: kind === 'audio' ? fields.varint() : 0 };
+  } else {
+    throw unknownKind(code);
+  }
+  const { rate, ...shared } = own;
+  shared.kind = kind;
+  shared.identity = fields.take(IDENTITY_BYTES);
+  if (kind === 'audio') {
+    const channels = fields.varint();
+    const originalRate = fields.varint() || rate;
+    const total = fields.varint();
+    const nSamples = !total ? null : typeof total === 'bigint' ? total - 1n : total - 1;
+    return { ...shared, sampleRate: rate, channels, originalRate, nSamples };
+  }
+  const components = fields.varint();
+  const width = fields.varint();
+  const height = fields.varint();
+  return { ...shared, components, width, height, channels: 2 - (Number(components) % 2) };
+}
+
+/** @param {Fields} fields @param {any} values @returns {Beginning} */
+function readRest(fields, values) {
+  const blockFrames = fields.varint();
+  if (!fields.hasChecksum()) throw new TokenFileError('the header is damaged');
+  return { header: makeHeader({ ...values, blockFrames }), size: fields.size, only: null };
+}
+
+/** @param {Fields} fields @param {any} values @returns {Beginning} */
+function readOneBlock(fields, values) {
+  if (values.nSamples === null) {
+    throw new TokenFileError('the header of a file of one block has no length');
+  }
+  const short = makeHeader({ ...values, blockFrames: 1 });
+  const nFrames = /** @type {number} */ (short.nFrames);
+  const header = makeHeader({ ...short, blockFrames: Math.max(1, nFrames) });
+  const coding = fields.byte();
+  const length = fields.varint();
+  checkCoding(coding, length, nFrames, header, 'block 0');
+  if (fields.bytes.length < fields.size + length + 4) {
+    throw new TokenFileError('block 0: the file ends inside it');
+  }
+  const payload = fields.take(length);
+  if (!fields.hasChecksum()) throw new TokenFileError('block 0: the checksum is wrong');
+  return { header, size: fields.size, only: { coding, payload } };
+}
+
+/**
+ * @param {number} coding
+ * @param {number} length of the payload
+ * @param {number} frames
+ * @param {TokenHeader} header
+ * @param {string} place
+ */
+function checkCoding(coding, length, frames, { channels, codebookSize }, place) {
+  if (coding !== RAW && coding !== ENTROPY) {
+    throw new TokenFileError(`${place}: unknown coding id ${coding}`);
+  }
+  if (length > Math.ceil((frames * channels * bitLength(codebookSize - 1)) / 8)) {
+    throw new TokenFileError(`${place}: ${length} bytes are too many for ${frames} frames`);
+  }
+}
+
+function ends() {
+  return new TokenFileError('the file ends inside its header');
+}
+
+function longName() {
+  return new TokenFileError(`the model name has more than ${MAX_MODEL_BYTES} bytes`);
+}
+
+/** @param {number} kind */
+function unknownKind(kind) {
+  return new TokenFileError(
+    `kind ${kind} is neither audio (1) nor an image (2) nor a numbered model`,
+  );
+}
+
+/** A header of version 2, up to what depends on the form. @param {TokenHeader} header */
+function packHeader(header) {
+  const { kind, model, hopLength, codebookSize, nFrames, blockFrames } = header;
+  const rate = header.kind === 'audio' ? header.sampleRate : 0;
+  const name = new TextEncoder().encode(model);
+  const bytes = [...MAGIC, /** @type {number} */ (nFrames) <= blockFrames ? ONE_BLOCK : BLOCKS, 2];
+  const numbered = Object.entries(NUMBERED).find(([, entry]) => {
+    const values = [entry.kind, entry.hopLength, entry.codebookSize, entry.rate];
+    return (
+      String(values) === String([kind, hopLength, codebookSize, rate]) &&
+      model.startsWith(entry.name) &&
+      (model === entry.name || REVISION.test(model.slice(entry.name.length)))
+    );
+  });
+  if (numbered) {
+    const revision = model.slice(numbered[1].name.length + 1) || 1;
+    bytes.push(Number(numbered[0]), Number(revision));
+  } else {
+    bytes.push(kind === 'audio' ? 1 : 2, name.length, ...name);
+    pushLeb128(bytes, hopLength);
+    pushLeb128(bytes, codebookSize - 1);
+    if (rate) pushLeb128(bytes, rate);
+  }
+  bytes.push(...header.identity.subarray(0, IDENTITY_BYTES));
+  const numbers =
+    header.kind === 'audio'
+      ? [
+          header.channels,
+          header.originalRate === rate ? 0 : header.originalRate,
+          /** @type {number} */ (header.nSamples) + 1,
+        ]
+      : [header.components, header.width, header.height];
+  for (const value of numbers) pushLeb128(bytes, value);
   return bytes;
 }
 
@@ -319,11 +482,12 @@ function packHeader(header) {
  * @throws {NoCoderError} entropy coded, and no coder
  */
 export function readTokens(bytes, { coder = null, maxTokens = MAX_TOKENS } = {}) {
-  const { header, size } = readHeader(bytes);
+  const beginning = readHeader(bytes);
+  const { header } = beginning;
   /** @type {Uint32Array[]} */
   const parts = [];
   let total = 0;
-  const read = walk(bytes, header, size, (coding, payload, nFrames) => {
+  const read = walk(bytes, beginning, (coding, payload, nFrames) => {
     total += nFrames * header.channels;
     if (total > maxTokens) throw new TokenFileError(`more than ${maxTokens} tokens`);
     if (coding === ENTROPY && !coder) {
@@ -356,8 +520,9 @@ export function readTokens(bytes, { coder = null, maxTokens = MAX_TOKENS } = {})
  * @throws {TokenFileError} the first damage
  */
 export function verify(bytes) {
-  const { header, size } = readHeader(bytes);
-  return walk(bytes, header, size, (coding, payload, nFrames) => {
+  const beginning = readHeader(bytes);
+  const { header } = beginning;
+  return walk(bytes, beginning, (coding, payload, nFrames) => {
     if (coding === RAW) rawValue(payload, nFrames * header.channels, header.codebookSize);
   });
 }
@@ -366,14 +531,29 @@ export function verify(bytes) {
  * Goes through the blocks and the trailer.
  *
  * @param {Uint8Array} bytes
- * @param {TokenHeader} header
- * @param {number} position of the first block
+ * @param {Beginning} beginning
  * @param {(coding: number, payload: Uint8Array, nFrames: number) => void} visit is told each block
  */
-function walk(bytes, header, position, visit) {
+function walk(bytes, { header, size, only }, visit) {
+  /** @type {(number: number, ...block: [number, Uint8Array, number]) => void} */
+  const visited = (number, ...block) => {
+    try {
+      visit(...block);
+    } catch (error) {
+      if (error instanceof NoCoderError) throw error;
+      const text = error instanceof Error ? error.message : error;
+      throw new TokenFileError(`block ${number}: ${text}`);
+    }
+  };
+  if (only) {
+    const { coding, payload } = only;
+    if (header.nFrames) visited(0, coding, payload, header.nFrames);
+    if (bytes.length > size) throw new TokenFileError('there is data after the end of the file');
+    return { header, blocks: header.nFrames ? 1 : 0, payloadBytes: payload.length };
+  }
   const view = viewOf(bytes);
-  const { channels, blockFrames } = header;
-  const bits = bitLength(header.codebookSize - 1);
+  const { blockFrames } = header;
+  let position = size;
   /** @type {number[]} */
   const index = [];
   let { nFrames } = header;
@@ -389,12 +569,7 @@ function walk(bytes, header, position, visit) {
     const length = word >>> 8;
     if (coding === TRAILER) break;
     const frames = view.getUint16(position + 4, true);
-    if (coding !== RAW && coding !== ENTROPY) {
-      throw new TokenFileError(`${place}: unknown coding id ${coding}`);
-    }
-    if (length > Math.ceil((frames * channels * bits) / 8)) {
-      throw new TokenFileError(`${place}: ${length} bytes are too many for ${frames} frames`);
-    }
+    checkCoding(coding, length, frames, header, place);
     if (frames < 1 || frames > blockFrames) {
       throw new TokenFileError(`${place}: ${frames} frames are not 1 to ${blockFrames}`);
     }
@@ -411,12 +586,7 @@ function walk(bytes, header, position, visit) {
     if (frames > due || (frames < due && nFrames !== null)) {
       throw new TokenFileError(`${place}: ${frames} frames where ${due} are due`);
     }
-    try {
-      visit(coding, payload, frames);
-    } catch (error) {
-      if (error instanceof NoCoderError) throw error;
-      throw new TokenFileError(`${place}: ${error instanceof Error ? error.message : error}`);
-    }
+    visited(number, coding, payload, frames);
     if (frames < blockFrames) nFrames = start + frames;
     pushLeb128(index, end - position);
     payloadBytes += length;
@@ -449,13 +619,13 @@ function readTrailer(bytes, header, index, blocks, nFrames) {
   if (view.getUint32(tail, true) !== word || view.getUint32(size - 4, true) !== crc) {
     throw new TokenFileError('the trailer is damaged');
   }
-  const nSamples = getUint64(view, 12);
+  const nSamples = toNumber(view.getBigUint64(12, true));
   if (header.nSamples !== null && header.nSamples !== nSamples) {
     throw new TokenFileError(`n_samples is ${nSamples}, in the header ${header.nSamples}`);
   }
   const whole =
     header.nSamples === null ? makeHeader(/** @type {any} */ ({ ...header, nSamples })) : header;
-  if (getUint64(view, 4) !== whole.nFrames) {
+  if (toNumber(view.getBigUint64(4, true)) !== whole.nFrames) {
     throw new TokenFileError('the trailer does not agree with the header');
   }
   const entries = bytes.subarray(TRAILER_BYTES, tail);
@@ -491,19 +661,20 @@ export function writeTokens(header, tokens, { coder = null } = {}) {
   if (tokens.length !== channels || tokens.some((row) => row.length !== nFrames)) {
     throw new TokenFileError(`tokens are not ${channels} x ${nFrames}`);
   }
-  const parts = [packHeader(header)];
+  const beginning = packHeader(header);
+  if (nFrames <= blockFrames) {
+    const { coding, payload } = pack(interleaved(tokens, 0, nFrames, header), header, coder);
+    beginning.push(coding);
+    pushLeb128(beginning, payload.length);
+    return withChecksum([Uint8Array.from(beginning), payload]);
+  }
+  pushLeb128(beginning, blockFrames);
+  const parts = [withChecksum([Uint8Array.from(beginning)])];
   /** @type {number[]} */
   const index = [];
   for (let start = 0; start < nFrames; start += blockFrames) {
     const frames = Math.min(blockFrames, nFrames - start);
-    const block = new Uint32Array(frames * channels);
-    for (let i = 0; i < block.length; i++) {
-      const token = tokens[i % channels][start + Math.floor(i / channels)];
-      if (!Number.isInteger(token) || token < 0 || token >= codebookSize) {
-        throw new TokenFileError(`token ${token} is not in 0 to ${codebookSize - 1}`);
-      }
-      block[i] = token;
-    }
+    const block = interleaved(tokens, start, frames, header);
     parts.push(packBlock(block, frames, start / blockFrames, header, coder));
     pushLeb128(index, parts[parts.length - 1].length);
   }
@@ -521,19 +692,58 @@ export function writeTokens(header, tokens, { coder = null } = {}) {
 }
 
 /**
+ * Tokens frame by frame.
+ *
+ * @param {ArrayLike<number>[]} rows one per channel
+ * @param {number} start
+ * @param {number} frames
+ * @param {TokenHeader} header
+ */
+function interleaved(rows, start, frames, { channels, codebookSize }) {
+  const tokens = new Uint32Array(frames * channels);
+  for (let i = 0; i < tokens.length; i++) {
+    const token = rows[i % channels][start + Math.floor(i / channels)];
+    if (!Number.isInteger(token) || token < 0 || token >= codebookSize) {
+      throw new TokenFileError(`token ${token} is not in 0 to ${codebookSize - 1}`);
+    }
+    tokens[i] = token;
+  }
+  return tokens;
+}
+
+/**
+ * The coding that makes tokens shorter.
+ *
+ * @param {Uint32Array} tokens frame by frame
+ * @param {TokenHeader} header
+ * @param {Coder | null} coder
+ */
+function pack(tokens, { channels, codebookSize }, coder) {
+  if (!tokens.length) return { coding: RAW, payload: new Uint8Array(0) };
+  const payload = coder?.pack(tokens, channels);
+  if (payload && payload.length < rawBytes(codebookSize, tokens.length)) {
+    return { coding: ENTROPY, payload };
+  }
+  return { coding: RAW, payload: packRaw(tokens, codebookSize) };
+}
+
+/** @param {Uint8Array[]} parts */
+function withChecksum(parts) {
+  const bytes = joined([...parts, new Uint8Array(4)]);
+  const end = bytes.length - 4;
+  viewOf(bytes).setUint32(end, crc32(bytes.subarray(0, end)), true);
+  return bytes;
+}
+
+/**
  * @param {Uint32Array} tokens frame by frame
  * @param {number} frames
  * @param {number} number of the block
  * @param {TokenHeader} header
  * @param {Coder | null} coder
  */
-function packBlock(tokens, frames, number, { codebookSize, channels }, coder) {
-  let coding = ENTROPY;
-  let payload = coder?.pack(tokens, channels);
-  if (!payload || payload.length >= rawBytes(codebookSize, tokens.length)) {
-    coding = RAW;
-    payload = packRaw(tokens, codebookSize);
-  }
+function packBlock(tokens, frames, number, header, coder) {
+  const { coding, payload } = pack(tokens, header, coder);
   const block = new Uint8Array(BLOCK_BYTES + payload.length);
   const view = viewOf(block);
   view.setUint32(0, coding + payload.length * 256, true);
@@ -671,14 +881,8 @@ function viewOf(bytes) {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/**
- * A bigint where a number would not be exact, which no bound allows.
- *
- * @param {DataView} view
- * @param {number} offset
- */
-function getUint64(view, offset) {
-  const value = view.getBigUint64(offset, true);
+/** A bigint where a number would not be exact, which no bound allows. @param {bigint} value */
+function toNumber(value) {
   return value > BigInt(Number.MAX_SAFE_INTEGER) ? value : Number(value);
 }
 
@@ -698,7 +902,7 @@ function bitLength(value) {
 
 /** @param {number[]} target @param {number} value */
 function pushLeb128(target, value) {
-  for (; value > 127; value >>>= 7) target.push((value & 127) | 128);
+  for (; value > 127; value = Math.floor(value / 128)) target.push((value % 128) + 128);
   target.push(value);
 }
 

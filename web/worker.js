@@ -2,7 +2,7 @@
 
 import { openCodec } from './codec.js';
 import { hex } from './entropy.js';
-import { loadModel } from './model.js';
+import { identitiesOf, knows, loadModel } from './model.js';
 import { resample } from './resample.js';
 import { MAX_SAMPLES, TOO_LONG } from './sound.js';
 import { ROWS, levels, shades } from './spectrogram.js';
@@ -151,7 +151,7 @@ const methods = {
     for (const name of order) {
       const response = await fetch(`${MODELS}${name}/config.json`);
       const config = response.ok ? await response.json() : {};
-      if (![config.space, config.fingerprint, ...(config.earlier ?? [])].includes(identity)) continue;
+      if (!knows({ identities: identitiesOf(config) }, identity)) continue;
       const codec = await codecOf(name, tell);
       const { result, seconds } = await timed(() =>
         codec.decodeFile(file, progress('Decoding', tell)),

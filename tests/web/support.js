@@ -4,6 +4,7 @@ import { readFile, readdir } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 
 import { loadModel, openCodec, readHeader } from '../../web/index.js';
+import { knows } from '../../web/model.js';
 import * as ort from '../../web/vendor/ort.wasm.min.mjs';
 
 export const ROOT = fileURLToPath(new URL('../../', import.meta.url));
@@ -46,7 +47,7 @@ export async function coderFor(bytes) {
   const identity = Buffer.from(readHeader(bytes).header.identity).toString('hex');
   for (const name of await readdir(`${ROOT}checkpoints`)) {
     const model = await bundled(name);
-    if (model.identities.has(identity)) return model.coder;
+    if (knows(model, identity)) return model.coder;
   }
   return null;
 }
