@@ -22,6 +22,7 @@ import {
 
 const CHUNK_SECONDS = 0.75; // audio that goes through the graphs at once
 const FILE_BLOCK = 2048; // frames per block of an audio file
+const IMAGE_BLOCK = 2 ** 14; // and of an image, about
 const TILE_SIDE = 512; // pixels of a tile without its surroundings
 export const MAX_PIXELS = 2 ** 26; // of an image that is coded here
 
@@ -443,8 +444,16 @@ export class ImageCodec extends Codec {
     const { width, height, components } = picture;
     checkPixels(width, height);
     const channels = 2 - (components % 2);
+    const columns = Math.ceil(width / this.model.hopLength);
+    const blockFrames = columns * Math.max(1, Math.floor(IMAGE_BLOCK / columns)); // whole rows
     const header = makeHeader({
-      kind: 'image', ...this.ownFields, channels, width, height, components,
+      kind: 'image',
+      ...this.ownFields,
+      channels,
+      width,
+      height,
+      components,
+      blockFrames: Math.min(blockFrames, 2 ** 16 - 1),
     });
     const tokens = await this.encode(picture, progress);
     return writeTokens(header, tokens, { coder: this.model.coder });

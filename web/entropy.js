@@ -11,6 +11,7 @@ import { sha256 } from './sha256.js';
 
 const MAX_TABLES_BYTES = 1 << 26;
 const FORMAT = '1';
+const IMAGE_FORMAT = '2';
 const ID_BYTES = 2;
 
 const PRECISION = 15; // bits of a probability
@@ -22,11 +23,19 @@ const AVERAGE_SHIFT = 7; // from running averages to inputs
 const HIDDEN_SHIFT = 11;
 const HIDDEN_MAX = 127;
 const LOGIT_SHIFT = 5;
+const REACH = 8; // of a neighbour, in rows and in columns
 
 /** Damaged tables, or a payload that was not coded with them; one line. */
 export class EntropyError extends Error {
   name = 'EntropyError';
 }
+
+/**
+ * Is given the place of a token, the number of a digit and the intervals of its values, and returns
+ * the digit.
+ *
+ * @typedef {(place: number, k: number, cumulative: Int32Array) => number} Visit
+ */
 
 /** Codes blocks of tokens with the entropy tables of one model. */
 export class TokenCoder {
@@ -38,11 +47,14 @@ export class TokenCoder {
     const { facts, arrays } = parseTables(bytes);
     /** First bytes of the SHA-256 of the tables file, in hexadecimal. */
     this.id = hex(sha256(bytes).subarray(0, ID_BYTES));
-    const { levels, lags, averages, lane } = facts;
+    const { levels, lags, averages, lane, neighbours, tile } = facts;
     this.levels = levels;
     this.lags = lags;
     this.averages = averages;
     this.lane = lane;
+    /** What a frame of an image sees: rows above it, columns to the right. Null: audio. */
+    this.neighbours = neighbours;
+    this.tile = tile;
     this.depth = levels.length;
     this.size = levels.reduce((a, b) => a + b, 0);
     this.codebookSize = levels.reduce((a, b) => a * b, 1);
@@ -80,15 +92,16 @@ export class TokenCoder {
    *
    * @param {Uint32Array} tokens frame by frame, all channels of a frame together
    * @param {number} channels
+   * @param {number | null} [columns] of an image, whose frames go row by row
    * @returns {Uint8Array} the payload
    */
-  pack(tokens, channels) {
+  pack(tokens, channels, columns = null) {
     const starts = new Uint16Array(tokens.length * this.depth);
     const widths = new Uint16Array(starts.length);
     const rest = new Float64Array(tokens.length);
     tokens.forEach((token, i) => (rest[i] = this.order ? this.order[token] : token));
     let n = 0;
-    this.#walk(tokens.length / channels, channels, (place, k, cumulative) => {
+    this.#walk(tokens.length / channels, channels, columns, (place, k, cumulative) => {
       const digit = rest[place] % this.levels[k];
       rest[place] = (rest[place] - digit) / this.levels[k];
       starts[n] = cumulative[digit];
@@ -104,10 +117,11 @@ export class TokenCoder {
    * @param {Uint8Array} payload from `pack` with the same tables
    * @param {number} nFrames
    * @param {number} channels
+   * @param {number | null} [columns] as for `pack`
    * @returns {Uint32Array} tokens frame by frame
    * @throws {EntropyError} coded with other tables, or damaged
    */
-  unpack(payload, nFrames, channels) {
+  unpack(payload, nFrames, channels, columns = null) {
     if (hex(payload.subarray(0, ID_BYTES)) !== this.id) {
       throw new EntropyError('coded with other entropy tables');
     }
@@ -120,7 +134,7 @@ export class TokenCoder {
     let state = words[0] * 65536 + words[1];
     let next = 2;
     const tokens = new Uint32Array(nFrames * channels);
-    this.#walk(nFrames, channels, (place, k, cumulative) => {
+    this.#walk(nFrames, channels, columns, (place, k, cumulative) => {
       const slot = state % (1 << PRECISION);
       let digit = 0;
       while (cumulative[digit + 1] <= slot) digit++;
@@ -145,10 +159,16 @@ export class TokenCoder {
    *
    * @param {number} nFrames
    * @param {number} channels
-   * @param {(place: number, k: number, cumulative: Int32Array) => number} visit is given the place
-   *   of a token, the number of a digit and the intervals of its values, and returns the digit
+   * @param {number | null} columns
+   * @param {Visit} visit
    */
-  #walk(nFrames, channels, visit) {
+  #walk(nFrames, channels, columns, visit) {
+    if (this.neighbours) this.#walkTiles(nFrames, channels, columns ?? nFrames, visit);
+    else this.#walkLanes(nFrames, channels, visit);
+  }
+
+  /** @param {number} nFrames @param {number} channels @param {Visit} visit */
+  #walkLanes(nFrames, channels, visit) {
     const length = Math.min(this.lane, nFrames);
     const perChannel = Math.ceil(nFrames / length);
     const last = nFrames - (perChannel - 1) * length;
@@ -156,7 +176,7 @@ export class TokenCoder {
       const channel = Math.floor(i / perChannel);
       const first = (i % perChannel) * length;
       const frames = i % perChannel === perChannel - 1 ? last : length;
-      return { context: new Context(this), place: first * channels + channel, frames };
+      return { context: new Lane(this), place: first * channels + channel, frames };
     });
     for (let step = 0; step < length; step++) {
       const alive = step < last ? lanes : lanes.filter((lane) => step < lane.frames);
@@ -168,6 +188,60 @@ export class TokenCoder {
         }
       }
       for (const { context } of alive) context.end();
+    }
+  }
+
+  /**
+   * The frames of all tiles with one number, column + slope * row, are coded together.
+   *
+   * @param {number} nFrames
+   * @param {number} channels
+   * @param {number} columns
+   * @param {Visit} visit
+   */
+  #walkTiles(nFrames, channels, columns, visit) {
+    const neighbours = /** @type {number[][]} */ (this.neighbours);
+    const slope = Math.max(1, ...neighbours.map(([up, right]) => (up ? Math.floor(right / up) + 1 : 1)));
+    columns = Math.min(columns, nFrames);
+    const rows = Math.ceil(nFrames / columns);
+    const height = Math.min(this.tile[0], rows);
+    const width = Math.min(this.tile[1], columns);
+    const known = new Uint16Array(nFrames * channels * this.depth);
+    /** @type {Context[]} */
+    const contexts = [];
+    const fronts = width + slope * (height - 1);
+    for (let front = 0; front < fronts; front++) {
+      const places = [];
+      for (let channel = 0; channel < channels; channel++) {
+        for (let top = 0; top < rows; top += height) {
+          for (let left = 0; left < columns; left += width) {
+            const end = Math.min(left + width, columns);
+            const last = Math.min(height - 1, Math.floor(front / slope));
+            for (let down = 0; down <= last; down++) {
+              const row = top + down;
+              const column = left + front - slope * down;
+              const frame = row * columns + column;
+              if (column >= end || frame >= nFrames) continue;
+              const context = (contexts[places.length] ??= new Context(this));
+              context.clear();
+              neighbours.forEach(([up, right], i) => {
+                const beside = column + right;
+                if (row - up < top || beside < left || beside >= end) return;
+                const there = ((row - up) * columns + beside) * channels + channel;
+                context.see(i, known.subarray(there * this.depth, (there + 1) * this.depth));
+              });
+              places.push(frame * channels + channel);
+            }
+          }
+        }
+      }
+      for (let k = 0; k < this.depth; k++) {
+        places.forEach((place, i) => {
+          const digit = visit(place, k, contexts[i].cumulative(k));
+          contexts[i].know(k, digit);
+          known[place * this.depth + k] = digit;
+        });
+      }
     }
   }
 
@@ -200,7 +274,20 @@ export class TokenCoder {
 
   /** Refuses tables whose sums could be too large to be exact, as Python does. */
   #check() {
-    const { exponentials, order, units, size } = this;
+    const { exponentials, order, units, size, levels, lags, lane, averages } = this;
+    if (levels.some((n) => n < 2 || n > 1 << 10)) throw new EntropyError('levels must be 2 to 1024');
+    if (Math.min(lags, lane) < 1 || lane > 1 << 12 || lags > 64) {
+      throw new EntropyError('lags and lane must be positive');
+    }
+    if (averages.length > 8 || averages.some((shift) => shift < 1 || shift > 12)) {
+      throw new EntropyError('averages must be shifts of 1 to 12');
+    }
+    if (this.tile.some((n) => n < 1 || n > 1 << 12)) {
+      throw new EntropyError('tiles must have 1 to 4096 rows and columns');
+    }
+    const strange = (/** @type {number[]} */ [up, right]) =>
+      up < 0 || up > REACH || Math.abs(right) > REACH || (up === 0 && right >= 0);
+    if (this.neighbours?.some(strange)) throw new EntropyError('neighbours must be near, and earlier');
     if (!exponentials.length) throw new EntropyError('exponentials are not a list of integers');
     if (exponentials.some((value) => value < 1 || value > 1 << 17)) {
       throw new EntropyError('exponentials must be 1 to 2^17');
@@ -243,38 +330,36 @@ export class TokenCoder {
   }
 }
 
-/** What the network sees in one lane, and what it makes of it. */
+/** What the network makes of what a frame sees. */
 class Context {
   /** @param {TokenCoder} coder */
   constructor(coder) {
     this.coder = coder;
-    /** @type {number[][]} digits of the frames before, the newest first */
-    this.history = [];
-    /** @type {number[]} of this frame */
-    this.digits = [];
-    this.averages = new Int32Array(coder.averages.length * coder.size);
     this.sums = new Int32Array(coder.units);
     this.weights = new Float64Array(coder.widest);
     this.result = new Int32Array(coder.widest + 1);
   }
 
-  /** The sums over what is known of earlier frames. */
-  begin() {
-    const { coder, sums, averages } = this;
-    const { past, size, lags, offsets } = coder;
+  /** Begins a frame that sees nothing yet. */
+  clear() {
+    const { coder, sums } = this;
     sums.fill(0);
-    this.digits = [];
-    this.history.forEach((digits, lag) => {
-      const first = lag * (size + 1);
-      digits.forEach((digit, k) => this.#add(past, first + offsets[k] + digit, 1 << ONE_SHIFT));
-      this.#add(past, first + size, 1 << ONE_SHIFT);
-    });
-    const first = lags * (size + 1);
-    for (let i = 0; i < averages.length; i++) {
-      const input = averages[i] >> AVERAGE_SHIFT;
-      if (input) this.#add(past, first + i, input);
+    this.add(coder.past, coder.inputs - 1, 1 << ONE_SHIFT);
+  }
+
+  /**
+   * Lets the frame see another one.
+   *
+   * @param {number} group the number of its inputs: a lag less one, or a neighbour
+   * @param {ArrayLike<number>} digits
+   */
+  see(group, digits) {
+    const { past, size, offsets } = this.coder;
+    const first = group * (size + 1);
+    for (let k = 0; k < digits.length; k++) {
+      this.add(past, first + offsets[k] + digits[k], 1 << ONE_SHIFT);
     }
-    this.#add(past, coder.inputs - 1, 1 << ONE_SHIFT);
+    this.add(past, first + size, 1 << ONE_SHIFT);
   }
 
   /**
@@ -316,9 +401,53 @@ class Context {
    */
   know(k, digit) {
     const { coder } = this;
-    this.digits.push(digit);
     const first = (k + 1) * coder.hidden;
-    this.#add(coder.current, coder.offsets[k] + digit, 1 << ONE_SHIFT, first);
+    this.add(coder.current, coder.offsets[k] + digit, 1 << ONE_SHIFT, first);
+  }
+
+  /**
+   * @param {Int16Array | Int32Array} rows
+   * @param {number} row
+   * @param {number} factor
+   * @param {number} [first] unit
+   */
+  add(rows, row, factor, first = 0) {
+    const { sums } = this;
+    const { units } = this.coder;
+    const start = row * units;
+    for (let u = first; u < units; u++) sums[u] += Math.imul(factor, rows[start + u]);
+  }
+}
+
+/** A lane of audio, frame after frame. */
+class Lane extends Context {
+  /** @param {TokenCoder} coder */
+  constructor(coder) {
+    super(coder);
+    /** @type {number[][]} digits of the frames before, the newest first */
+    this.history = [];
+    /** @type {number[]} of this frame */
+    this.digits = [];
+    this.averages = new Int32Array(coder.averages.length * coder.size);
+  }
+
+  /** The sums over what is known of earlier frames. */
+  begin() {
+    const { coder, averages } = this;
+    this.digits = [];
+    this.clear();
+    this.history.forEach((digits, lag) => this.see(lag, digits));
+    const first = coder.lags * (coder.size + 1);
+    for (let i = 0; i < averages.length; i++) {
+      const input = averages[i] >> AVERAGE_SHIFT;
+      if (input) this.add(coder.past, first + i, input);
+    }
+  }
+
+  /** @override @param {number} k @param {number} digit */
+  know(k, digit) {
+    super.know(k, digit);
+    this.digits.push(digit);
   }
 
   /** Goes on to the next frame. */
@@ -334,19 +463,6 @@ class Context {
     });
     this.history.unshift(digits);
     this.history.length = Math.min(this.history.length, coder.lags);
-  }
-
-  /**
-   * @param {Int16Array | Int32Array} rows
-   * @param {number} row
-   * @param {number} factor
-   * @param {number} [first] unit
-   */
-  #add(rows, row, factor, first = 0) {
-    const { sums } = this;
-    const { units } = this.coder;
-    const start = row * units;
-    for (let u = first; u < units; u++) sums[u] += Math.imul(factor, rows[start + u]);
   }
 }
 
@@ -370,9 +486,10 @@ export class CoderSet {
    *
    * @param {Uint32Array} tokens frame by frame
    * @param {number} channels
+   * @param {number | null} [columns] of an image
    */
-  pack(tokens, channels) {
-    return this.newest.pack(tokens, channels);
+  pack(tokens, channels, columns = null) {
+    return this.newest.pack(tokens, channels, columns);
   }
 
   /**
@@ -381,17 +498,18 @@ export class CoderSet {
    * @param {Uint8Array} payload
    * @param {number} nFrames
    * @param {number} channels
+   * @param {number | null} [columns] of an image
    * @returns {Uint32Array} tokens frame by frame
    * @throws {EntropyError} no such tables, or damage
    */
-  unpack(payload, nFrames, channels) {
+  unpack(payload, nFrames, channels, columns = null) {
     const id = hex(payload.subarray(0, ID_BYTES));
     const coder = this.coders.get(id);
     if (!coder) {
       const known = [...this.coders.keys()].join(', ');
       throw new EntropyError(`coded with other entropy tables (${id}; the model has ${known})`);
     }
-    return coder.unpack(payload, nFrames, channels);
+    return coder.unpack(payload, nFrames, channels, columns);
   }
 }
 
@@ -399,7 +517,13 @@ export class CoderSet {
  * A tables file: safetensors with the settings as metadata.
  *
  * @param {Uint8Array} bytes
- * @typedef {{levels: number[], averages: number[], lags: number, lane: number}} Facts
+ * @typedef {object} Facts
+ * @property {number[]} levels
+ * @property {number[]} averages
+ * @property {number} lags
+ * @property {number} lane
+ * @property {number[][] | null} neighbours
+ * @property {number[]} tile
  * @typedef {{shape: number[], values: Int16Array | Int32Array}} Table
  * @returns {{facts: Facts, arrays: Record<string, Table>}}
  */
@@ -409,25 +533,27 @@ function parseTables(bytes) {
     const size = Number(new DataView(bytes.buffer, bytes.byteOffset, 8).getBigUint64(0, true));
     const text = new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(8, 8 + size));
     const { __metadata__: meta, ...entries } = JSON.parse(text);
-    if (meta.format !== FORMAT) {
-      throw new EntropyError(`tables of format '${meta.format}', not ${FORMAT}`);
+    if (meta.format !== FORMAT && meta.format !== IMAGE_FORMAT) {
+      throw new EntropyError(`tables of format '${meta.format}', which is not known here`);
     }
+    const image = meta.format === IMAGE_FORMAT;
+    const neighbours = image ? JSON.parse(meta.neighbours) : null;
+    /** @type {Facts} */
     const facts = {
       levels: JSON.parse(meta.levels),
-      averages: JSON.parse(meta.averages),
-      lags: Number(meta.lags),
-      lane: Number(meta.lane),
+      averages: image ? [] : JSON.parse(meta.averages),
+      lags: image ? neighbours.length : Number(meta.lags),
+      lane: image ? 1 : Number(meta.lane),
+      neighbours,
+      tile: image ? JSON.parse(meta.tile) : [1, 1],
     };
+    const { levels, averages, lags, lane, tile } = facts;
+    const numbers = [levels, averages, tile, neighbours ?? []].flat(2);
+    const pairs = [tile, ...(neighbours ?? [])].every((pair) => pair.length === 2);
+    if (!levels.length || !pairs || ![...numbers, lags, lane].every(Number.isInteger)) {
+      throw new RangeError();
+    }
     const data = bytes.subarray(8 + size);
-    const within = (/** @type {any} */ value, /** @type {number} */ low, /** @type {number} */ high) =>
-      Number.isInteger(value) && value >= low && value <= high;
-    const fine =
-      facts.levels.length &&
-      facts.levels.every((/** @type {any} */ n) => within(n, 1, 2 ** 14)) &&
-      facts.averages.every((/** @type {any} */ n) => within(n, 0, 31)) &&
-      within(facts.lags, 0, 2 ** 16) &&
-      within(facts.lane, 1, 2 ** 17);
-    if (!fine) throw new RangeError();
     /** @type {Record<string, Table>} */
     const arrays = {};
     for (const [name, entry] of Object.entries(entries)) arrays[name] = table(entry, data);

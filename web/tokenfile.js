@@ -104,8 +104,10 @@ export class NoCoderError extends TokenFileError {
  *
  * @typedef {object} Coder
  * @property {number} codebookSize
- * @property {(tokens: Uint32Array, channels: number) => Uint8Array} pack tokens frame by frame
- * @property {(payload: Uint8Array, nFrames: number, channels: number) => Uint32Array} unpack
+ * @property {(tokens: Uint32Array, channels: number, columns: number | null) => Uint8Array} pack
+ *   tokens frame by frame; of an image, with its frames in a row
+ * @property {(payload: Uint8Array, nFrames: number, channels: number, columns: number | null) =>
+ *   Uint32Array} unpack
  */
 
 // ------------------------------------------------------------------------------------- header
@@ -498,7 +500,7 @@ export function readTokens(bytes, { coder = null, maxTokens = MAX_TOKENS } = {})
     parts.push(
       coding === RAW
         ? unpackRaw(payload, nFrames * header.channels, header.codebookSize)
-        : /** @type {Coder} */ (coder).unpack(payload, nFrames, header.channels),
+        : /** @type {Coder} */ (coder).unpack(payload, nFrames, header.channels, columnsOf(header)),
     );
   });
   const { channels } = header;
@@ -711,6 +713,11 @@ function interleaved(rows, start, frames, { channels, codebookSize }) {
   return tokens;
 }
 
+/** Frames in a row of an image; null: audio. @param {TokenHeader} header */
+function columnsOf(header) {
+  return header.kind === 'image' ? header.columns : null;
+}
+
 /**
  * The coding that makes tokens shorter.
  *
@@ -718,9 +725,10 @@ function interleaved(rows, start, frames, { channels, codebookSize }) {
  * @param {TokenHeader} header
  * @param {Coder | null} coder
  */
-function pack(tokens, { channels, codebookSize }, coder) {
+function pack(tokens, header, coder) {
+  const { channels, codebookSize } = header;
   if (!tokens.length) return { coding: RAW, payload: new Uint8Array(0) };
-  const payload = coder?.pack(tokens, channels);
+  const payload = coder?.pack(tokens, channels, columnsOf(header));
   if (payload && payload.length < rawBytes(codebookSize, tokens.length)) {
     return { coding: ENTROPY, payload };
   }
