@@ -6,6 +6,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY vpcodec vpcodec
 COPY checkpoints checkpoints
+COPY web web
 RUN pip install --no-cache-dir . && rm -rf /src
 WORKDIR /data
 ENTRYPOINT ["vpcodec"]

@@ -49,3 +49,14 @@ def test_wheel_holds_no_strangers(installed):
     assert (installed / "vpcodec" / "py.typed").exists()
     names = [str(path) for path in installed.rglob("*")]
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pt")]
+
+
+def test_wheel_holds_the_page_and_its_runtime(installed):
+    def files(folder: Path) -> dict[str, int]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.stat().st_size for path in found}
+
+    assert files(installed / "vpcodec" / "web") == files(ROOT / "web")
+    command = [sys.executable, "-c", "from vpcodec.cli.web import site; print(*site().values())"]
+    served = subprocess.run(command, cwd=installed, check=True, capture_output=True, text=True)
+    assert all(path.startswith(str(installed)) for path in served.stdout.split())

@@ -21,6 +21,7 @@ from . import (
     tokenize,
     tokens,
     train,
+    web,
 )
 
 
@@ -54,6 +55,7 @@ app.command("tokens", cls=Command)(tokens.tokens)
 app.command("score", cls=Command)(score.score)
 app.command("train", cls=Command)(train.train)
 app.command("export", cls=Command)(export.export)
+app.command("web", cls=Command)(web.web)
 
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 models_app.callback()(models.models)

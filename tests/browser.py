@@ -31,7 +31,7 @@ class Browser:
         requests: addresses asked for since `open`, data addresses left out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         to_browser, self._input = os.pipe()
         self._output, from_browser = os.pipe()
         self._process = subprocess.Popen(
@@ -47,6 +47,7 @@ class Browser:
                 f"--user-data-dir={folder}",
                 "--remote-debugging-pipe",
                 "--no-startup-window",
+                *options,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -67,6 +68,8 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        workers = {"autoAttach": True, "waitForDebuggerOnStart": False, "flatten": True}
+        self.call("Target.setAutoAttach", **workers)
 
     def __enter__(self) -> Browser:
         return self
@@ -82,20 +85,44 @@ class Browser:
         os.close(self._input)
         os.close(self._output)
 
-    def open(self, page: Path, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
-        """Show a file and wait until it is loaded, with its pictures."""
+    def open(
+        self, page: Path | str, width: int = 1280, height: int = 900, *, dark: bool = False
+    ) -> None:
+        """Show a file or an address and wait until it is loaded, with its pictures."""
         self.resize(width, height)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
         self._loaded = False
         self.complaints.clear()
         self.requests.clear()
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page.as_uri() if isinstance(page, Path) else page)
         self._wait(lambda: self._loaded)
 
     def resize(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until an expression of JavaScript is true."""
+        end = time.monotonic() + PATIENCE
+        while not self.evaluate(expression):
+            assert time.monotonic() < end, f"never: {expression}"
+            time.sleep(0.1)
+
+    def choose_files(self, selector: str, *paths: Path) -> None:
+        """Choose files, as in the dialogue of an input."""
+        answer = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        files = [str(path) for path in paths]
+        self.call("DOM.setFileInputFiles", files=files, objectId=answer["result"]["objectId"])
+
+    def press(self, key: str) -> None:
+        """Press and release a key where the focus is."""
+        code = {" ": "Space"}.get(key, key)
+        number = {"Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}.get(key, ord(key[0].upper()))
+        facts = {"key": key, "code": code, "windowsVirtualKeyCode": number}
+        typed = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **facts, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **facts)
 
     def evaluate(self, expression: str) -> Any:
         """The JSON value of an expression of JavaScript, awaited where it is a promise."""
@@ -112,18 +139,23 @@ class Browser:
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the DevTools protocol, and its answer."""
-        self._sent += 1
-        number, answers = self._sent, {}
-        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        data = json.dumps(message).encode() + b"\0"
-        while data:
-            data = data[os.write(self._input, data) :]
+        answers: dict[int, Any] = {}
+        number = self._send(method, parameters, self._session)
         self._wait(lambda: number in answers, answers)
         answer = answers[number]
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
+
+    def _send(self, method: str, parameters: dict[str, Any], session: str | None) -> int:
+        """Send a command; its number."""
+        self._sent += 1
+        message: dict[str, Any] = {"id": self._sent, "method": method, "params": parameters}
+        if session:
+            message["sessionId"] = session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._input, data) :]
+        return self._sent
 
     def _wait(self, done: Callable[[], bool], answers: dict[int, Any] | None = None) -> None:
         end = time.monotonic() + PATIENCE
@@ -141,6 +173,8 @@ class Browser:
     def _note(self, event: str | None, details: dict[str, Any]) -> None:
         if event == "Page.loadEventFired":
             self._loaded = True
+        elif event == "Target.attachedToTarget" and self._session:  # a worker of the page
+            self._send("Runtime.enable", {}, details["sessionId"])
         elif event == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(details["exceptionDetails"]))
         elif event == "Runtime.consoleAPICalled" and details["type"] in ("warning", "error"):
