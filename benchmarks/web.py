@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vpcodec import Codec, read_tokens
-from vpcodec.cli.web import HOST, Server, site
+from vpcodec.cli.server import HOST, Server, site
 from vpcodec.media.audio import load, resample, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

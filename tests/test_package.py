@@ -57,6 +57,6 @@ def test_wheel_holds_the_page_and_its_runtime(installed):
         return {str(path.relative_to(folder)): path.stat().st_size for path in found}
 
     assert files(installed / "vpcodec" / "web") == files(ROOT / "web")
-    command = [sys.executable, "-c", "from vpcodec.cli.web import site; print(*site().values())"]
+    command = [sys.executable, "-c", "from vpcodec.cli.server import site; print(*site().values())"]
     served = subprocess.run(command, cwd=installed, check=True, capture_output=True, text=True)
     assert all(path.startswith(str(installed)) for path in served.stdout.split())

@@ -22,7 +22,7 @@ from paths import RESOURCES, ROOT
 from sounds import sound
 
 from vpcodec import Codec, read_tokens
-from vpcodec.cli.web import HOST, Server, site
+from vpcodec.cli.server import HOST, Server, site
 from vpcodec.hub import bundled_folders
 from vpcodec.media.audio import load, save
 from vpcodec.media.image import load_image, save_image
@@ -294,6 +294,8 @@ def test_the_command_serves_until_ctrl_c_and_ends_in_silence():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background lets them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         line = process.stdout.readline()
