@@ -508,6 +508,12 @@ def test_benchmark(
     n_bytes = codec.encode_file(tmp_path / "b.png", tmp_path / "b.tok").n_bytes
     assert document["images"] == 2
     assert document["rows"][0]["bpp"] == pytest.approx(8 * n_bytes / (170 * 180))
+    benchmark(debug_image_model, "--images", tmp_path, "--limit", 1, "--equal", "--json")
+    ours, *others = json.loads(capsys.readouterr().out)["rows"]
+    assert len(others) == 4
+    for row in others:  # one image, so that means are its values
+        if row["codec"].endswith("equal PSNR"):
+            assert row["psnr"] >= ours["psnr"]
 
 
 @pytest.mark.parametrize(
