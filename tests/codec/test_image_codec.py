@@ -235,7 +235,9 @@ def test_format_without_a_suffix(codec: ImageCodec, picture: Make, tmp_path: Pat
 def test_header_is_that_of_files(codec: ImageCodec, picture: Make, tmp_path: Path) -> None:
     save_image(tmp_path / "in.png", picture(30, 43, 2))
     codec.encode_file(tmp_path / "in.png", tmp_path / "in.tok")
-    assert read_tokens(tmp_path / "in.tok")[1] == codec.header(30, 43, 2)
+    header = codec.header(30, 43, 2)  # a file of one block holds the first bytes of the fingerprint
+    short = replace(header, fingerprint=header.fingerprint[:8], block_frames=header.n_frames)
+    assert read_tokens(tmp_path / "in.tok")[1] == short
 
 
 class Counted:

@@ -399,7 +399,7 @@ def test_models_and_codecs_stand_in_one_table(folders):
     assert Path("out.csv").read_text().count("\n") == n_lines
     found = run(*command, "--metrics", "snr", "--json").json
     _, model, opus = found["systems"]
-    assert 2_989 < model["metrics"]["bitrate"]["mean"] < 4_500
+    assert 0.75 * 2_989 < model["metrics"]["bitrate"]["mean"] < 2_989  # entropy coded
     assert opus["metrics"]["bitrate"]["mean"] > 6_000
     assert model["codebook"]["tokens"] == 4 * 209 and model["codebook_size"] == 250_047
     assert opus["codebook"] == {}
