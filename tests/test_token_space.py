@@ -72,7 +72,8 @@ def test_the_files_of_the_past_are_entropy_coded_wherever_there_are_tables() -> 
 def test_every_model_has_a_file_of_its_space_and_samples_of_its_decoder(name: str) -> None:
     """A new decoder keeps the tokens, but not the samples: run resources/make_golden.py."""
     model = read_folder(bundled_folders()[name])
-    assert model.space.hex() in {facts["identity"] for facts in INDEX["files"].values()}
+    spaces = [facts["identity"] for facts in INDEX["files"].values()]  # 8 or 16 bytes
+    assert any(model.space.hex().startswith(space) for space in spaces)
     assert model.fingerprint.hex() in INDEX["decoded"]
 
 

@@ -640,7 +640,7 @@ def test_more_frames_than_a_file_of_one_block_states_are_refused():
         ("00 02", "form 0"),
         ("01 03", "version 3"),
         ("01 02 00", "kind 0"),
-        ("01 02 14", "kind 20"),
+        ("01 02 7f", "kind 127"),
         ("01 02 10 00", "damaged"),
         ("01 02 01 41", "more than 64"),
         ("01 02 01 01 ff", "UTF-8"),

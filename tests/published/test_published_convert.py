@@ -24,7 +24,6 @@ from vpcodec.hub import open_model
 from vpcodec.media.audio import load, resample
 from vpcodec.model_folder import ModelError
 from vpcodec.published import MODULES, Published, look_up, open_published
-from vpcodec.published.config import SQCodecConfig
 from vpcodec.published.convert import convert
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ TINY = Published(
     repo="zhai-lw/SQCodec",
     name="tiny",
     version="v0",
-    config=SQCodecConfig(
+    fields=dict(
         name="sqcodec-tiny",
         architecture="sqcodec",
         sample_rate=8000,
@@ -174,7 +173,7 @@ def test_a_wrong_file_leaves_nothing_behind(weights, tmp_path):
     with pytest.raises(ModelError, match="bad.pt"):
         convert(files | {"decoder": tmp_path / "bad.pt"}, TINY, tmp_path / "made" / "model")
     assert list((tmp_path / "made").iterdir()) == []
-    wider = replace(TINY, config=TINY.config.model_copy(update={"feature_dim": 32}))
+    wider = replace(TINY, fields=TINY.fields | {"feature_dim": 32})
     with pytest.raises(ModelError, match="shape"):
         convert(files, wider, tmp_path / "made" / "model")
     assert list((tmp_path / "made").iterdir()) == []

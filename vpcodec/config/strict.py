@@ -34,7 +34,12 @@ class ConfigError(ValueError):
 class Strict(BaseModel):
     """Refuses unknown fields, infinite numbers, and text or booleans in place of numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,  # of most classes: a program needs few of them
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from ..config import FSQConfig
 from ..model_folder import ModelError
 from .config import SQCodecConfig
 
@@ -20,13 +20,18 @@ class Published:
         repo: repository on the Hub, owner/name.
         name: name of the model in the repository.
         version: version of its weights.
-        config: configuration of the model.
+        fields: those of its configuration.
     """
 
     repo: str
     name: str
     version: str
-    config: SQCodecConfig
+    fields: dict[str, Any] = field(hash=False)
+
+    @cached_property  # few programs need any of them
+    def config(self) -> SQCodecConfig:
+        """Configuration of the model."""
+        return SQCodecConfig(**self.fields)
 
     @property
     def spec(self) -> str:
@@ -65,7 +70,7 @@ _NINE = (9, 9, 9, 7, 7, 7)
 
 
 def _l3ac(name: str, rate: str, token_stride: int, **fields: Any) -> Published:
-    config = SQCodecConfig(
+    settings = dict(
         name=f"l3ac-{name}",
         description=f"L3AC, {rate} kbit/s, speech and music at 16 kHz",
         architecture="l3ac",
@@ -82,14 +87,14 @@ def _l3ac(name: str, rate: str, token_stride: int, **fields: Any) -> Published:
         decoder_outer_layers=2 if token_stride > 1 else 0,
         **fields,
     )
-    return Published("zhai-lw/L3AC", name, "v1", config)
+    return Published("zhai-lw/L3AC", name, "v1", settings)
 
 
 def _sqcodec(
     name: str, rate: str, token_stride: int = 1, *, khz: int = 16, **fields: Any
 ) -> Published:
     deep = len(fields["strides"]) == 3  # models of low rates have one more stage
-    config = SQCodecConfig(
+    settings = dict(
         name=f"sqcodec-{name}".replace("_", "-"),
         description=f"SQCodec, {rate} kbit/s, speech and music at {khz} kHz",
         architecture="sqcodec",
@@ -106,7 +111,7 @@ def _sqcodec(
         decoder_outer_layers=2 if token_stride > 1 else 0,
         **fields,
     )
-    return Published("zhai-lw/SQCodec", name, "v0", config)
+    return Published("zhai-lw/SQCodec", name, "v0", settings)
 
 
 def _rates(
@@ -119,7 +124,7 @@ def _rates(
         "strides": strides,
         "decoder_strides": decoder_strides,
         "attention_window": attention_window,
-        "quantizer": FSQConfig(levels=levels),
+        "quantizer": {"type": "fsq", "levels": levels},
     }
 
 
