@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 
-from vpcodec.metrics import ge2e
+from vpcodec.metrics import base, ge2e
 from vpcodec.metrics.base import Clip
 from vpcodec.metrics.ge2e import RATE, embed, mel_power, speaker_similarity_ge2e
 
@@ -29,7 +29,7 @@ def install(folder, monkeypatch, weights) -> None:
                folder / "pretrained.pt")  # fmt: skip
     spec = importlib.machinery.ModuleSpec("resemblyzer", None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
-    monkeypatch.setattr(ge2e, "find_spec", lambda name: spec)
+    monkeypatch.setattr(base, "find_spec", lambda name: spec)
     ge2e._network.cache_clear()
 
 
@@ -93,7 +93,7 @@ def test_threads_of_the_caller_are_left_alone(speech, network):
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch, speech):
-    monkeypatch.setattr(ge2e, "find_spec", lambda name: None)
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
     ge2e._network.cache_clear()
     clip = Clip(speech[0], RATE)
     with pytest.raises(ImportError, match="pip install --no-deps resemblyzer"):

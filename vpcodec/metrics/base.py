@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -118,3 +119,12 @@ def registered(*metrics: Metric) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+def package_file(package: str, name: str) -> Path | None:
+    """A file below an installed package, none of whose code is loaded; None without it."""
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations if spec else None) or []:
+        if (path := Path(folder, name)).is_file():
+            return path
+    return None

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .audio import is_silent, powers, slaney_mel_bank
-from .base import Clip, Metric, registered
+from .base import Clip, Metric, package_file, registered
 from .distillmos import on_one_thread
 
 INSTALL = "pip install 'vpcodec[train]' && pip install --no-deps resemblyzer"
@@ -99,14 +97,12 @@ def _rms(samples: np.ndarray) -> float:
 
 @lru_cache(maxsize=1)
 def _network() -> Any:
-    package = find_spec("resemblyzer")
-    folders = package.submodule_search_locations if package else None
-    path = Path(folders[0], "pretrained.pt") if folders else None
+    path = package_file("resemblyzer", "pretrained.pt")
     try:
         import torch
     except ImportError:
         path = None
-    if path is None or not path.is_file():
+    if path is None:
         raise ImportError(f"speaker similarity needs packages: {INSTALL}")
     return build_network(torch.load(path, map_location="cpu", weights_only=True)["model_state"])
 

@@ -12,8 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +25,7 @@ from .audio import (
     powers,
     slaney_mel_bank,
 )
-from .base import Clip, Metric, registered
+from .base import Clip, Metric, package_file, registered
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -236,10 +234,8 @@ def speechmos_network(name: str) -> onnxruntime.InferenceSession:
     Raises:
         ImportError: without the package, or if it has no such file.
     """
-    package = find_spec("speechmos")
-    folders = package.submodule_search_locations if package else None
-    path = Path(folders[0], name) if folders else None
-    if path is None or not path.is_file():
+    path = package_file("speechmos", name)
+    if path is None:
         raise ImportError(f"there is no {name} of the package speechmos")
     import onnxruntime
 
