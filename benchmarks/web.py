@@ -28,7 +28,7 @@ from browser import Browser
 from javascript import compare_mutated_files, compare_mutated_packets, tool
 
 BATCH = 5_000  # files or packets that Node reads at once
-MODELS = ("speech-3k", "speech-vp-16384", "speech-1k")
+MODELS = ("speech-3k", "speech-6k", "speech-vp-16384", "speech-1k")
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from vpcodec.tokenfile import AudioHeader, write_tokens
 
 pytestmark = pytest.mark.slow
 
-SPEECH_MODELS = ("speech-3k", "speech-vp-16384", "speech-1k")
+SPEECH_MODELS = ("speech-3k", "speech-6k", "speech-vp-16384", "speech-1k")
 MUTATED_FILES, MUTATED_PACKETS = 400, 2_000  # benchmarks/web.py does more of them
 
 

@@ -427,6 +427,7 @@ _NUMBERED: dict[int, tuple[int, str, int, int, int]] = {  # kind, name, hop leng
     17: (AUDIO, "speech-vp-16384", 96, 16_384, 16_000),
     18: (AUDIO, "speech-1k", 270, 117_649, 16_000),
     19: (IMAGE, "image-fsp", 8, 15_360, 0),
+    20: (AUDIO, "speech-6k", 48, 250_047, 16_000),
 }
 _REVISION = re.compile(r"@([2-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])")
 

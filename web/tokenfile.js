@@ -50,6 +50,7 @@ const NUMBERED = {
   17: { kind: 'audio', name: 'speech-vp-16384', hopLength: 96, codebookSize: 16_384, rate: 16_000 },
   18: { kind: 'audio', name: 'speech-1k', hopLength: 270, codebookSize: 117_649, rate: 16_000 },
   19: { kind: 'image', name: 'image-fsp', hopLength: 8, codebookSize: 15_360, rate: 0 },
+  20: { kind: 'audio', name: 'speech-6k', hopLength: 48, codebookSize: 250_047, rate: 16_000 },
 };
 const REVISION = /^@([2-9]|[1-9][0-9]|1[0-9][0-9]|2[0-4][0-9]|25[0-5])$/;
 

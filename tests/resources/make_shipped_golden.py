@@ -19,7 +19,7 @@ from vpcodec import Codec
 from vpcodec.tokenfile import AudioHeader, write_tokens
 
 HERE = Path(__file__).resolve().parent
-MODELS = ("speech-3k", "speech-vp-16384", "speech-1k", "image-fsp")
+MODELS = ("speech-3k", "speech-6k", "speech-vp-16384", "speech-1k", "image-fsp")
 
 
 def signal(codec: Codec) -> np.ndarray:

@@ -68,6 +68,7 @@ NUMBERED = {  # model: number, kind, hop length, codebook size, sample rate
     "speech-vp-16384": (17, "audio", 96, 16384, 16000),
     "speech-1k": (18, "audio", 270, 117649, 16000),
     "image-fsp": (19, "image", 8, 15360, None),
+    "speech-6k": (20, "audio", 48, 250047, 16000),
 }
 
 

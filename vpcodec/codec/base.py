@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # what `from_pretrained` returns; here they are not imported
 Source = str | os.PathLike[str] | BinaryIO
 
 
-SpeechModel = Literal["speech-3k", "speech-vp-16384", "speech-1k"]  # the bundled models
+# the bundled models
+SpeechModel = Literal["speech-3k", "speech-6k", "speech-1k", "speech-vp-16384"]
 ImageModel = Literal["image-fsp"]
 
 
