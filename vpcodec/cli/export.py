@@ -30,15 +30,27 @@ def export(
     from ..export import export_run
     from ..graphs import ExportError
     from ..model_folder import read_folder
-    from ..training.checkpoints import CheckpointError
+    from ..training.checkpoints import CheckpointError, load_newest
+
+    def note(text: str) -> None:
+        typer.echo(f"vpcodec: {text}", err=True)
 
     try:
+        if load_newest(run)[1].get("config", {}).get("kind") == "lm":
+            common.need_extra("lm", "transformers")
+            from ..training.lm.trainer import export_lm
+
+            if like is not None:
+                raise common.UsageError(f"{run}: a language model; --like is for codecs")
+            export_lm(run, output, force=force, note=note)
+            typer.echo(f"{output}: try: vpcodec generate -m {output} -o out.wav")
+            return
         export_run(
             run,
             output,
             force=force,
             like=like,
-            note=lambda text: typer.echo(f"vpcodec: {text}", err=True),
+            note=note,
         )
     except (CheckpointError, ExportError) as error:
         raise common.UsageError(str(error)) from None
