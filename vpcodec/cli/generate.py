@@ -111,14 +111,18 @@ def generate(
 def _tokens_of(prompt: str, codec: Any, folder: LMFolder) -> NDArray[np.int64]:
     """(T,) tokens of a prompt: those of audio that are whole, or the upper rows of a picture."""
     from ..codec import read_tokens
+    from ..tokenfile import TokenReader
     from . import common
 
     grid, file = folder.config.grid, io.BytesIO()
     header: Any
     if prompt != "-" and Path(prompt).suffix.lower() == ".tok":
-        tokens, header = read_tokens(prompt)
-        if not codec.model.knows(header.fingerprint):
-            raise common.UsageError(f"{prompt}: not the tokens of {codec.name!r}")
+        with open(prompt, "rb") as stream:
+            reader = TokenReader(stream)
+            if not codec.model.knows(reader.header.fingerprint):
+                raise common.UsageError(f"{prompt}: not the tokens of {codec.name!r}")
+            reader.coder = codec.coder
+            tokens, header = reader.read_all()
     else:
         source = common.pipe_in() if prompt == "-" else prompt
         codec.encode_file(source, file, **({} if grid else {"mono": True}))

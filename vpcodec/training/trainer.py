@@ -1,8 +1,7 @@
 """The trainer of codecs: with or without discriminators.
 
 The losses, noise and statistics of several processes are those of one process with the joint batch.
-So a run that was interrupted anywhere and resumed ends with the same weights as one that was not,
-and two processes with the same weights as one with twice the batch, both up to rounding.
+So two processes end with the same weights as one with twice the batch, up to rounding.
 """
 
 from __future__ import annotations

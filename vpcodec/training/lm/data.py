@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...codec import SpecialTokens, read_tokens
+from ...codec import SpecialTokens
 from ...config import LMConfig
 from ...corpus import CorpusError, IterableTokenDataset, is_corpus
 from ...model_folder import ModelFolder
 from ...recipe.lm import TokenCorpus
 from ...records import SUFFIXES, Record, RecordError, read_records, record_of
-from ...tokenfile import ImageHeader, TokenFileError, TokenHeader
+from ...tokenfile import ImageHeader, TokenFileError, TokenHeader, TokenReader
 from ..corpora import DataError
 
 Clip = NDArray[np.int32]
@@ -43,8 +43,7 @@ def read_clips(
     skipped: list[str] = []
     for corpus in corpora:
         before = len(clips)
-        for name, tokens, header in _read(corpus.path, skipped):
-            _check(name, header, codec, config)
+        for name, tokens, header in _read(corpus.path, codec, config, skipped):
             parts = list(tokens.astype(np.int32))
             if isinstance(header, ImageHeader):  # whose alpha is another kind of picture
                 parts = [parts[0].reshape(header.rows, header.columns)]
@@ -60,37 +59,44 @@ def read_clips(
 
 
 def _read(
-    path: str, skipped: list[str]
-) -> Iterator[tuple[str, NDArray[np.int64], TokenHeader | None]]:
-    """Name, tokens (channels, frames) and header of each item of a corpus."""
+    path: str, codec: ModelFolder, config: LMConfig, skipped: list[str]
+) -> Iterator[tuple[str, NDArray[np.int64], TokenHeader]]:
+    """Name, tokens (channels, frames) and header of each item of a corpus; see `read_clips`."""
     here = Path(path)
+
+    def checked(record: Record) -> tuple[str, NDArray[np.int64], TokenHeader]:
+        return record.key, record.tokens, _check(record.key, record.header, codec, config)
+
     if is_corpus(here):
         try:
             for item in IterableTokenDataset(here, rank=0, world_size=1):
-                yield _unpacked(record_of(item, item.pop("tokens").numpy()))
+                yield checked(record_of(item, item.pop("tokens").numpy()))
         except (CorpusError, RecordError, OSError) as error:
             raise DataError(str(error)) from None
         return
     if here.suffix.lower() in SUFFIXES:
         try:
-            yield from map(_unpacked, read_records(here))
+            yield from map(checked, read_records(here))
         except (RecordError, OSError) as error:
             raise DataError(f"{path}: {error}") from None
         return
     for file in sorted(here.rglob("*.tok")) if here.is_dir() else [here]:
         try:
-            tokens, header = read_tokens(file)
+            with open(file, "rb") as stream:
+                reader = TokenReader(stream)
+                _check(str(file), reader.header, codec, config)
+                reader.coder = codec.coder
+                tokens, header = reader.read_all()
         except (TokenFileError, OSError) as error:
             skipped.append(f"{file}: {error}")
         else:
             yield str(file), tokens, header
 
 
-def _unpacked(record: Record) -> tuple[str, NDArray[np.int64], TokenHeader | None]:
-    return record.key, record.tokens, record.header
-
-
-def _check(name: str, header: TokenHeader | None, codec: ModelFolder, config: LMConfig) -> None:
+def _check(
+    name: str, header: TokenHeader | None, codec: ModelFolder, config: LMConfig
+) -> TokenHeader:
+    """The header of tokens that fit; DataError if they do not."""
     if header is None:
         raise DataError(f"{name}: an array without a header, which does not say who made it")
     if not codec.knows(header.fingerprint):
@@ -102,6 +108,7 @@ def _check(name: str, header: TokenHeader | None, codec: ModelFolder, config: LM
         raise DataError(f"{name}: tokens of images need model.grid")
     if not isinstance(header, ImageHeader) and config.grid is not None:
         raise DataError(f"{name}: tokens of audio, but model.grid is for images")
+    return header
 
 
 def _fits(clip: Clip, config: LMConfig) -> bool:
