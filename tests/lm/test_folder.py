@@ -64,8 +64,8 @@ def test_changed_weights_are_refused(folder: Path) -> None:
     [
         ({"layers": 64, "width": 4096}, "weights of another network"),
         ({"levels": [4096, 4096]}, "weights of another network"),
-        ({"levels": [4096, 4097]}, "more than 16777216 codes or none"),
-        ({"levels": []}, "more than 16777216 codes or none"),
+        ({"levels": [16384, 16385]}, "more than 268435456 codes or none"),
+        ({"levels": []}, "more than 268435456 codes or none"),
         ({"levels": [3, True]}, "not a model description"),
         ({"space": "00"}, "not a model description"),
         ({"width": 9}, "width must be a multiple"),

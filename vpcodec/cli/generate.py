@@ -89,7 +89,7 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             may_end=grid is None,
-            progress=lambda stage, done, total: bar.report(stage, done, total),
+            progress=bar.report,
         )
     finally:
         bar.close()

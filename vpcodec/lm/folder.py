@@ -20,7 +20,7 @@ from ..media.files import atomic_folder, open_regular
 from ..model_folder import CARD, CONFIG, MAX_CONFIG_BYTES, WEIGHTS, ModelError, ModelFolder
 from .network import LanguageModel
 
-MAX_CODES = 2**24  # of a codebook
+MAX_CODES = 2**28  # of a codebook
 MAX_DIGITS = 64
 
 
