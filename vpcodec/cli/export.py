@@ -38,12 +38,14 @@ def export(
     try:
         if load_newest(run)[1].get("config", {}).get("kind") == "lm":
             common.need_extra("lm", "transformers")
+            from ..lm import read_lm
             from ..training.lm.trainer import export_lm
 
             if like is not None:
                 raise common.UsageError(f"{run}: a language model; --like is for codecs")
             export_lm(run, output, force=force, note=note)
-            typer.echo(f"{output}: try: vpcodec generate -m {output} -o out.wav")
+            example = "out.png" if read_lm(output).config.grid else "out.wav"
+            typer.echo(f"{output}: try: vpcodec generate -m {output} -o {example}")
             return
         export_run(
             run,
