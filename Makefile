@@ -42,7 +42,7 @@ $(VENV)/.core: pyproject.toml | $(VENV)/bin/uv
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/uv
-	$(UV) --editable ".[train,score,corpus,dev]"
+	$(UV) --editable ".[train,score,corpus,lm,dev]"
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/uv

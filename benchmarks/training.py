@@ -63,7 +63,7 @@ class Stopwatch:
         step.update_codec = self._timed("update", step.update_codec)
         step.update_discriminators = self._timed("discriminators", step.update_discriminators)
         step.codec_pass = self._codec_pass(step.codec_pass)
-        step.codec = self._forward(step.codec)
+        step.model = self._forward(step.model)
 
     def now(self) -> float:
         self._sync()

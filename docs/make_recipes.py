@@ -15,17 +15,17 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from vpcodec import config
-from vpcodec.recipe import audio, base, image, quantizers
+from vpcodec.recipe import audio, base, image, lm, quantizers
 
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 TARGET = Path(__file__).with_name("recipes.md")
 HEAD = """# Recipes
 
-A recipe is a YAML file that says what to train and how. `model.kind` is `audio` or `image`; the
-sections of both are below. `model` describes the model and stays with it. All other sections end
-with training, including `quantizer`: how the quantizer that `model.quantizer` selects is trained.
-Fields that a recipe omits have their defaults. Unknown fields and wrong values are refused, and the
-message names the field.
+A recipe is a YAML file that says what to train and how. `model.kind` is `audio`, `image` or `lm`;
+the sections of each are below. `model` describes the model and stays with it. All other sections
+end with training, including `quantizer`: how the quantizer that `model.quantizer` selects is
+trained. Fields that a recipe omits have their defaults. Unknown fields and wrong values are
+refused, and the message names the field.
 
     vpcodec train recipes/speech_3k.yaml data.train=my_recordings/ optim.lr=1e-3 --run runs/mine
 
@@ -73,7 +73,16 @@ CHAPTERS: list[tuple[str, list[tuple[str, type[BaseModel]]]]] = [
         ],
     ),
     (
-        "Both",
+        "Language models",
+        [
+            ("`model`", config.LMConfig),
+            ("`data`", lm.TokenData),
+            ("A corpus of tokens", lm.TokenCorpus),
+            ("`eval`", lm.LMEvaluation),
+        ],
+    ),
+    (
+        "All",
         [("`optim`", base.OptimConfig), ("`train`", base.TrainConfig), *QUANTIZERS],
     ),
 ]
@@ -119,6 +128,8 @@ def type_name(annotation: Any) -> str:
         return "two numbers"
     if origin is tuple:
         return f"list of {type_name(arguments[0])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"`{get_args(annotation.model_fields['type'].annotation)[0]}`"
     if type(None) in arguments:
         rest = [argument for argument in arguments if argument is not type(None)]
         return f"{type_name(rest[0]) if len(rest) == 1 else union(rest)} or null"

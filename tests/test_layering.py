@@ -46,18 +46,19 @@ FLOORS = [  # from the ground up: a room, and the rooms that it imports, all on 
     {
         "scoring": "backends codec hub media metrics progress terminal tokenfile usage",
         "corpus": "codec media model_folder records usage",
+        "lm": "codec config media model_folder progress",
     },
     {
-        "training": "backends codec config entropy media metrics model_folder models progress "
-        "quantizers recipe scoring terminal tokenfile usage"
+        "training": "backends codec config corpus entropy hub lm media metrics model_folder models "
+        "progress quantizers recipe records scoring terminal tokenfile usage"
     },
     {
         "export": "backends codec config graphs hub media model_folder models quantizers recipe "
         "training"
     },
     {
-        "cli": "backends codec config corpus export graphs hub media metrics model_folder progress "
-        "published records recipe scoring terminal tokenfile training"
+        "cli": "backends codec config corpus export graphs hub lm media metrics model_folder "
+        "progress published records recipe scoring terminal tokenfile training"
     },
     {"__main__": "cli"},
 ]
@@ -68,6 +69,7 @@ MAY_USE_TORCH = (
     "training",
     "export",
     "graphs",
+    "lm",
     "published.convert",
     "published.network",
     "published.tensors",

@@ -18,9 +18,13 @@ pytest.importorskip("pyarrow", reason="needs the corpus extra")
 
 from torch.utils.data import DataLoader
 
+from vpcodec import Codec
+from vpcodec.config import LMConfig
 from vpcodec.corpus import CorpusError, IterableTokenDataset, TokenDataset
 from vpcodec.corpus.plan import FORMATS, open_plan
 from vpcodec.corpus.shards import read_shard
+from vpcodec.recipe.lm import TokenCorpus
+from vpcodec.training.lm.data import read_clips
 
 N = 24
 
@@ -167,3 +171,21 @@ def test_two_lines_read_a_corpus(corpora, expected, package, tmp_path, monkeypat
     assert list(found) == list(expected)
     for key, tokens in expected.items():
         assert np.array_equal(found[key], tokens)
+
+
+def test_language_models_read_a_corpus_in_any_format_and_token_files_alike(tmp_path: Path) -> None:
+    make_recordings(tmp_path / "in", 3)
+    codec = Codec.from_pretrained("speech-1k", threads=1)
+    for path in sorted((tmp_path / "in").iterdir()):
+        (tmp_path / "files").mkdir(exist_ok=True)
+        codec.encode_file(path, tmp_path / "files" / f"{path.stem}.tok")
+    for format in FORMATS:
+        tokenize_here([tmp_path / "in"], tmp_path / format, model="speech-1k", format=format)
+    expected, *found = (
+        read_clips([TokenCorpus(path=str(tmp_path / name))], codec.model, LMConfig(name="lm"))
+        for name in ("files", *FORMATS)
+    )
+    assert len(expected[0]) == 3 and found
+    for clips, skipped in found:
+        assert skipped == []
+        assert all(map(np.array_equal, clips, expected[0]))

@@ -21,6 +21,7 @@ from vpcodec.training.trainer import Trainer
 pytestmark = pytest.mark.slow
 
 ALL_RECIPES = sorted(RECIPES.glob("*.yaml"))
+CODECS = [path for path in ALL_RECIPES if path.stem != "lm"]
 RATES = {  # bit/s, or bits per pixel
     "debug": 1161,
     "image": 0.217,
@@ -33,11 +34,16 @@ RATES = {  # bit/s, or bits per pixel
 }
 
 
-@pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_has_its_rate_and_says_what_it_costs(path):
+@pytest.mark.parametrize("path", CODECS, ids=lambda path: path.stem)
+def test_a_recipe_has_its_rate(path):
     model = load_recipe(path).model
     rate = model.bitrate if model.kind == "audio" else model.bits_per_pixel
     assert rate == pytest.approx(RATES[path.stem], rel=3e-3)
+
+
+@pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_is_for_and_what_it_costs(path):
+    model = load_recipe(path).model
     assert model.description
     if "debug" not in path.stem:  # what others train is neither our model nor under our licence
         assert (model.name, model.license) == (path.stem, "unknown")
@@ -45,7 +51,7 @@ def test_a_recipe_has_its_rate_and_says_what_it_costs(path):
     assert any(unit in cost for unit in ("second", "minute", "hour"))
 
 
-@pytest.mark.parametrize("path", ALL_RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CODECS, ids=lambda path: path.stem)
 def test_a_recipe_trains_two_steps_of_its_real_model(path, tmp_path):
     audio = load_recipe(path).model.kind == "audio"
     recipe = load_recipe(

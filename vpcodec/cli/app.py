@@ -13,6 +13,7 @@ from . import (
     decode,
     encode,
     export,
+    generate,
     info,
     models,
     prune,
@@ -55,6 +56,7 @@ app.command("tokens", cls=Command)(tokens.tokens)
 app.command("score", cls=Command)(score.score)
 app.command("train", cls=Command)(train.train)
 app.command("export", cls=Command)(export.export)
+app.command("generate", cls=Command)(generate.generate)
 app.command("web", cls=Command)(web.web)
 
 models_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)

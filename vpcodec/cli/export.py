@@ -30,15 +30,29 @@ def export(
     from ..export import export_run
     from ..graphs import ExportError
     from ..model_folder import read_folder
-    from ..training.checkpoints import CheckpointError
+    from ..training.checkpoints import CheckpointError, load_newest
+
+    def note(text: str) -> None:
+        typer.echo(f"vpcodec: {text}", err=True)
 
     try:
+        if load_newest(run)[1].get("config", {}).get("kind") == "lm":
+            common.need_extra("lm", "transformers")
+            from ..lm import read_lm
+            from ..training.lm.trainer import export_lm
+
+            if like is not None:
+                raise common.UsageError(f"{run}: a language model; --like is for codecs")
+            export_lm(run, output, force=force, note=note)
+            example = "out.png" if read_lm(output).config.grid else "out.wav"
+            typer.echo(f"{output}: try: vpcodec generate -m {output} -o {example}")
+            return
         export_run(
             run,
             output,
             force=force,
             like=like,
-            note=lambda text: typer.echo(f"vpcodec: {text}", err=True),
+            note=note,
         )
     except (CheckpointError, ExportError) as error:
         raise common.UsageError(str(error)) from None

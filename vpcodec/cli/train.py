@@ -49,10 +49,12 @@ def train(
     common.need_extra(
         "train", "torch", "torchaudio", "safetensors", "accelerate", "tensorboard", "yaml"
     )
-    from ..recipe import load_recipe
+    from ..recipe import LMRecipe, load_recipe
 
     folder = run or Path("runs") / recipe.stem
     loaded = load_recipe(recipe, overrides, name=_name_of(folder))
+    if isinstance(loaded, LMRecipe):
+        common.need_extra("lm", "transformers", "pyarrow")
     given = {item.partition("=")[0] for item in overrides or []}
     own_data = any(f"{key}.".startswith("data.train.") for key in given)
     left_out = own_data and not any(f"{key}.".startswith("eval.data.") for key in given)
@@ -78,8 +80,12 @@ def train(
     from ..training.corpora import DataError
     from ..training.evaluation import EvaluationError
     from ..training.hardware import NoWeightsError, TrainingError, lost_process
-    from ..training.trainer import Trainer
 
+    Trainer: Any
+    if isinstance(loaded, LMRecipe):
+        from ..training.lm.trainer import LMTrainer as Trainer
+    else:
+        from ..training.trainer import Trainer
     rank = int(os.environ.get("RANK", 0))
     try:
         if init_from is not None and init_from.is_dir():

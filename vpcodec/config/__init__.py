@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from .audio import FRAME_COUNTER, MAX_HOP, NOISE_FRAMES, PARTS, AudioConfig, AudioModelConfig
 from .image import ImageConfig
+from .lm import LMConfig
 from .model import ModelConfig
 from .quantizers import (
     QUANTIZERS,
@@ -53,6 +54,7 @@ __all__ = [
     "GridConfig",
     "ImageConfig",
     "LFQConfig",
+    "LMConfig",
     "ModelConfig",
     "NotNegative",
     "Positive",

@@ -17,16 +17,31 @@ from ..config import ConfigError, explain, model_class
 from .audio import AudioRecipe
 from .base import Recipe
 from .image import ImageRecipe
+from .lm import LMRecipe
 
-__all__ = ["AudioRecipe", "ImageRecipe", "Recipe", "load_recipe", "parse_recipe"]
+__all__ = [
+    "AnyRecipe",
+    "AudioRecipe",
+    "ImageRecipe",
+    "LMRecipe",
+    "Recipe",
+    "load_recipe",
+    "parse_recipe",
+]
 
-RECIPES: dict[str, type[Recipe]] = {"audio": AudioRecipe, "image": ImageRecipe}
+AnyRecipe = Recipe | LMRecipe
+
+RECIPES: dict[str, type[AnyRecipe]] = {
+    "audio": AudioRecipe,
+    "image": ImageRecipe,
+    "lm": LMRecipe,
+}
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def load_recipe(
     path: str | Path, overrides: list[str] | None = None, *, name: str | None = None
-) -> Recipe:
+) -> AnyRecipe:
     """Read a recipe file and apply overrides such as `optim.lr=3e-4` (values are YAML).
 
     Args:
@@ -62,17 +77,20 @@ def load_recipe(
         raise ConfigError(f"{'command line' if own else path}: {error}") from None
 
 
-def parse_recipe(data: dict[str, Any]) -> Recipe:
-    """Build a recipe from a plain dict; `model.kind` tells the modality, audio by default.
+def parse_recipe(data: dict[str, Any]) -> AnyRecipe:
+    """Build a recipe from a plain dict; `model.kind` tells what is trained, an audio codec by
+    default.
 
     Raises:
         ConfigError: a field is wrong; the message names the first one.
     """
     model = data.get("model")
-    try:
-        kind = model_class(model).model_fields["kind"].default
-    except ConfigError as error:
-        raise ConfigError(f"model.{error}") from None
+    kind = model.get("kind") if isinstance(model, dict) else None
+    if kind != "lm":  # which is no kind of codec
+        try:
+            kind = model_class(model).model_fields["kind"].default
+        except ConfigError as error:
+            raise ConfigError(f"model.{error}") from None
     try:
         return RECIPES[kind].model_validate(data)
     except ValidationError as error:

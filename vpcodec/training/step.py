@@ -1,8 +1,9 @@
-"""One training step: an update of the codec, and at their intervals of the discriminators."""
+"""One training step: an update of a model, and at their intervals of the discriminators."""
 
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from functools import reduce
 from typing import Any
@@ -22,18 +23,112 @@ from .adversarial import (
 from .hardware import TrainingError, any_process, compile_options
 from .optim import learning_rate, set_learning_rate
 from .precision import Network, find_fault
-from .state import RunState
+from .state import ModelState, RunState
 from .task import Task
 
 PENALTY_EVERY = 4  # updates of the discriminators
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TrainStep:
-    """Updates the state of a run on one or more batches per call.
+class ModelStep(ABC):
+    """What training steps of all kinds of models share.
 
     All random numbers are a function of the seed and the step. Create it only after the state is
     restored, because it synchronises the weights of all processes.
+
+    Args:
+        state: models, optimisers and counters, changed by each call.
+        accelerator: processes and device.
+
+    Attributes:
+        model: the model of the state, which averages gradients over all processes.
+    """
+
+    def __init__(self, state: ModelState, accelerator: Accelerator) -> None:
+        self.state: Any = state
+        self.accelerator = accelerator
+        self.recipe = state.recipe
+        self.model = accelerator.prepare_model(state.model)
+        self._bad_step = torch.tensor(-1, device=state.device)
+
+    @abstractmethod
+    def __call__(self, *batches: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One update on one or more batches, with averaged gradients.
+
+        Returns:
+            Scalars of this process: the loss terms, their weighted sum `loss`, gradient norms and
+            statistics.
+
+        Raises:
+            TrainingError: the gradient is not finite (on a GPU, this is noticed when it is logged).
+        """
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the model at a step; that of discriminators is proportional."""
+        return learning_rate(step, self.recipe.train.steps, self.recipe.optim)
+
+    def check_finite(self) -> None:
+        """Check that all gradients so far were finite.
+
+        All processes have the same gradients, so they stop together.
+
+        Raises:
+            TrainingError: a gradient was not finite.
+        """
+        bad = int(self._bad_step)
+        if bad < 0 and any(s.is_enabled() and s.get_scale() < 1 for s in self.state.scalers):
+            bad = self.state.step  # the scale kept falling
+        if bad >= 0:
+            raise self._not_finite(bad)
+
+    def seed(self, batch: int) -> None:
+        """Seed the random numbers of a batch, the same in all processes; each uses its own part."""
+        seeds = np.random.SeedSequence([self.recipe.train.seed, batch]).generate_state(2)
+        torch.manual_seed(int(seeds[0]) << 31 | int(seeds[1]) >> 1)
+
+    def _update(
+        self,
+        optimizers: list[torch.optim.Optimizer],
+        module: nn.Module,
+        grad_clip: float,
+        scaler: torch.amp.GradScaler,
+    ) -> torch.Tensor:
+        """Clip the gradient by its total norm, and update; returns the norm before clipping."""
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip)
+        if not scaler.is_enabled():  # a scaler skips such steps, and expects some
+            bad = (self._bad_step < 0) & ~torch.isfinite(norm)
+            self._bad_step = torch.where(bad, self.state.step, self._bad_step)
+            if self.state.device.type == "cpu":
+                self.check_finite()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        return norm
+
+    def _not_finite(self, step: int) -> TrainingError:
+        advice = "; train.precision=fp32 may help" if self.state.precision != "fp32" else ""
+        return TrainingError(
+            f"step {step}: loss or gradient is not finite; {self.state.last_good(step)}{advice}"
+        )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.state.precision
+        return torch.autocast(
+            self.state.device.type,
+            AUTOCAST.get(precision, torch.bfloat16),
+            enabled=precision in AUTOCAST,
+        )
+
+    def _synchronised_last(self, index: int, number: int, module: nn.Module) -> Any:
+        """Context of one of several batches: only the last one synchronises gradients."""
+        return nullcontext() if index == number - 1 else self.accelerator.no_sync(module)
+
+
+class TrainStep(ModelStep):
+    """Updates codec and discriminators.
 
     Args:
         state: models, optimisers and counters, changed by each call.
@@ -45,19 +140,12 @@ class TrainStep:
     def __init__(
         self, state: RunState, task: Task, loss: nn.Module, accelerator: Accelerator
     ) -> None:
-        self.state, self.task, self.loss = state, task, loss
-        self.accelerator = accelerator
-        self.recipe = state.recipe
-        self.codec = accelerator.prepare_model(state.model)
+        super().__init__(state, accelerator)
+        self.task, self.loss = task, loss
         self.discriminators: nn.Module | None = None
         if state.discriminators is not None:
             self.discriminators = accelerator.prepare_model(state.discriminators)
         self._compile()
-        self._bad_step = torch.tensor(-1, device=state.device)
-
-    def learning_rate(self, step: int) -> float:
-        """Learning rate of the codec at a step; that of the discriminators is proportional."""
-        return learning_rate(step, self.recipe.train.steps, self.recipe.optim)
 
     def __call__(self, *batches: torch.Tensor) -> dict[str, torch.Tensor]:
         """One update on one or more batches, with averaged gradients.
@@ -78,7 +166,7 @@ class TrainStep:
         turn = adversarial and since % config.every == 0
         rows, pairs = [], []
         for i, batch in enumerate(batches):
-            with self._synchronised_last(i, len(batches), self.codec):
+            with self._synchronised_last(i, len(batches), self.model):
                 self.seed(state.step * len(batches) + i)
                 if adversarial:
                     state.discriminators.draw()
@@ -119,7 +207,7 @@ class TrainStep:
         state = self.state
         with torch.set_grad_enabled(learn):
             with self._autocast():
-                output, quantized = self.codec(batch, *self.task.forward_options)
+                output, quantized = self.model(batch, *self.task.forward_options)
             target = state.model.target(batch)
             terms = self.loss(target, output)
         if adversarial and learn:
@@ -194,20 +282,6 @@ class TrainStep:
         means = {name: _mean(values) for name, values in terms.items() if values}
         return means | {"discriminator_grad_norm": norm}
 
-    def check_finite(self) -> None:
-        """Check that all gradients so far were finite.
-
-        All processes have the same gradients, so they stop together.
-
-        Raises:
-            TrainingError: a gradient was not finite.
-        """
-        bad = int(self._bad_step)
-        if bad < 0 and any(s.is_enabled() and s.get_scale() < 1 for s in self.state.scalers):
-            bad = self.state.step  # the scale kept falling
-        if bad >= 0:
-            raise self._not_finite(bad)
-
     def check_precision(self, shape: tuple[int, ...]) -> str | None:
         """Switch to float32 if half precision changes the output of a network.
 
@@ -253,33 +327,6 @@ class TrainStep:
             networks.append(Network("discriminators", state.discriminators, target))
         return networks
 
-    def seed(self, batch: int) -> None:
-        """Seed the random numbers of a batch, the same in all processes; each uses its own part."""
-        seeds = np.random.SeedSequence([self.recipe.train.seed, batch]).generate_state(2)
-        torch.manual_seed(int(seeds[0]) << 31 | int(seeds[1]) >> 1)
-
-    def _update(
-        self,
-        optimizers: list[torch.optim.Optimizer],
-        module: nn.Module,
-        grad_clip: float,
-        scaler: torch.amp.GradScaler,
-    ) -> torch.Tensor:
-        """Clip the gradient by its total norm, and update; returns the norm before clipping."""
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(module.parameters(), grad_clip)
-        if not scaler.is_enabled():  # a scaler skips such steps, and expects some
-            bad = (self._bad_step < 0) & ~torch.isfinite(norm)
-            self._bad_step = torch.where(bad, self.state.step, self._bad_step)
-            if self.state.device.type == "cpu":
-                self.check_finite()
-        for optimizer in optimizers:
-            scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        scaler.update()
-        return norm
-
     def _compile(self) -> None:
         """Have the networks compiled at their next use, if the recipe asks for it."""
         if not self.recipe.train.compile:
@@ -289,24 +336,6 @@ class TrainStep:
         for module in (state.model.encoder, state.model.decoder, state.discriminators):
             if module is not None:
                 module.compile(options=options)
-
-    def _not_finite(self, step: int) -> TrainingError:
-        advice = "; train.precision=fp32 may help" if self.state.precision != "fp32" else ""
-        return TrainingError(
-            f"step {step}: loss or gradient is not finite; {self.state.last_good(step)}{advice}"
-        )
-
-    def _autocast(self) -> torch.autocast:
-        precision = self.state.precision
-        return torch.autocast(
-            self.state.device.type,
-            AUTOCAST.get(precision, torch.bfloat16),
-            enabled=precision in AUTOCAST,
-        )
-
-    def _synchronised_last(self, index: int, number: int, module: nn.Module) -> Any:
-        """Context of one of several batches: only the last one synchronises gradients."""
-        return nullcontext() if index == number - 1 else self.accelerator.no_sync(module)
 
 
 def _mean(values: list[torch.Tensor]) -> torch.Tensor:
