@@ -25,7 +25,9 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=["speech-3k", "speech-6k", "speech-vp-16384", "speech-1k"])
+    parser.add_argument(
+        "models", nargs="*", default=["speech-3k", "speech-6k", "speech-vp-16384", "speech-1k"]
+    )
     parser.add_argument("--data", type=Path, default=DATA / "speech_dev", help="recordings")
     parser.add_argument("--every", type=int, default=5, help="take every n-th recording")
     args = parser.parse_args()

@@ -162,7 +162,9 @@ def speed(model: str, counts: list[int], numbers: list[int], runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=["speech-3k", "speech-6k", "speech-vp-16384", "speech-1k"])
+    parser.add_argument(
+        "models", nargs="*", default=["speech-3k", "speech-6k", "speech-vp-16384", "speech-1k"]
+    )
     parser.add_argument("--data", type=Path, default=DATA / "speech_dev", help="recordings")
     parser.add_argument("--every", type=int, default=5, help="take every n-th recording")
     parser.add_argument("--threads", type=int, nargs="+", help="1 2 3 4 8; with --speed 1 2 4")
