@@ -329,7 +329,7 @@ INTERRUPTED += [(signal.SIGHUP, args) for args in (PIPED, FOLDER)]
 def test_interrupt_leaves_nothing(number: signal.Signals, args: list[str]) -> None:
     """A signal in the middle, the input being a pipe that stays open, or long files."""
     if "long.wav" in args:
-        save("long.wav", np.zeros((1, 300 * 16_000), np.float32), 16_000)
+        save("long.wav", np.zeros((1, 1200 * 16_000), np.float32), 16_000)
         shutil.copy("long.wav", "long2.wav")
     if "long.tok" in args:
         long_tokens("long.tok")
