@@ -72,10 +72,7 @@ def export_run(
         ExportError: the graphs do not agree with torch.
         ModelError: `like` is damaged or has another token space.
     """
-    groups, state, damaged = load_newest(run)
-    for error in damaged:
-        if note is not None:
-            note(f"{error}; using the one before it")
+    groups, state = load_newest(run, note)
     try:
         training = parse_training(state["config"], state.get("quantizer", {}))
         model = build_model(parse_model(state["config"]), training.options())

@@ -267,20 +267,30 @@ def weights_header(weights: bytes | mmap.mmap) -> tuple[dict[str, Any], int]:
     return header, first
 
 
-def read_folder(path: Path) -> ModelFolder:
-    """Read and check the config.json of a model folder.
+def read_config(path: Path, what: str) -> bytes:
+    """The bytes of the config.json in a folder of `what`.
 
     Raises:
-        ModelError: it is missing, too large or not JSON, or has wrong fields.
+        ModelError: it is missing or too large.
     """
     file = path / CONFIG
     try:
         with open_regular(file) as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ModelError(f"{file}: {error.strerror} (a model folder has a {CONFIG})") from None
+        raise ModelError(f"{file}: {error.strerror} ({what} has a {CONFIG})") from None
     if len(text) > MAX_CONFIG_BYTES:
         raise ModelError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes")
+    return text
+
+
+def read_folder(path: Path) -> ModelFolder:
+    """Read and check the config.json of a model folder.
+
+    Raises:
+        ModelError: it is missing, too large or not JSON, or has wrong fields.
+    """
+    file, text = path / CONFIG, read_config(path, "a model folder")
     try:
         data = json.loads(text)
         fingerprint = bytes.fromhex(data.pop("fingerprint"))

@@ -639,7 +639,7 @@ def test_export_names_an_example_of_the_kind(
     kind: str, debug_image_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = hub.bundled_folders()[hub.DEFAULT_MODEL] if kind == "audio" else debug_image_model
-    monkeypatch.setattr("vpcodec.training.checkpoints.load_newest", lambda run: ({}, {}, []))
+    monkeypatch.setattr("vpcodec.training.checkpoints.load_newest", lambda run: ({}, {}))
     monkeypatch.setattr(
         "vpcodec.export.export_run", lambda run, output, **options: shutil.copytree(made, output)
     )

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 
 from ..config import ConfigError, LMConfig, explain
 from ..media.files import atomic_folder, open_regular
-from ..model_folder import CARD, CONFIG, MAX_CONFIG_BYTES, WEIGHTS, ModelError, ModelFolder
+from ..model_folder import CARD, CONFIG, WEIGHTS, ModelError, ModelFolder, read_config
 from .network import LanguageModel
 
 MAX_CODES = 2**28  # of a codebook
@@ -87,15 +87,8 @@ def read_lm(path: Path) -> LMFolder:
     Raises:
         ModelError: it is missing, too large or not JSON, has wrong fields, or is that of a codec.
     """
-    file = path / CONFIG
+    file, text = path / CONFIG, read_config(path, "a language model")
     try:
-        with open_regular(file) as stream:
-            text = stream.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise ModelError(f"{file}: {error.strerror} (a language model has a {CONFIG})") from None
-    try:
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError
         data = json.loads(text)
         if data.get("kind") != "lm":
             raise ConfigError("a codec, not a language model")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,29 +135,35 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dic
 
 
 def load_newest(
-    run: Path,
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any], list[DamagedError]]:
+    run: Path, note: Callable[[str], None] | None = None
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Read the newest undamaged checkpoint of a run.
 
     Args:
         run: a run folder, or one checkpoint file.
+        note: called with a message for each damaged newer checkpoint.
 
     Returns:
-        The result of `load_checkpoint`, and the errors of damaged newer checkpoints.
+        The result of `load_checkpoint`.
 
     Raises:
         CheckpointError: there is no checkpoint, one cannot be read, or all are damaged; in the last
             case, the error is that of the newest.
     """
     if run.is_file():
-        return *load_checkpoint(run), []
+        return load_checkpoint(run)
     damaged: list[DamagedError] = []
     find_checkpoint(run)
     for path in reversed(checkpoints(run)):
         try:
-            return *load_checkpoint(path), damaged
+            found = load_checkpoint(path)
         except DamagedError as error:
             damaged.append(error)
+            continue
+        if note is not None:
+            for problem in damaged:
+                note(f"{problem}; using the one before it")
+        return found
     raise damaged[0]
 
 

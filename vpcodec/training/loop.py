@@ -190,9 +190,7 @@ class TrainingLoop(ABC):
         """The newest undamaged checkpoint; None if there are no checkpoints."""
         if not checkpoints(self.folder):
             return None
-        groups, state, damaged = load_newest(self.folder)
-        self.notes += [f"{error}; using the one before it" for error in damaged]
-        return groups, state
+        return load_newest(self.folder, self.notes.append)
 
     def _unfinished(self) -> bool:
         """Whether there is anything left to do in the main process."""

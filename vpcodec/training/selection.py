@@ -116,14 +116,8 @@ class Selection:
     def _is_best(self, value: float) -> bool:
         if math.isnan(value):
             return False
-        if not self._path.exists():
-            return True
-        try:
-            _, before = load_checkpoint(self._path)
-        except DamagedError as error:
-            self._log.message(f"{error}; it is replaced")
-            return True
-        if before.get("metric") != self._metric:
+        before = kept(self._path, self._log)
+        if before is None or before.get("metric") != self._metric:
             return True
         sign = -1 if METRICS[self._metric].better == "lower" else 1
         return sign * value > sign * before["value"]
@@ -134,6 +128,17 @@ class Selection:
         state: dict[str, Any] = {"step": step, "config": self._config, "refined": refined}
         state |= {"metric": self._metric, "value": value}
         save_checkpoint(self._path, {"average": weights}, state)
+
+
+def kept(path: Path, log: RunLog) -> dict[str, Any] | None:
+    """What is known of the best weights so far; None where there are none, or damaged ones."""
+    if not path.exists():
+        return None
+    try:
+        return load_checkpoint(path)[1]
+    except DamagedError as error:
+        log.message(f"{error}; it is replaced")
+        return None
 
 
 def has_evaluation(run: Path, step: int) -> bool:

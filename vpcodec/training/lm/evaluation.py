@@ -16,8 +16,9 @@ from ...lm import LanguageModel
 from ...model_folder import ModelFolder
 from ...recipe import LMRecipe
 from ...usage import CodebookUsage
-from ..checkpoints import BEST, DamagedError, load_checkpoint, save_checkpoint
+from ..checkpoints import BEST, save_checkpoint
 from ..log import RunLog
+from ..selection import kept
 from .data import Clip
 
 ROWS = 16  # at a time
@@ -162,7 +163,8 @@ class LMSelection:
         bits = self._held_out.bits(model)
         row = {"bits_per_token": bits, **self._held_out.rates(bits), **self._baselines}
         self._found.append((step, row))
-        if bits < self._best():
+        best = kept(self._path, self._log)
+        if best is None or bits < best["value"]:
             state = self._state | {"step": step, "metric": "bits_per_token", "value": bits}
             save_checkpoint(self._path, {"average": model.state_dict()}, state)
 
@@ -175,12 +177,3 @@ class LMSelection:
             note = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             self._log.message(f"step {step}: held out: {note}")
         self._found.clear()
-
-    def _best(self) -> float:
-        if not self._path.exists():
-            return math.inf
-        try:
-            return float(load_checkpoint(self._path)[1]["value"])
-        except DamagedError as error:
-            self._log.message(f"{error}; it is replaced")
-            return math.inf

@@ -215,10 +215,7 @@ def export_lm(
         CheckpointError: there is no checkpoint, or it cannot be used.
         FileExistsError: `target` exists and `force` is not set.
     """
-    groups, state, damaged = load_newest(run)
-    for error in damaged:
-        if note is not None:
-            note(f"{error}; using the one before it")
+    groups, state = load_newest(run, note)
     try:
         model = LanguageModel(_parse(state["config"]), tuple(state["levels"]))
         model.load_state_dict(averaged_weights(groups))
